@@ -1,0 +1,19 @@
+# The slim runtime: petseg-run and nothing to build or train with.
+#   docker build -t petseg .
+#   docker run --rm --network none -v /path/to/scans:/scans petseg /scans/scan.nii.gz -o /scans/out
+FROM python:3.13-slim AS build
+WORKDIR /source
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY petseg_runtime petseg_runtime
+COPY petseg_train petseg_train
+COPY export export
+RUN python -m venv /opt/petseg
+RUN /opt/petseg/bin/python -m pip install --no-cache-dir --constraint constraints.txt .
+RUN /opt/petseg/bin/python -m pip uninstall --yes pip
+
+FROM python:3.13-slim
+COPY --from=build /opt/petseg /opt/petseg
+RUN useradd --create-home --uid 10001 petseg
+USER petseg
+WORKDIR /home/petseg
+ENTRYPOINT ["/opt/petseg/bin/petseg-run"]

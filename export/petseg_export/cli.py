@@ -1,0 +1,97 @@
+"""petseg-export: `onnx` turns a checkpoint into a model file, `verify` compares the backends that run it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from petseg_runtime.errors import UsageError
+from petseg_train.cli import run_app
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+console = Console(highlight=False, soft_wrap=True)
+
+
+@app.command()
+def onnx(
+    checkpoint: Annotated[Path, typer.Argument(help="last.ckpt of petseg-train fit")],
+    volume: Annotated[Path, typer.Option(help="real scan for the parity check")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the .onnx file")] = Path("model.onnx"),
+    name: Annotated[str, typer.Option(help="model name in the manifest")] = "petseg",
+    version: Annotated[str, typer.Option(help="model version in the manifest")] = "1",
+    training: Annotated[Path | None, typer.Option(help="JSON file: data, licence and metrics for the manifest")] = None,
+) -> None:
+    """Export to ONNX with the manifest inside, and check it against PyTorch on a real volume."""
+    from petseg_export.to_onnx import export_onnx
+    from petseg_export.verify import check_parity
+    from petseg_runtime import read_volume
+
+    scan = read_volume(volume)
+    try:
+        provenance = json.loads(training.read_text()) if training else {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--training {training} is not a readable JSON file: {error}") from error
+    # Under another name until it has passed, so that a model that failed is never found.
+    candidate = output.with_name(f".unverified-{output.name}")
+    try:
+        module, _ = export_onnx(checkpoint, candidate, name, version, provenance)
+        agreement = check_parity(module, candidate, scan, volume.name)
+        candidate.replace(output)
+    finally:
+        candidate.unlink(missing_ok=True)
+    console.print(
+        f"{output}: {output.stat().st_size / 1e6:.1f} MB. Parity with PyTorch on {volume.name}: largest probability "
+        f"difference {agreement.largest_probability_difference:.1e}, masks identical."
+    )
+
+
+@app.command()
+def verify(
+    models: Annotated[list[Path], typer.Argument(help=".onnx files")],
+    volume: Annotated[list[Path], typer.Option(help="scan to compare on; repeatable")],
+    checkpoint: Annotated[Path | None, typer.Option(help="also run the PyTorch network, as the reference")] = None,
+) -> None:
+    """Compare PyTorch, ONNX Runtime and OpenVINO side by side; non-zero exit on drift."""
+    from petseg_export.verify import compare, require_agreement
+    from petseg_runtime import Segmenter, read_volume
+
+    agreements = []
+    for model in models:
+        segmenters = [Segmenter(model, "cpu", backend) for backend in ("onnxruntime", "openvino")]
+        if checkpoint is not None:
+            from petseg_train.inference import torch_segmenter
+            from petseg_train.training import load_module
+
+            segmenters.insert(0, torch_segmenter(load_module(checkpoint)))
+        for path in volume:
+            agreements += compare(segmenters, read_volume(path), path.name)
+    table = Table(title=f"Reference: {agreements[0].reference}", title_justify="left")
+    for heading in ("backend", "volume", "max |Δp|", "DSC", "voxels", "ΔMTV", "ΔTLG", ""):
+        table.add_column(heading, overflow="fold")
+    for agreement in agreements:
+        table.add_row(
+            agreement.backend,
+            agreement.volume,
+            f"{agreement.largest_probability_difference:.1e}",
+            f"{agreement.mask_dsc:.4f}",
+            str(agreement.differing_voxels),
+            f"{agreement.mtv_difference:.1e}",
+            f"{agreement.tlg_difference:.1e}",
+            "ok" if agreement.within_tolerance else "DRIFT",
+        )
+    console.print(table)
+    require_agreement(agreements)
+
+
+def main() -> None:
+    """Run petseg-export; ends with its exit code."""
+    run_app(app, "petseg-export")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Checkpoint to ONNX: the network with its sigmoid, and the manifest inside the file."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from petseg_runtime.errors import ModelError, UsageError
+from petseg_runtime.manifest import MANIFEST_KEY, ModelManifest, graph_sha256
+from petseg_runtime.outputs.files import whole_file
+from petseg_train.inference import make_manifest
+from petseg_train.training import SegmentationModule, load_module
+
+OPSET = 18
+
+
+class _WithSigmoid(nn.Module):
+    """The network as it is exported: probabilities out. The one place of the sigmoid in an exported model."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.sigmoid(self.network(image))
+
+
+def export_onnx(
+    checkpoint: Path, output: Path, name: str, version: str, training: dict[str, Any]
+) -> tuple[SegmentationModule, ModelManifest]:
+    """Write the ONNX file of a checkpoint; returns the network it came from, and the manifest in it.
+
+    Input `image` `(n, 1, z, y, x)` with any n, output `probability` of the same shape, both float32.
+
+    Parameters
+    ----------
+    training : provenance for the manifest (data, licence, metrics); the commit and the checkpoint's digest are added.
+
+    Raises
+    ------
+    ModelError : if the checkpoint cannot be read, or the exported graph is not valid ONNX.
+    UsageError : if `output` is not an .onnx file or cannot be written.
+    """
+    if output.suffix != ".onnx":
+        raise UsageError(f"{output.name} does not end in .onnx.")
+    module = load_module(checkpoint)
+    provenance = {
+        **training,
+        "commit": _commit(),
+        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "epochs": module.config.epochs,
+        "network": {"name": module.config.network, **module.config.network_settings},
+    }
+    manifest = make_manifest(module.config, name, version, provenance)
+    model = _to_onnx(module.network, module.config.patch_size)
+    # The graph precedes the metadata in the file, and its bytes do not depend on it.
+    manifest = replace(manifest, weights_sha256=graph_sha256(model.SerializeToString()))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = MANIFEST_KEY, manifest.to_json()
+    content = model.SerializeToString()
+    if graph_sha256(content) != manifest.weights_sha256:
+        raise ModelError("The exported graph changed as the manifest was written into it. Report this as a bug.")
+    with whole_file(output) as temporary:
+        temporary.write_bytes(content)
+    return module, manifest
+
+
+def _to_onnx(network: nn.Module, patch_size: tuple[int, int, int]) -> onnx.ModelProto:
+    # Exported in the default memory layout, and with a batch of two: a batch of one would be taken for a constant.
+    exported = _WithSigmoid(network).eval().to(memory_format=torch.contiguous_format)
+    image = torch.zeros(2, 1, *patch_size)
+    program = torch.onnx.export(
+        exported,
+        (image,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["image"],
+        output_names=["probability"],
+        dynamic_shapes={"image": {0: torch.export.Dim("n", min=1)}},
+        verbose=False,
+    )
+    if program is None:
+        raise ModelError("PyTorch exported no ONNX program.")
+    model = program.model_proto
+    for node in (*model.graph.node, *model.graph.value_info):
+        del node.metadata_props[:]  # the exporter's source lines: paths of this machine
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"The exported graph is not valid ONNX: {error}") from error
+    return model
+
+
+def _commit() -> str:
+    """The commit of the working tree, with "+changes" where it has uncommitted ones; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -1,0 +1,82 @@
+"""ONNX Runtime, on the CPU or on an NVIDIA GPU through its CUDA provider. It never runs elsewhere than asked."""
+
+from __future__ import annotations
+
+from petseg_runtime.errors import BackendError, ModelError
+from petseg_runtime.volume import FloatArray
+
+try:
+    import onnxruntime
+except ImportError as missing:
+    raise BackendError(
+        'ONNX Runtime is not installed. Install petseg[onnxruntime] for the CPU, or petseg[gpu] for an NVIDIA GPU.'
+    ) from missing
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+
+class OnnxRuntimeBackend:
+    """An ONNX Runtime session on one execution provider.
+
+    Parameters
+    ----------
+    model : the ONNX file's content.
+    gpu : index of the GPU, or None for the CPU.
+    threads : CPU threads of one inference; None leaves the choice to ONNX Runtime.
+
+    Raises
+    ------
+    ModelError : if ONNX Runtime cannot load the model.
+    BackendError : if the CUDA provider is absent, or a part of the network would run on the CPU instead.
+    """
+
+    def __init__(self, model: bytes, gpu: int | None = None, threads: int | None = None) -> None:
+        wanted = CPU if gpu is None else CUDA
+        if wanted not in onnxruntime.get_available_providers():
+            raise BackendError(
+                f"This ONNX Runtime has no {wanted} (it has {', '.join(onnxruntime.get_available_providers())}). "
+                "Install petseg[gpu] in place of petseg[onnxruntime], or use --device cpu."
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # its warnings go to stderr past Python; errors are raised
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if gpu is not None:
+            # Without this a node that CUDA lacks, or a missing CUDA library, silently runs on the CPU.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        provider_options = {} if gpu is None else {"device_id": str(gpu)}
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=[wanted], provider_options=[provider_options]
+            )
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            reason = str(error).splitlines()[0]
+            if gpu is None:
+                raise ModelError(f"ONNX Runtime cannot load the model: {reason}") from error
+            raise BackendError(f"ONNX Runtime cannot run the model on GPU {gpu}: {reason}") from error
+        check_provider(self._session.get_providers(), wanted)
+        self._where = "CPU" if gpu is None else f"CUDA GPU {gpu}"
+        self._input = self._session.get_inputs()[0].name
+
+    @property
+    def name(self) -> str:
+        return f"ONNX Runtime {onnxruntime.__version__}, {self._where}, f32"
+
+    def predict(self, windows: FloatArray) -> FloatArray:
+        probabilities: FloatArray = self._session.run(None, {self._input: windows})[0]
+        return probabilities
+
+
+def check_provider(active: list[str], wanted: str) -> None:
+    """Refuse a session that did not start on the provider that was asked for.
+
+    Raises
+    ------
+    BackendError : if `wanted` is not the session's first provider.
+    """
+    if not active or active[0] != wanted:
+        raise BackendError(
+            f"ONNX Runtime fell back to {active[0] if active else 'nothing'} although {wanted} was asked for. "
+            "Check the NVIDIA driver and the CUDA libraries, or use --device cpu."
+        )

@@ -1,0 +1,219 @@
+"""petseg-run: parse, call, map errors to exit codes. The only place of the runtime that prints.
+
+Results go to standard output (a table, or JSON lines with --json), everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petseg_runtime import __version__
+from petseg_runtime.errors import BatchError, PetsegError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from petseg_runtime.io.scans import Scan
+    from petseg_runtime.runner import RunSettings, ScanResult
+    from petseg_runtime.segmenter import Segmenter
+
+_MAX_LESION_ROWS = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run petseg-run; returns its exit code (see `petseg_runtime.errors`)."""
+    options = _parser().parse_args(arguments)
+    from rich.console import Console
+
+    messages = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        _run(options, messages)
+    except PetsegError as error:
+        _complain(messages, str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain(messages, "Interrupted; finished scans are kept.")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone. Keep the interpreter from failing again as it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="petseg-run",
+        description="Outline the tumour in FDG PET scans. For research, not for diagnosis.",
+        epilog="Exit codes: 0 done, 2 usage, 3 input refused, 4 model refused, 5 backend or device, "
+        "7 some scans of a batch failed.",
+    )
+    parser.add_argument(
+        "input", nargs="+", type=Path, help="a .nii, .nii.gz, .mha or .nrrd file, a DICOM folder, or a folder of these"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the results; default beside the input")
+    parser.add_argument("-m", "--model", type=Path, metavar="FILE", help=".onnx file; default the bundled model")
+    parser.add_argument("-d", "--device", default="auto", help="auto, cpu, gpu or gpu:N; only auto ever falls back")
+    parser.add_argument("--backend", default="auto", help="auto, openvino or onnxruntime")
+    parser.add_argument("-s", "--statistics", action="store_true", help="write the quantities as JSON")
+    parser.add_argument("-p", "--preview", action="store_true", help="write projections with the outline as PNG")
+    parser.add_argument("--save-probabilities", action="store_true", help="write the probabilities as NIfTI")
+    parser.add_argument("--unit", choices=["suvbw", "bqml"], help="what a NIfTI, MHA or NRRD file holds")
+    parser.add_argument("--threshold", type=float, help="probability from which a voxel is tumour; default the model's")
+    parser.add_argument("--overlap", type=float, help="overlap of the windows, 0 to 0.9; default the model's")
+    parser.add_argument("--tta", action="store_true", help="average over mirrored copies; four times the work")
+    parser.add_argument("--threads", type=int, help="CPU threads; default all")
+    parser.add_argument("--json", action="store_true", help="print one JSON record a scan instead of the table")
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="print the time of each stage")
+    parser.add_argument("--version", action="version", version=f"petseg {__version__}")
+    return parser
+
+
+def _run(options: argparse.Namespace, messages: Console) -> None:
+    # Imported here, so that --help and usage errors answer at once.
+    from petseg_runtime.io.scans import find_scans
+    from petseg_runtime.outputs.files import prepare_folder
+    from petseg_runtime.runner import RunSettings
+    from petseg_runtime.segmenter import Segmenter
+    from petseg_runtime.volume import Unit
+
+    settings = RunSettings(
+        output=options.output,
+        unit=Unit(options.unit or "unknown"),
+        statistics=options.statistics,
+        preview=options.preview,
+        save_probabilities=options.save_probabilities,
+        threshold=options.threshold,
+        overlap=options.overlap,
+        tta=options.tta,
+    )
+    scans = [scan for path in options.input for scan in find_scans(path)]
+    if settings.output is not None:
+        prepare_folder(settings.output)
+    segmenter = Segmenter(options.model, options.device, options.backend, options.threads)
+    results = _run_scans(scans, segmenter, settings, options, messages)
+    if not options.json and not options.quiet:
+        _print_table(results)
+    failed = len(scans) - len(results)
+    if failed:
+        raise BatchError(f"{failed} of {len(scans)} scans failed; the others are done.")
+
+
+def _run_scans(
+    scans: Sequence[Scan],
+    segmenter: Segmenter,
+    settings: RunSettings,
+    options: argparse.Namespace,
+    messages: Console,
+) -> list[ScanResult]:
+    """Run each scan; a refused one is reported and passed over, unless it is the only one."""
+    from petseg_runtime.runner import run_scan
+
+    results = []
+    with _progress_bar(messages, visible=not options.quiet) as bar:
+        task = bar.add_task("", total=len(scans))
+        for number, scan in enumerate(scans):
+
+            def show(done: int, windows: int, number: int = number) -> None:
+                bar.update(task, completed=number + done / windows)
+
+            bar.update(task, description=scan.name, completed=number)
+            try:
+                result = run_scan(scan, segmenter, settings, show)
+            except PetsegError as error:
+                if len(scans) == 1:
+                    raise
+                _complain(messages, f"{scan.folder / scan.name}: {error}")
+                if options.json:
+                    print(json.dumps({"scan": scan.name, "error": str(error), "exit_code": error.exit_code}), flush=True)
+                continue
+            results.append(result)
+            if options.json:
+                print(json.dumps(_json_record(result)), flush=True)
+            if not options.quiet:
+                _print_notes(result, len(scans) > 1, options.verbose, messages)
+        bar.update(task, completed=len(scans))
+    return results
+
+
+def _progress_bar(messages: Console, visible: bool) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=messages,
+        transient=True,
+        disable=not visible,
+    )
+
+
+def _complain(messages: Console, text: str) -> None:
+    messages.print(f"petseg-run: {' '.join(text.split())}", style="red", markup=False)
+
+
+def _print_notes(result: ScanResult, name_them: bool, verbose: bool, messages: Console) -> None:
+    for note in result.notes:
+        messages.print(f"{result.name}: {note}" if name_them else note, style="dim", markup=False)
+    if verbose:
+        stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.timings_s.items())
+        messages.print(f"{result.name}: {stages}", style="dim", markup=False)
+
+
+def _print_table(results: Sequence[ScanResult]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Tumour", title_justify="left")
+    for heading in ("scan", "lesion", "MTV ml", "SUVmax", "SUVmean", "TLG g", "seconds"):
+        table.add_column(heading, justify="left" if heading == "scan" else "right", overflow="fold")
+    for result in results:
+        statistics = result.statistics
+        rows = [("none" if not statistics.lesions else f"all {statistics.lesion_count}", statistics.tumour)]
+        if statistics.lesion_count > 1:
+            rows += [(str(lesion.label), lesion) for lesion in statistics.lesions[:_MAX_LESION_ROWS]]
+        for number, (lesion, region) in enumerate(rows):
+            table.add_row(
+                result.name if number == 0 else "",
+                lesion,
+                f"{region.mtv_ml:.1f}",
+                *(_cell(value) for value in (region.suv_max, region.suv_mean, region.tlg_g)),
+                f"{sum(result.timings_s.values()):.1f}" if number == 0 else "",
+            )
+    output = Console(highlight=False, soft_wrap=True)
+    output.print(table)
+    for result in results:
+        for file in result.files:
+            output.print(f"wrote {file}", markup=False)
+
+
+def _cell(value: float | None) -> str:
+    return "unit unknown" if value is None else f"{value:.2f}"
+
+
+def _json_record(result: ScanResult) -> dict[str, Any]:
+    from petseg_runtime.outputs.records import statistics_record
+
+    return {
+        "scan": result.name,
+        "statistics": statistics_record(result.statistics),
+        "files": [str(file) for file in result.files],
+        "timings_s": result.timings_s,
+        "notes": list(result.notes),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Every way in which PETSeg refuses to go on, and the exit code `petseg-run` ends with.
+
+A message says what is wrong, what came, what was expected and what to do next, in one line, and
+never carries a patient's name or identifier.
+"""
+
+
+class PetsegError(Exception):
+    """Base of every error that PETSeg raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(PetsegError):
+    """The request itself cannot be carried out: an unknown option value, an output folder that cannot be written."""
+
+    exit_code = 2
+
+
+class InputError(PetsegError):
+    """The scan is refused: unreadable, not a PET volume, or not safe to turn into numbers."""
+
+    exit_code = 3
+
+
+class ModelError(PetsegError):
+    """The model file is refused: unreadable, without a manifest, damaged, or not for this version."""
+
+    exit_code = 4
+
+
+class BackendError(PetsegError):
+    """The inference backend or the device is absent, or is not the one that was asked for."""
+
+    exit_code = 5
+
+
+class MemoryBudgetError(PetsegError):
+    """The scan does not fit the memory budget."""
+
+    exit_code = 6
+
+
+class BatchError(PetsegError):
+    """Some scans of a batch failed; the others are done."""
+
+    exit_code = 7

@@ -1,0 +1,1 @@
+"""Files to Volume, and back."""

@@ -1,0 +1,210 @@
+"""A DICOM PET series to a Volume in SUVbw.
+
+The recipe: read the headers, choose the series, check that its slices are alike, sort them onto one straight
+grid, find the SUV factor, read the voxels. Nothing is allocated before the headers have passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from petseg_runtime.errors import InputError
+from petseg_runtime.io.dicom_header import Header, group_by_study, read_headers
+from petseg_runtime.io.dicom_pixels import check_pixel_format, read_slice
+from petseg_runtime.io.dicom_series import choose_pet_series
+from petseg_runtime.io.suv import merge_attributes, suvbw_factor
+from petseg_runtime.volume import FloatArray, Geometry, Unit, Volume
+
+__all__ = ["Header", "choose_pet_series", "group_by_study", "read_headers", "read_pet_series"]
+
+# A header that claims more is not believed: a total-body scan has 440 x 440 x 1600 voxels.
+MAX_VOXELS = 1_000_000_000
+# How far a voxel may lie from the straight grid, in voxels. Rounded positions deviate by a few hundredths, a
+# missing slice by a half and more.
+GRID_TOLERANCE = 0.1
+# Slices closer than this are at one position.
+SAME_POSITION_MM = 1e-2
+# Cosines are written with a few decimals; more than this is a sheared or meaningless orientation.
+COSINE_TOLERANCE = 1e-3
+# Two slices of a series say the same orientation or spacing, to the decimals that vendors write.
+SAME_VALUE = 1e-4
+
+Vector = npt.NDArray[np.float64]
+
+
+def read_pet_series(files: Sequence[Path]) -> Volume:
+    """Read the PET of one study as a volume in SUVbw.
+
+    Parameters
+    ----------
+    files : of one study, in any order and under any names; other series and files that are not DICOM may be
+        among them.
+
+    Returns
+    -------
+    Volume : float32 `(z, y, x)` in g/ml. Axis x runs along the rows of the slices, y along their columns, z along
+        the normal (row x column), so the axes are right-handed whatever the patient's position. `notes` say
+        which series was taken and where the SUV factor comes from.
+
+    Raises
+    ------
+    InputError : if the files hold no PET series that is fit for SUV, or not exactly one; if slices are missing,
+        doubled, tilted or unlike each other; if a file is damaged; or if SUV cannot be computed.
+
+    References
+    ----------
+    PS3.3 C.7.6.2.1.1 (position and orientation), C.8.9 (PET).
+    """
+    series, choice = choose_pet_series(_only_study(read_headers(files)))
+    _check_alike(series)
+    ordered, geometry = _stack(series)
+    for header in ordered:
+        check_pixel_format(header)
+    factor, origin = suvbw_factor(merge_attributes(header.suv for header in ordered))
+    return Volume(_read_voxels(ordered, geometry, factor), geometry, Unit.SUVBW, (choice, origin))
+
+
+def _only_study(headers: list[Header]) -> list[Header]:
+    """The study with a PET; the only one, so that no two patients or visits are mixed."""
+    if not headers:
+        raise InputError("None of the files is DICOM. Pass the files of a PET series.")
+    for header in headers:
+        if header.damage and not header.sop_class:
+            raise InputError(header.damage)
+    studies = group_by_study(headers)
+    with_pet = [study for study in studies if any(header.modality == "PT" for header in study)]
+    if len(with_pet) > 1:
+        raise InputError(
+            f"The files are of {len(with_pet)} studies or patients, expected one. Pass one study at a time."
+        )
+    return (with_pet or studies)[0]
+
+
+def _check_alike(series: Sequence[Header]) -> None:
+    """Refuse slices that differ where a volume has one value."""
+    if len({header.frame_of_reference for header in series}) > 1:
+        raise InputError("The slices have different FrameOfReferenceUID (0020,0052). Pass the slices of one scan.")
+    looks: tuple[tuple[str, Callable[[Header], tuple[float, ...] | None]], ...] = (
+        ("PixelSpacing (0028,0030)", lambda header: header.pixel_spacing_mm),
+        ("ImageOrientationPatient (0020,0037)", lambda header: header.orientation),
+    )
+    for name, look in looks:
+        values = [look(header) or () for header in series]
+        if len(set(map(len, values))) > 1 or (np.ptp(np.array(values), axis=0) > SAME_VALUE).any():
+            low, high = min(values), max(values)
+            raise InputError(f"{name} is {low} in some slices and {high} in others. Pass slices that are alike.")
+
+
+def _stack(series: Sequence[Header]) -> tuple[list[Header], Geometry]:
+    """Slices in the order of their positions along the normal, and the grid they lie on.
+
+    With first position p0, cosines r and c, and n = r x c, voxel (z, y, x) lies at
+    p0 + z dz n + y dy c + x dx r (PS3.3 equation C.7.6.2.1-1).
+    """
+    if len(series) < 2:
+        raise InputError("The PET series is a single slice, expected a volume. Pass all slices of the series.")
+    rows, columns, (dy, dx), row, column = _plane(series[0])
+    normal = np.cross(row, column)
+    positions = np.array([_position(header) for header in series])
+    order = np.argsort(positions @ normal, kind="stable")
+    positions, along = positions[order], (positions @ normal)[order]
+    _check_doubled(along, series)
+    dz = float(along[-1] - along[0]) / (len(series) - 1)
+    grid = positions[0] + np.arange(len(series))[:, None] * dz * normal
+    off_zyx = np.abs((positions - grid) @ np.stack([normal / dz, column / dy, row / dx], axis=1)).max(axis=0)
+    if off_zyx[0] > GRID_TOLERANCE:
+        raise InputError(_gap(along))
+    if off_zyx[1:].max() > GRID_TOLERANCE:
+        raise InputError(
+            f"The slices are shifted against each other by up to {max(off_zyx[1] * dy, off_zyx[2] * dx):.1f} mm across "
+            "their normal, as with a tilted gantry. Pass a series that is not tilted."
+        )
+    if rows * columns * len(series) > MAX_VOXELS:
+        raise InputError(f"The series claims {len(series)} x {rows} x {columns} voxels, more than a PET can have.")
+    direction = np.stack([normal, column, row], axis=1)
+    geometry = Geometry(
+        shape=(len(series), rows, columns),
+        spacing_mm=(dz, dy, dx),
+        origin_lps_mm=_triple(positions[0]),
+        direction_lps=(_triple(direction[0]), _triple(direction[1]), _triple(direction[2])),
+    )
+    return [series[index] for index in order], geometry
+
+
+def _plane(header: Header) -> tuple[int, int, tuple[float, float], Vector, Vector]:
+    """Rows, columns, spacing `(y, x)` in mm, and the unit vectors along a row (x) and along a column (y)."""
+    rows, columns, spacing, cosines = header.rows, header.columns, header.pixel_spacing_mm, header.orientation
+    if not rows or not columns:
+        raise InputError(f"Rows (0028,0010) x Columns (0028,0011) is {rows} x {columns}. Pass another series.")
+    if spacing is None or len(spacing) != 2 or min(spacing) <= 0:
+        raise InputError(f"PixelSpacing (0028,0030) is {spacing}, expected two positive numbers. Pass another series.")
+    if cosines is None or len(cosines) != 6:
+        raise InputError(
+            f"ImageOrientationPatient (0020,0037) is {cosines}, expected six numbers. Pass another series."
+        )
+    row, column = np.array(cosines[:3]), np.array(cosines[3:])
+    if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > COSINE_TOLERANCE:
+        raise InputError(
+            f"ImageOrientationPatient (0020,0037) is {cosines}, expected two unit vectors at a right angle. "
+            "Pass another series."
+        )
+    row /= np.linalg.norm(row)
+    column -= (column @ row) * row
+    return rows, columns, (spacing[0], spacing[1]), row, column / np.linalg.norm(column)
+
+
+def _position(header: Header) -> tuple[float, ...]:
+    if header.position_mm is None or len(header.position_mm) != 3:
+        raise InputError(
+            f"{header.path.name} has no ImagePositionPatient (0020,0032) of three numbers, so its place is unknown. "
+            "Pass a series that carries it."
+        )
+    return header.position_mm
+
+
+def _check_doubled(along: Vector, series: Sequence[Header]) -> None:
+    doubled = int((np.diff(along) < SAME_POSITION_MM).sum())
+    if doubled:
+        kind = "\\".join(series[0].series_type) or "absent"
+        raise InputError(
+            f"{len(series)} slices lie at {len(series) - doubled} positions: a dynamic or gated scan, or files given "
+            f"twice (SeriesType (0054,1000) is {kind}). Pass one slice for each position."
+        )
+
+
+def _gap(along: Vector) -> str:
+    """What is wrong with slices that are not evenly spaced."""
+    steps = np.diff(along)
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2])  # the lower median: one gap among two steps is the odd one
+    index = int(np.argmax(steps))
+    if steps[index] > 1.5 * usual:
+        missing = max(1, round(float(steps[index]) / usual) - 1)
+        return (
+            f"{missing} slice{'s are' if missing > 1 else ' is'} missing between {along[index]:.2f} mm and "
+            f"{along[index + 1]:.2f} mm along the slice normal (spacing {usual:.2f} mm). Pass the whole series."
+        )
+    return (
+        f"The slices are {steps.min():.2f} to {steps.max():.2f} mm apart, expected even spacing. "
+        "Pass a series that is evenly spaced."
+    )
+
+
+def _read_voxels(ordered: Sequence[Header], geometry: Geometry, factor: float) -> FloatArray:
+    array: FloatArray = np.empty(geometry.shape, np.float32)
+    for index, header in enumerate(ordered):
+        with np.errstate(over="ignore", invalid="ignore"):
+            array[index] = read_slice(header) * factor
+        if not np.isfinite(array[index]).all():
+            raise InputError(f"{header.path.name} holds values that are not finite in SUV. Pass another series.")
+    if not array.max() > 0:
+        raise InputError("The PET series holds no value above 0: there is no uptake in it. Pass another series.")
+    return array
+
+
+def _triple(vector: Vector) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in vector)
+    return x, y, z

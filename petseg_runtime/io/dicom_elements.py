@@ -1,0 +1,149 @@
+"""Values of DICOM elements, parsed from their raw bytes (PS3.5, value representations).
+
+pydicom's own conversion warns through Python's `warnings`, and how it behaves hangs on `pydicom.config`.
+Both belong to the whole process: silencing them here would reach into the threads of the caller.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime, time, timedelta
+
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+
+_DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)")  # the dots are of ACR-NEMA, as are the colons of a time
+_TIME = re.compile(r"(\d\d):?(\d\d)(?::?(\d\d)(?:\.(\d{1,6})\d*)?)?")
+_MOMENT = re.compile(r"(\d{8})(\d{4,6}(?:\.\d+)?)(?:([+-]\d\d)(\d\d))?")
+_ZONE = re.compile(r"([+-]\d\d)(\d\d)")
+
+
+class MalformedValueError(ValueError):
+    """A value that is not what its attribute must hold. The message names the attribute, never the value."""
+
+    def __init__(self, tag: int, expected: str) -> None:
+        super().__init__(f"{tag_name(tag)} is not {expected}")
+
+
+def tag_name(tag: int) -> str:
+    """An attribute as messages name it: `PatientWeight (0010,1030)`."""
+    return f"{keyword_for_tag(tag) or 'private'} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+class Elements:
+    """Reads the elements of a data set. An absent or empty element is `""`, `()` or None, as the type has it.
+
+    Every method but `items` raises `MalformedValueError` for a value that does not parse.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def texts(self, tag: int) -> tuple[str, ...]:
+        """The values of a multi-valued string, without padding."""
+        raw = self._bytes(tag).decode("latin-1").strip(" \0")
+        raw = "".join(letter if letter.isprintable() else "?" for letter in raw)  # messages stay on one line
+        return tuple(part.strip(" \0") for part in raw.split("\\")) if raw else ()
+
+    def text(self, tag: int) -> str:
+        """The first value of a string."""
+        return next(iter(self.texts(tag)), "")
+
+    def numbers(self, tag: int) -> tuple[float, ...] | None:
+        """Decimal strings (DS) or integer strings (IS); NaN and infinity do not pass."""
+        try:
+            values = tuple(float(text) for text in self.texts(tag))
+        except ValueError as error:
+            raise MalformedValueError(tag, "a number") from error
+        if not all(map(math.isfinite, values)):
+            raise MalformedValueError(tag, "a finite number")
+        return values or None
+
+    def number(self, tag: int) -> float | None:
+        """The first decimal or integer string."""
+        values = self.numbers(tag)
+        return values[0] if values else None
+
+    def whole(self, tag: int) -> int | None:
+        """The first integer string (IS)."""
+        value = self.number(tag)
+        if value is not None and value != int(value):
+            raise MalformedValueError(tag, "a whole number")
+        return None if value is None else int(value)
+
+    def binary(self, tag: int) -> int | None:
+        """An unsigned binary integer (US or UL), or a signed one that is not negative."""
+        raw = self._bytes(tag)
+        if not raw:
+            return None
+        if len(raw) not in (2, 4):
+            raise MalformedValueError(tag, "a binary number")
+        element = self._dataset.get_item(tag)
+        little = not isinstance(element, RawDataElement) or element.is_little_endian
+        return int.from_bytes(raw, "little" if little else "big")
+
+    def clock(self, tag: int) -> time | None:
+        """A time of day (TM) of at least hours and minutes."""
+        text = self.text(tag)
+        return _clock(text, tag) if text else None
+
+    def date_and_time(self, date_tag: int, time_tag: int) -> datetime | None:
+        """A date (DA) with its time (TM); None if either is absent."""
+        date, clock = self.text(date_tag), self.clock(time_tag)
+        return None if not date or clock is None else datetime.combine(_midnight(date, date_tag), clock)
+
+    def moment(self, tag: int, zone: str) -> datetime | None:
+        """A date-time (DT) of at least minutes, without time zone, as the clocks of the site showed it.
+
+        A DT may carry its offset from UTC; dates and times never do, theirs is `zone`, the value of
+        TimezoneOffsetFromUTC (0008,0201). Where both are given, the DT is brought to `zone`; otherwise it
+        is taken as it is written.
+        """
+        text = self.text(tag)
+        if not text:
+            return None
+        match = _MOMENT.fullmatch(text)
+        if match is None:
+            raise MalformedValueError(tag, "a date and time")
+        moment = datetime.combine(_midnight(match[1], tag), _clock(match[2], tag))
+        local = _ZONE.fullmatch(zone)
+        if match[3] and local:
+            moment += _offset(local[1], local[2]) - _offset(match[3], match[4])
+        return moment
+
+    def items(self, tag: int) -> list[Elements]:
+        """The items of a sequence (SQ)."""
+        return [Elements(item) for item in self._dataset[tag].value or ()] if tag in self._dataset else []
+
+    def _bytes(self, tag: int) -> bytes:
+        element = self._dataset.get_item(tag)
+        if isinstance(element, RawDataElement):
+            return element.value or b""
+        # pydicom converts an empty element on the way, and what it has to know itself.
+        return b"" if element is None or element.value is None else str(element.value).encode("latin-1", "replace")
+
+
+def _midnight(text: str, tag: int) -> datetime:
+    match = _DATE.fullmatch(text)
+    try:
+        if match is None or int(match[1]) < 1000:
+            raise ValueError("not a date")
+        return datetime(int(match[1]), int(match[2]), int(match[3]))
+    except ValueError as error:
+        raise MalformedValueError(tag, "a date") from error
+
+
+def _clock(text: str, tag: int) -> time:
+    match = _TIME.fullmatch(text)
+    try:
+        if match is None:
+            raise ValueError("not a time")
+        return time(int(match[1]), int(match[2]), int(match[3] or 0), int((match[4] or "0").ljust(6, "0")))
+    except ValueError as error:
+        raise MalformedValueError(tag, "a time of day") from error
+
+
+def _offset(hours: str, minutes: str) -> timedelta:
+    return timedelta(hours=int(hours), minutes=int(hours[0] + minutes))

@@ -1,0 +1,260 @@
+"""One DICOM file's header, as far as PETSeg needs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import FileDataset
+
+from petseg_runtime.io.dicom_elements import Elements, MalformedValueError
+from petseg_runtime.io.suv_attributes import FrameTiming, SuvAttributes
+
+DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax in which even the header is compressed
+_DICOMDIR = "1.2.840.10008.1.3.10"
+_TIME_ZONE = 0x00080201
+_INJECTIONS = 0x00540016
+
+# Every element that is read, so that pydicom skips the rest.
+_TAGS = (
+    *(0x00080008, 0x00080016, 0x00080021, 0x00080022, 0x0008002A, 0x00080031, 0x00080032, 0x00080060, 0x00080070),
+    *(_TIME_ZONE, 0x00090010, 0x0009100D, 0x0009108C, 0x00100020, 0x00101030, 0x00181242, 0x0020000D, 0x0020000E),
+    *(0x00200011, 0x00200032, 0x00200037, 0x00200052, 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011),
+    *(0x00280030, 0x00280051, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00281052, 0x00281053, 0x00282110),
+    *(_INJECTIONS, 0x00540081, 0x00541000, 0x00541001, 0x00541006, 0x00541101, 0x00541102, 0x00541300, 0x00710010),
+    *(0x00711022,),
+)
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """How the numbers of a slice are stored (PS3.3 C.7.6.3)."""
+
+    samples: int | None = None
+    photometric: str = ""
+    bits_allocated: int | None = None
+    bits_stored: int | None = None
+    high_bit: int | None = None
+    signed: bool = False
+    lossy: bool = False
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one DICOM file says about itself. None or empty: the attribute is absent.
+
+    Of files other than PET only the identity, the modality and the series number are read.
+
+    Attributes
+    ----------
+    patient, study, series : PatientID, StudyInstanceUID, SeriesInstanceUID; kept out of every message.
+    attenuation_corrected : CorrectedImage (0028,0051) lists ATTN, and nothing else in the header denies it.
+    orientation, position_mm, pixel_spacing_mm : ImageOrientationPatient (0020,0037), ImagePositionPatient
+        (0020,0032), PixelSpacing (0028,0030: between rows, between columns).
+    slope, intercept : RescaleSlope (0028,1053), RescaleIntercept (0028,1052) of this slice.
+    declared_slices : NumberOfSlices (0054,0081) of the series.
+    suv : with the timing of this slice in `suv.frames`.
+    file_bytes : size of the file.
+    damage : why the file cannot be used, as a message; empty for a sound file.
+    """
+
+    path: Path
+    modality: str = ""
+    patient: str = field(default="", repr=False)
+    study: str = field(default="", repr=False)
+    series: str = field(default="", repr=False)
+    series_number: int | None = None
+    sop_class: str = ""
+    transfer_syntax: str = ""
+    image_type: tuple[str, ...] = ()
+    series_type: tuple[str, ...] = ()
+    attenuation_corrected: bool = False
+    frame_of_reference: str = field(default="", repr=False)
+    frames: int | None = None
+    rows: int | None = None
+    columns: int | None = None
+    orientation: tuple[float, ...] | None = None
+    position_mm: tuple[float, ...] | None = None
+    pixel_spacing_mm: tuple[float, ...] | None = None
+    slope: float | None = None
+    intercept: float | None = None
+    pixels: PixelFormat = PixelFormat()
+    declared_slices: int | None = None
+    suv: SuvAttributes = field(default_factory=SuvAttributes)
+    file_bytes: int = 0
+    damage: str = ""
+
+
+def read_headers(files: Iterable[Path]) -> list[Header]:
+    """Headers of the DICOM files among `files`, in their order; other files and DICOMDIRs are left out.
+
+    A file that is DICOM but cannot be read comes back too, with the reason in `damage`: whether that stops
+    anything depends on the study it belongs to. Pixels are not read.
+    """
+    return [header for header in map(_read_header, files) if header is not None]
+
+
+def group_by_study(headers: Iterable[Header]) -> list[list[Header]]:
+    """Headers by PatientID and StudyInstanceUID, in the order of their first files.
+
+    A damaged file does not say which study it is of, so it goes to each study that has a file in the same
+    folder, and stops these; alone in its folder it is a study of its own.
+    """
+    headers = list(headers)
+    studies: dict[tuple[str, str], list[Header]] = {}
+    for header in headers:
+        if header.sop_class:
+            studies.setdefault((header.patient, header.study), []).append(header)
+    strays: dict[Path, list[Header]] = {}
+    for header in headers:
+        if not header.sop_class:
+            hosts = [study for study in studies.values() if any(h.path.parent == header.path.parent for h in study)]
+            for study in hosts or [strays.setdefault(header.path.parent, [])]:
+                study.append(header)
+    return [*studies.values(), *strays.values()]
+
+
+def _read_header(path: Path) -> Header | None:
+    try:
+        with path.open("rb") as stream:
+            if stream.read(132)[128:] != b"DICM":
+                return None
+            stream.seek(0)
+            dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
+            end_of_header = stream.tell()  # where the pixels begin, or the end of the file
+            file_bytes = stream.seek(0, os.SEEK_END)
+        if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == _DICOMDIR:
+            return None
+        header = _parse(
+            Header(path, transfer_syntax=_transfer_syntax(dataset), file_bytes=file_bytes), Elements(dataset)
+        )
+        cut = end_of_header >= file_bytes and header.transfer_syntax != DEFLATED
+        if header.modality in ("", "PT") and cut and not header.damage:
+            return Header(path, damage=f"{path.name} ends before its pixels, it is truncated. Get the file again.")
+        return header
+    except Exception as error:  # pydicom lets any exception out of a damaged file
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        return Header(path, damage=f"{path.name} cannot be read as DICOM ({reason}). Get the file again.")
+
+
+def _transfer_syntax(dataset: FileDataset) -> str:
+    return str(dataset.file_meta.get("TransferSyntaxUID", ""))
+
+
+def _parse(header: Header, elements: Elements) -> Header:
+    name = header.path.name
+    if not elements.text(0x00080016):
+        return replace(header, damage=f"{name} has no SOPClassUID (0008,0016), it is incomplete. Get the file again.")
+    header = replace(
+        header,
+        modality=elements.text(0x00080060).upper(),
+        patient=elements.text(0x00100020),
+        study=elements.text(0x0020000D),
+        series=elements.text(0x0020000E),
+        sop_class=elements.text(0x00080016),
+    )
+    try:
+        numbered = replace(header, series_number=elements.whole(0x00200011))
+        return _parse_pet(numbered, elements) if header.modality == "PT" else numbered
+    except MalformedValueError as error:
+        return replace(header, damage=f"{error} in {name}. Get the file again, or pass another series.")
+
+
+def _parse_pet(header: Header, elements: Elements) -> Header:
+    return replace(
+        header,
+        image_type=_upper(elements.texts(0x00080008)),
+        series_type=_upper(elements.texts(0x00541000)),
+        attenuation_corrected=_is_attenuation_corrected(elements),
+        frame_of_reference=elements.text(0x00200052),
+        frames=elements.whole(0x00280008),
+        rows=elements.binary(0x00280010),
+        columns=elements.binary(0x00280011),
+        orientation=elements.numbers(0x00200037),
+        position_mm=elements.numbers(0x00200032),
+        pixel_spacing_mm=elements.numbers(0x00280030),
+        slope=elements.number(0x00281053),
+        intercept=elements.number(0x00281052),
+        pixels=PixelFormat(
+            samples=elements.binary(0x00280002),
+            photometric=elements.text(0x00280004).upper(),
+            bits_allocated=elements.binary(0x00280100),
+            bits_stored=elements.binary(0x00280101),
+            high_bit=elements.binary(0x00280102),
+            signed=elements.binary(0x00280103) == 1,
+            lossy=elements.text(0x00282110) == "01",
+        ),
+        declared_slices=elements.binary(0x00540081),
+        suv=_suv_attributes(elements),
+    )
+
+
+def _suv_attributes(elements: Elements) -> SuvAttributes:
+    injections, zone = elements.items(_INJECTIONS), elements.text(_TIME_ZONE)
+    injection = injections[0] if injections else Elements(pydicom.Dataset())
+    codes = [code for tag in (0x00540300, 0x00540304) for code in injection.items(tag)]
+    names = [injection.text(0x00180031), *(code.text(tag) for code in codes for tag in (0x00080100, 0x00080104))]
+    return SuvAttributes(
+        units=elements.text(0x00541001).upper(),
+        suv_type=elements.text(0x00541006).upper(),
+        decay_correction=elements.text(0x00541102).upper(),
+        corrected_image=_upper(elements.texts(0x00280051)),
+        manufacturer=elements.text(0x00080070).upper(),
+        weight_kg=elements.number(0x00101030),
+        dose=injection.number(0x00181074),
+        half_life_s=injection.number(0x00181075),
+        radionuclide=tuple(name for name in names if name),
+        injections=len(injections),
+        injection_datetime=injection.moment(0x00181078, zone),
+        injection_time=injection.clock(0x00181072),
+        series_start=elements.date_and_time(0x00080021, 0x00080031),
+        private_scan_start=_private_scan_start(elements),
+        frames=(
+            FrameTiming(
+                acquisition=elements.date_and_time(0x00080022, 0x00080032) or elements.moment(0x0008002A, zone),
+                frame_reference_s=_milliseconds(elements.number(0x00541300)),
+                duration_s=_milliseconds(elements.number(0x00181242)),
+            ),
+        ),
+    )
+
+
+def _is_attenuation_corrected(elements: Elements) -> bool:
+    """ATTN in CorrectedImage, unless AttenuationCorrectionMethod or GE's own flag says that there was none.
+
+    GE Discovery ST lists ATTN for its uncorrected series as well, and puts 0 into (0009,108C).
+    """
+    denied = elements.text(0x00541101).upper().startswith("NONE")
+    if _has_block(elements, 0x00090010, "GEMS_PETD_01", "GE"):
+        denied = denied or elements.binary(0x0009108C) == 0
+    return "ATTN" in _upper(elements.texts(0x00280051)) and not denied
+
+
+def _private_scan_start(elements: Elements) -> datetime | None:
+    for creator_tag, creator, vendor, tag in (
+        (0x00090010, "GEMS_PETD_01", "GE", 0x0009100D),
+        (0x00710010, "SIEMENS MED PT", "SIEMENS", 0x00711022),
+    ):
+        if _has_block(elements, creator_tag, creator, vendor):
+            try:
+                return elements.moment(tag, elements.text(_TIME_ZONE))
+            except MalformedValueError:  # no standard says what a private element holds; the public ones remain
+                return None
+    return None
+
+
+def _has_block(elements: Elements, creator_tag: int, creator: str, vendor: str) -> bool:
+    """Whether the private block is the vendor's; anonymised files have lost the creator's name now and then."""
+    return elements.text(0x00080070).upper().startswith(vendor) and elements.text(creator_tag) in ("", creator)
+
+
+def _upper(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(text.upper() for text in texts)
+
+
+def _milliseconds(value: float | None) -> float | None:
+    return None if value is None else value / 1000.0

@@ -1,0 +1,198 @@
+"""Which of the series of a study is the PET to segment, said in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from petseg_runtime.errors import InputError
+from petseg_runtime.io.dicom_header import Header
+from petseg_runtime.io.suv import is_convertible
+from petseg_runtime.io.suv_attributes import CORRECTED_IMAGE, UNITS
+
+PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
+# Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, attributes in functional groups.
+ENHANCED_PET_STORAGE = frozenset({"1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"})
+
+# Parts of ImageType (0008,0008) and SeriesType (0054,1000) of pictures that are not slices of a volume.
+# DERIVED and SECONDARY are not among them: a resampled or anonymised PET carries them.
+_NOT_SLICES = ("MIP", "PROJECTION", "LOCALIZER", "SCREEN", "CAPTURE")
+_PER_TIME = ("DYNAMIC", "GATED")
+
+# Cosines further apart than this are of two series (half a degree), not the noise of one.
+SAME_ORIENTATION = 0.01
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Files that belong together, and how to speak of them: never by description, UID or patient."""
+
+    headers: tuple[Header, ...]
+
+    @property
+    def first(self) -> Header:
+        return self.headers[0]
+
+    @property
+    def is_pet(self) -> bool:
+        return self.first.modality == "PT"
+
+    @property
+    def name(self) -> str:
+        kind = "PET" if self.is_pet else self.first.modality or "unknown"
+        number = self.first.series_number
+        return f"{kind} series {number}" if number is not None else f"{kind} series without a number"
+
+    @property
+    def count(self) -> str:
+        kind = "slice" if self.first.modality in ("PT", "CT", "MR") else "file"
+        return f"{len(self.headers)} {kind}{'s' if len(self.headers) > 1 else ''}"
+
+    def __str__(self) -> str:
+        """For example `PET series 1 (135 slices, attenuation corrected, BQML)`."""
+        words = [self.count]
+        if self.is_pet and _flaw(self.first):
+            words.append(_flaw(self.first))
+        elif self.is_pet and not self.first.attenuation_corrected:
+            words.append("not attenuation corrected")
+        elif self.is_pet:
+            words += ["attenuation corrected", self.first.suv.units or "no unit"]
+            words += ["dynamic or gated"] if _is_per_time(self.first) else []
+        return f"{self.name} ({', '.join(words)})"
+
+
+def _flaw(header: Header) -> str:
+    """Why a PET file is not a slice of a volume; empty if it is one."""
+    if header.sop_class in ENHANCED_PET_STORAGE:
+        return "Enhanced PET, all slices in one file"
+    if header.sop_class != PET_IMAGE_STORAGE:
+        return "not PET Image Storage"
+    if (header.frames or 1) > 1:
+        return "several frames in one file"
+    if any(part in value for part in _NOT_SLICES for value in (*header.image_type, *header.series_type)):
+        return "a projection or screen capture"
+    return ""
+
+
+def _is_per_time(header: Header) -> bool:
+    return any(kind in header.series_type for kind in _PER_TIME)
+
+
+def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
+    """The PET series of a study that is to be segmented, and a sentence that says which it is and what was left out.
+
+    Files form a series if they agree in SeriesInstanceUID (which may be absent), modality, series number,
+    unit, attenuation correction, size and orientation. The series must be PET in single-frame slices,
+    corrected for attenuation; of several such series the only static one in a convertible unit is taken.
+
+    Parameters
+    ----------
+    headers : of one study, in any order; other modalities are named in the sentence and otherwise ignored.
+
+    Raises
+    ------
+    InputError : if there is no such series, or more than one, or one that is mixed from two kinds of slices.
+    """
+    for header in headers:
+        if header.damage and header.modality in ("", "PT"):
+            raise InputError(header.damage)
+    everything = _group(headers)
+    pet = [series for series in everything if series.is_pet]
+    if not pet:
+        raise InputError(
+            f"There is no PET series here (Modality (0008,0060) PT), only {_listed(everything)}. "
+            "Pass the PET of the study."
+        )
+    volumes = [series for series in pet if not _flaw(series.first)]
+    if not volumes:
+        raise InputError(
+            f"There is no PET series of single-frame slices (PET Image Storage) here, only {_listed(pet)}. "
+            "Pass the reconstructed slices, one to a file."
+        )
+    corrected = [series for series in volumes if series.first.attenuation_corrected]
+    if not corrected:
+        raise InputError(
+            f"No PET series here is corrected for attenuation (ATTN in {CORRECTED_IMAGE}), so SUV cannot be computed: "
+            f"{_listed(volumes)}. Pass the attenuation-corrected series."
+        )
+    _refuse_mixture(corrected)
+    chosen = _the_one(corrected)
+    return list(chosen.headers), _note(chosen, everything)
+
+
+def _group(headers: Sequence[Header]) -> list[_Series]:
+    """Series in the order of their modality (PET first) and number."""
+    groups: dict[tuple[object, ...], list[list[Header]]] = {}
+    for header in headers:
+        kind = (header.modality, _flaw(header), _is_per_time(header), header.attenuation_corrected, header.suv.units)
+        key = (header.series, header.series_number, *kind, header.rows, header.columns)
+        alike = groups.setdefault(key, [])
+        group = next((group for group in alike if _is_parallel(group[0], header)), None)
+        if group is None:
+            alike.append([header])
+        else:
+            group.append(header)
+    series = [_Series(tuple(group)) for alike in groups.values() for group in alike]
+    return sorted(series, key=lambda s: (not s.is_pet, s.first.modality, s.first.series_number or 0))
+
+
+def _is_parallel(one: Header, two: Header) -> bool:
+    first, second = one.orientation or (), two.orientation or ()
+    return len(first) == len(second) and all(abs(a - b) < SAME_ORIENTATION for a, b in zip(first, second, strict=True))
+
+
+def _the_one(corrected: list[_Series]) -> _Series:
+    """Narrow the candidates, each time only if something is left; what remains must be one."""
+    wanted: tuple[Callable[[_Series], bool], ...] = (
+        lambda series: len(series.headers) > 1,
+        lambda series: is_convertible(series.first.suv),
+        lambda series: not _is_per_time(series.first),
+    )
+    candidates = corrected
+    for is_wanted in wanted:
+        candidates = [series for series in candidates if is_wanted(series)] or candidates
+    if len(candidates) > 1:
+        raise InputError(
+            f"{len(candidates)} PET series here are corrected for attenuation, and nothing says which to segment: "
+            f"{_listed(candidates)}. Pass the files of one of them."
+        )
+    return candidates[0]
+
+
+def _refuse_mixture(corrected: list[_Series]) -> None:
+    """Two groups with one UID and one number are halves of one series: taking one would lose slices in silence."""
+    seen: dict[tuple[str, int | None], _Series] = {}
+    for series in corrected:
+        other = seen.setdefault((series.first.series, series.first.series_number), series)
+        if other is not series:
+            raise InputError(
+                f"{series.name} holds two kinds of slices: {_difference(other, series)}. Pass the slices of one kind."
+            )
+
+
+def _difference(one: _Series, two: _Series) -> str:
+    looks: tuple[tuple[str, Callable[[Header], object]], ...] = (
+        (UNITS, lambda header: header.suv.units or "absent"),
+        ("Rows (0028,0010) x Columns (0028,0011)", lambda header: f"{header.rows} x {header.columns}"),
+        ("ImageOrientationPatient (0020,0037)", lambda header: list(header.orientation or ())),
+        ("SeriesType (0054,1000)", lambda header: "\\".join(header.series_type)),
+    )
+    # The two are groups of their own because one of these differs.
+    name, look = next((name, look) for name, look in looks if look(one.first) != look(two.first))
+    return f"{name} is {look(one.first)} in {one.count} and {look(two.first)} in {two.count}"
+
+
+def _note(chosen: _Series, everything: list[_Series]) -> str:
+    if len(everything) == 1:
+        note = f"Took {chosen}, the only series."
+    else:
+        others = [series for series in everything if series is not chosen]
+        note = f"Took {chosen} out of {len(everything)} series; left out: {_listed(others)}."
+    declared = chosen.first.declared_slices
+    if declared and declared != len(chosen.headers):
+        note += f" NumberOfSlices (0054,0081) says {declared} slices, there are {len(chosen.headers)}."
+    return note
+
+
+def _listed(series: list[_Series]) -> str:
+    return ", ".join(map(str, series))

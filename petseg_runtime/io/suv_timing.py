@@ -1,0 +1,167 @@
+"""When a PET scan started and how long before it the tracer was injected. Pure.
+
+The start of the scan is not written in one place. The order here is that of the IBSI SUV manual
+(oncoray.github.io/suv_computation, version 3), and of QIBA's pseudocode where the manual has no answer:
+
+1. The vendor's private scan date-time, GE (0009,100D) or Siemens (0071,1022), which post-processing
+   leaves alone. It counts only within the day before the first AcquisitionTime: de-identification
+   tools shift the public dates and forget the private ones.
+2. SeriesTime, if it is the first AcquisitionTime of the slices (whole body: that of the first bed).
+3. Otherwise SeriesTime is suspect: post-processing writes it anew, and some scanners write it before the
+   scan. FrameReferenceTime is the distance from the scan start to a frame, so it leads back:
+   AcquisitionTime - FrameReferenceTime for GE, which counts to the start of the frame;
+   AcquisitionTime + t - FrameReferenceTime for others, which count to the moment t of the frame
+   when its activity is average (PS3.3 C.8.9.4.1.5).
+4. Without FrameReferenceTime: SeriesTime, if it is not later than the first AcquisitionTime (QIBA).
+   QIBA would take the first AcquisitionTime if it is later; the manual refuses, and so does PETSeg.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, time, timedelta
+
+from petseg_runtime.io.suv_attributes import (
+    ACQUISITION_TIME,
+    FRAME_DURATION,
+    FRAME_REFERENCE_TIME,
+    INJECTION_DATETIME,
+    INJECTION_TIME,
+    PRIVATE_SCAN_START,
+    SERIES_TIME,
+    FrameTiming,
+    SuvAttributes,
+    refusal,
+    required,
+)
+
+MAX_DELAY_S = 24 * 3600.0
+# Nothing is imaged later than this. A clock that is 12 h off is caught: 12 h are 6.6 half-lives of F-18.
+MAX_DELAY_HALF_LIVES = 6.0
+# From here on injection and scan may be days apart, so a clock time alone does not say when it was
+# (IBSI SUV manual).
+LONG_HALF_LIFE_S = 41_400.0
+
+# Two clocks that agree to a minute agree: F-18 decays by 0.6 % in that time.
+CLOCK_TOLERANCE_S = 60.0
+# SeriesTime and AcquisitionTime of one event differ by the rounding of a second.
+SAME_EVENT_S = 1.0
+
+_DAY_S = 86_400.0
+_GE = ("GE ", "GEMS", "GENERAL ELECTRIC")
+
+
+def scan_start(attributes: SuvAttributes, half_life_s: float) -> tuple[datetime, str]:
+    """Moment to which voxels with DecayCorrection START are corrected, and the attributes that say so.
+
+    Raises
+    ------
+    InputError : if the attributes that tell are absent or contradict each other.
+    """
+    acquisitions = [_acquisition(frame) for frame in attributes.frames or (FrameTiming(),)]
+    first, series, private = min(acquisitions), attributes.series_start, attributes.private_scan_start
+    if private is not None and -CLOCK_TOLERANCE_S <= _seconds(private, first) <= MAX_DELAY_S:
+        return private, PRIVATE_SCAN_START
+    if series is not None and abs(_seconds(series, first)) <= SAME_EVENT_S:
+        return series, f"{SERIES_TIME}, equal to the first {ACQUISITION_TIME}"
+    unreferenced = any(frame.frame_reference_s is None for frame in attributes.frames)
+    if series is not None and series <= first and unreferenced:
+        return series, f"{SERIES_TIME}, before the first {ACQUISITION_TIME}"
+    starts = [_start_from_frame(frame, attributes.manufacturer, half_life_s) for frame in attributes.frames]
+    spread_s, late_s = _seconds(min(starts), max(starts)), _seconds(first, max(starts))
+    if max(spread_s, late_s) > CLOCK_TOLERANCE_S:
+        raise refusal(
+            f"{SERIES_TIME} is not the first {ACQUISITION_TIME}, and {FRAME_REFERENCE_TIME} does not lead to one scan "
+            f"start (spread {spread_s:.0f} s, up to {late_s:.0f} s after the first acquisition)",
+            "as the scanner reconstructed it",
+        )
+    return min(starts), f"{ACQUISITION_TIME} and {FRAME_REFERENCE_TIME}"
+
+
+def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: float) -> float:
+    """Seconds from the injection to the scan start; an injection clock after the scan's is of the day before.
+
+    Raises
+    ------
+    InputError : if the time of injection is absent or given twice and differently, or if the delay is negative,
+        longer than a day, or longer than `MAX_DELAY_HALF_LIVES`.
+    """
+    moment, clock = attributes.injection_datetime, attributes.injection_time
+    if moment is not None:
+        source = INJECTION_DATETIME
+        if clock is not None:
+            _check_clocks(moment, clock)
+    elif clock is not None:
+        source = INJECTION_TIME
+        moment = _last_before(start, clock, half_life_s)
+    else:
+        raise refusal(f"{INJECTION_DATETIME} and {INJECTION_TIME} are absent", "that carries one of them")
+    delay_s = _seconds(moment, start)
+    limit_s = min(MAX_DELAY_S, MAX_DELAY_HALF_LIVES * half_life_s)
+    if not 0.0 <= delay_s <= limit_s:
+        raise refusal(
+            f"{source} is {delay_s / 3600:.2f} h before the scan start, expected 0 to {limit_s / 3600:.2f} h",
+            "in which the times are right",
+        )
+    return delay_s
+
+
+def average_activity_time_s(duration_s: float, half_life_s: float) -> float:
+    """Time from the start of a frame to the moment when its activity is the frame's average, in s.
+
+    With L = ln 2 / half-life and T the duration: ln(L T / (1 - exp(-L T))) / L, a little less than T / 2.
+
+    Raises
+    ------
+    InputError : if the duration is not between 0 and a day.
+
+    References
+    ----------
+    PS3.3 C.8.9.4.1.5, Frame Reference Time.
+    """
+    if not 0.0 < duration_s <= _DAY_S:
+        raise refusal(f"{FRAME_DURATION} is {duration_s:g} s, expected 0 s to a day", "with the right duration")
+    decay_per_s = math.log(2.0) / half_life_s
+    decay = decay_per_s * duration_s
+    # As the decay vanishes the quotient loses its digits; its logarithm tends to decay / 2.
+    return duration_s / 2 if decay < 1e-6 else math.log(decay / -math.expm1(-decay)) / decay_per_s
+
+
+def _start_from_frame(frame: FrameTiming, manufacturer: str, half_life_s: float) -> datetime:
+    reference_s = required(frame.frame_reference_s, FRAME_REFERENCE_TIME)
+    if not 0.0 <= reference_s <= _DAY_S:
+        raise refusal(f"{FRAME_REFERENCE_TIME} is {reference_s:g} s, expected 0 s to a day", "with the right time")
+    into_frame_s = 0.0
+    if not (manufacturer.startswith(_GE) or manufacturer == "GE"):
+        into_frame_s = average_activity_time_s(required(frame.duration_s, FRAME_DURATION), half_life_s)
+    return _acquisition(frame) + timedelta(seconds=into_frame_s - reference_s)
+
+
+def _acquisition(frame: FrameTiming) -> datetime:
+    if frame.acquisition is None:
+        raise refusal(f"AcquisitionDate (0008,0022) or {ACQUISITION_TIME} is absent", "that carries both")
+    return frame.acquisition
+
+
+def _last_before(start: datetime, clock: time, half_life_s: float) -> datetime:
+    if half_life_s >= LONG_HALF_LIFE_S:
+        raise refusal(
+            f"{INJECTION_DATETIME} is absent, and with a half-life of {half_life_s / 3600:.0f} h the tracer may have "
+            "been injected on any day",
+            "that carries it",
+        )
+    moment = datetime.combine(start.date(), clock)
+    return moment - timedelta(days=1) if moment > start else moment
+
+
+def _check_clocks(moment: datetime, clock: time) -> None:
+    apart_s = abs(_seconds(moment, datetime.combine(moment.date(), clock)))
+    apart_s = min(apart_s, _DAY_S - apart_s)
+    if apart_s > CLOCK_TOLERANCE_S:
+        raise refusal(
+            f"{INJECTION_DATETIME} and {INJECTION_TIME} are {apart_s / 60:.1f} min apart", "in which they agree"
+        )
+
+
+def _seconds(earlier: datetime, later: datetime) -> float:
+    return (later - earlier).total_seconds()

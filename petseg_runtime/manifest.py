@@ -1,0 +1,222 @@
+"""ModelManifest: all that the runtime must know of a model, read from the ONNX file itself.
+
+The ONNX file is a protobuf `ModelProto`. Three of its top-level fields matter here, and the wire
+format of protobuf is four cases long, so the slim runtime reads them without the onnx package:
+field 7 is the graph with its weights, field 14 the `metadata_props`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from petseg_runtime.errors import ModelError
+from petseg_runtime.volume import Shape, Triple
+
+MANIFEST_KEY = "petseg.manifest"
+SCHEMA_VERSION = 1
+
+_GRAPH_FIELD = 7
+_METADATA_FIELD = 14
+
+
+@dataclass(frozen=True)
+class PreprocessingSpec:
+    """How a volume becomes the network's input; the rules are in `petseg_runtime.preprocessing`.
+
+    Attributes
+    ----------
+    spacing_mm : voxel spacing `(z, y, x)` of the network's input; interpolation is linear.
+    body_threshold : a voxel is body above this share of the body's own median intensity.
+    body_margin_mm : kept around the body on each side, as far as the scan reaches.
+    normalisation : "zscore_body", mean and standard deviation over the body's voxels before padding.
+    padding : "air", zero activity; never the zero of the normalised scale.
+    """
+
+    spacing_mm: Triple
+    body_threshold: float
+    body_margin_mm: float
+    normalisation: str = "zscore_body"
+    padding: str = "air"
+
+    def __post_init__(self) -> None:
+        _require(len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0, "spacing_mm", self.spacing_mm)
+        _require(0 < self.body_threshold < 1, "body_threshold", self.body_threshold)
+        _require(self.body_margin_mm >= 0, "body_margin_mm", self.body_margin_mm)
+        _require(self.normalisation == "zscore_body", "normalisation", self.normalisation)
+        _require(self.padding == "air", "padding", self.padding)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One input channel: its DICOM modality, and its unit ("any" where normalisation removes it)."""
+
+    modality: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class ModelManifest:
+    """What a model needs and where it comes from. There are no defaults: no manifest, no run.
+
+    Attributes
+    ----------
+    patch_size : voxels `(z, y, x)` of one window.
+    overlap : share of a window that overlaps the next one, in `[0, 1)`.
+    threshold : a voxel is tumour where its probability is at least this.
+    labels : name of each value in the mask.
+    training : provenance (commit, data, metrics, licence), as JSON values.
+    weights_sha256 : SHA-256 of the serialised graph, which holds the weights; checked at load.
+    """
+
+    name: str
+    version: str
+    channels: tuple[Channel, ...]
+    preprocessing: PreprocessingSpec
+    patch_size: Shape
+    overlap: float
+    threshold: float
+    labels: dict[str, int]
+    training: dict[str, Any] = field(hash=False)
+    weights_sha256: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _require(self.schema_version == SCHEMA_VERSION, "schema_version", self.schema_version)
+        _require(
+            [channel.modality for channel in self.channels] == ["PT"],
+            "channels",
+            [channel.modality for channel in self.channels],
+        )
+        _require(len(self.patch_size) == 3 and min(self.patch_size) > 0, "patch_size", self.patch_size)
+        _require(0 <= self.overlap < 1, "overlap", self.overlap)
+        _require(0 < self.threshold < 1, "threshold", self.threshold)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> ModelManifest:
+        """Parse and check a manifest.
+
+        Raises
+        ------
+        ModelError : if a field is absent, unknown, or holds what this version cannot honour.
+        """
+        try:
+            fields = json.loads(text)
+            fields["channels"] = tuple(Channel(**channel) for channel in fields["channels"])
+            preprocessing = fields["preprocessing"]
+            preprocessing["spacing_mm"] = tuple(preprocessing["spacing_mm"])
+            fields["preprocessing"] = PreprocessingSpec(**preprocessing)
+            fields["patch_size"] = tuple(fields["patch_size"])
+            return ModelManifest(**fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(
+                f"The model's manifest cannot be used: {error}. Export the model again with petseg-export onnx."
+            ) from error
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file in memory: what was checked is what the backend loads."""
+
+    content: bytes
+    manifest: ModelManifest
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def read_model(path: Path) -> ModelFile:
+    """Read an ONNX model with its manifest, and check the weights against the digest in it.
+
+    Raises
+    ------
+    ModelError : if the file is absent, is not ONNX, has no manifest, or its weights were changed.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"Model {path.name} cannot be read: {error.strerror}. Pass an .onnx file with --model."
+        ) from error
+    try:
+        parts = list(_protobuf_fields(memoryview(content)))
+        metadata = dict(_metadata_entry(value) for number, value in parts if number == _METADATA_FIELD)
+    except (ValueError, IndexError, KeyError) as error:
+        raise ModelError(
+            f"Model {path.name} is not a readable ONNX file (truncated or of another kind). "
+            "Pass an .onnx file made by petseg-export onnx."
+        ) from error
+    if MANIFEST_KEY not in metadata:
+        raise ModelError(
+            f'Model {path.name} has no "{MANIFEST_KEY}" in its metadata, so its preprocessing is unknown. '
+            "Export it with petseg-export onnx."
+        )
+    manifest = ModelManifest.from_json(metadata[MANIFEST_KEY])
+    if graph_sha256(content) != manifest.weights_sha256:
+        raise ModelError(
+            f"Model {path.name} is damaged: its weights do not match the digest in its manifest. "
+            "Get the file again, or export it again with petseg-export onnx."
+        )
+    return ModelFile(content, manifest)
+
+
+def graph_sha256(model: bytes) -> str:
+    """SHA-256 of the serialised graph (weights included) of the ONNX model in `model`."""
+    digest = hashlib.sha256()
+    for number, value in _protobuf_fields(memoryview(model)):
+        if number == _GRAPH_FIELD:
+            digest.update(value)
+    return digest.hexdigest()
+
+
+def _require(condition: bool, name: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}, which this version of PETSeg does not accept")
+
+
+def _protobuf_fields(buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Field number and payload of each top-level field (protobuf wire format: varint, fixed 64, bytes, fixed 32)."""
+    position = 0
+    while position < len(buffer):
+        key, position = _varint(buffer, position)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == 0:
+            start = position
+            _, position = _varint(buffer, position)
+            yield number, buffer[start:position]
+            continue
+        if wire_type == 2:
+            length, position = _varint(buffer, position)
+        else:
+            length = {1: 8, 5: 4}[wire_type]
+        if number == 0 or position + length > len(buffer):
+            raise ValueError("field runs past the end of the file")
+        yield number, buffer[position : position + length]
+        position += length
+
+
+def _varint(buffer: memoryview, position: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while True:
+        byte = buffer[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("varint is longer than ten bytes")
+
+
+def _metadata_entry(entry: memoryview) -> tuple[str, str]:
+    """Key (field 1) and value (field 2) of a `StringStringEntryProto`."""
+    fields = {number: bytes(value).decode() for number, value in _protobuf_fields(entry)}
+    return fields.get(1, ""), fields.get(2, "")

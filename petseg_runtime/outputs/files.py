@@ -1,0 +1,60 @@
+"""Every file of a run is written under a temporary name in its own folder and renamed when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from petseg_runtime.errors import UsageError
+
+# Begins with a dot, so that nobody takes it for a result; keeps the suffix, by which SimpleITK knows the format.
+_TEMPORARY_PREFIX = ".petseg-"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which becomes `path` when the block ends well and is removed when not.
+
+    Raises
+    ------
+    UsageError : if the folder cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"{path.name} cannot be written: {error.strerror}. Choose another --output.") from error
+    except RuntimeError as error:  # SimpleITK's only exception
+        raise UsageError(f"{path.name} cannot be written. Check the space left on --output.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(record: dict[str, Any], path: Path) -> None:
+    """Write a record as indented JSON."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the output folder and check that it can be written, before any work is done for it.
+
+    Raises
+    ------
+    UsageError : if it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix=_TEMPORARY_PREFIX):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"Output folder {folder.name or folder} cannot be written: {error.strerror}. Choose another --output."
+        ) from error

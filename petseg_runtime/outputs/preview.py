@@ -1,0 +1,109 @@
+"""Preview: maximum-intensity projections of a scan with the mask's outline, as one PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from petseg_runtime.outputs.files import whole_file
+from petseg_runtime.volume import FloatArray, MaskArray, Triple, Unit, Volume
+
+RgbArray = npt.NDArray[np.uint8]
+
+_PIXEL_MM = 1.5
+_GAP_PIXELS = 12
+_SUV_RANGE = 10.0  # black at this SUV, the usual window of FDG reading
+_OUTLINE = (220, 0, 30)
+_LETTER = (90, 90, 90)
+
+# 5 x 5 pixels a letter, one row a string.
+_LETTERS = {
+    "A": ("01110", "10001", "11111", "10001", "10001"),
+    "L": ("10000", "10000", "10000", "10000", "11111"),
+    "R": ("11110", "10001", "11110", "10010", "10001"),
+}
+
+
+def render_preview(volume: Volume, mask: MaskArray) -> RgbArray:
+    """Axial, coronal and sagittal projections side by side, RGB `(rows, columns, 3)`.
+
+    Radiological view: the patient's right is on the picture's left, head up, and in the sagittal view the front on
+    the left (the letters R, L and A say so). Inverted grey; black is SUV 10, or the 99.9th percentile where the
+    unit is unknown. The red line is the outline of the mask's own projection.
+    """
+    orientation = volume.geometry.orientation
+    array, mask = orientation.to_canonical(volume.array), orientation.to_canonical(mask)
+    spacing_mm = volume.geometry.canonical_spacing_mm
+    white, black = (0.0, _SUV_RANGE) if volume.unit is Unit.SUVBW else (0.0, float(np.percentile(array, 99.9)))
+    panels = []
+    for axis, marks in ((0, "R L"), (1, "R L"), (2, "A  ")):
+        panel = _panel(array.max(axis=axis), mask.max(axis=axis), _plane_spacing(spacing_mm, axis), white, black)
+        panel = panel[::-1] if axis else panel  # canonical z runs up, rows run down
+        panel = np.ascontiguousarray(panel)
+        _stamp(panel, marks[0], left=True)
+        _stamp(panel, marks[2], left=False)
+        panels.append(panel)
+    height = max(panel.shape[0] for panel in panels) + 2 * _GAP_PIXELS
+    width = sum(panel.shape[1] + _GAP_PIXELS for panel in panels) + _GAP_PIXELS
+    page = np.full((height, width, 3), 255, dtype=np.uint8)
+    column = _GAP_PIXELS
+    for panel in panels:
+        page[_GAP_PIXELS : _GAP_PIXELS + panel.shape[0], column : column + panel.shape[1]] = panel
+        column += panel.shape[1] + _GAP_PIXELS
+    return page
+
+
+def write_preview(volume: Volume, mask: MaskArray, path: Path) -> None:
+    """Write the preview as PNG."""
+    with whole_file(path) as temporary:
+        sitk.WriteImage(sitk.GetImageFromArray(render_preview(volume, mask), isVector=True), str(temporary))
+
+
+def _plane_spacing(spacing_mm: Triple, projected: int) -> tuple[float, float]:
+    rows, columns = (step for axis, step in enumerate(spacing_mm) if axis != projected)
+    return rows, columns
+
+
+def _panel(
+    projection: FloatArray, mask: MaskArray, spacing_mm: tuple[float, float], white: float, black: float
+) -> RgbArray:
+    grey = _to_square_pixels(projection, spacing_mm, sitk.sitkLinear)
+    inside = _to_square_pixels(mask.astype(np.float32), spacing_mm, sitk.sitkLinear) >= 0.5
+    shade = 255 * (1 - np.clip((grey - white) / max(black - white, 1e-12), 0, 1))
+    panel = np.repeat(shade[..., None], 3, axis=2).astype(np.uint8)
+    panel[inside & ~_eroded(inside)] = _OUTLINE
+    return panel
+
+
+def _to_square_pixels(plane: npt.NDArray[np.float32], spacing_mm: tuple[float, float], how: int) -> FloatArray:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(plane, dtype=np.float32))
+    image.SetSpacing(spacing_mm[::-1])
+    image.SetOrigin([step / 2 for step in spacing_mm[::-1]])
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetInterpolator(how)
+    resampler.SetUseNearestNeighborExtrapolator(True)
+    resampler.SetOutputSpacing([_PIXEL_MM, _PIXEL_MM])
+    resampler.SetOutputOrigin([_PIXEL_MM / 2, _PIXEL_MM / 2])
+    resampler.SetSize([max(1, round(n * step / _PIXEL_MM)) for n, step in zip(plane.shape[::-1], spacing_mm[::-1])])
+    resampled: FloatArray = sitk.GetArrayFromImage(resampler.Execute(image))
+    return resampled
+
+
+def _eroded(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    padded = np.pad(inside, 1)
+    return padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
+def _stamp(panel: RgbArray, letter: str, left: bool) -> None:
+    """Draw a letter at half height at the left or right edge."""
+    if letter not in _LETTERS:
+        return
+    glyph = np.array([[pixel == "1" for pixel in row] for row in _LETTERS[letter]]).repeat(2, 0).repeat(2, 1)
+    rows, columns = glyph.shape
+    top = max(0, panel.shape[0] // 2 - rows // 2)
+    here = panel[top : top + rows, 2 : 2 + columns] if left else panel[top : top + rows, -2 - columns : -2]
+    if here.shape[:2] == glyph.shape:
+        here[glyph] = _LETTER

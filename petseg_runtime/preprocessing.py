@@ -1,0 +1,152 @@
+"""THE definition of the network's input, called by training and by the runtime alike.
+
+Reorient to the patient's axes, find the body, crop to it, resample, normalise over the body: and the
+way back to the scan's own grid. Every number that steers this stands in the model's manifest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from petseg_runtime.errors import InputError
+from petseg_runtime.manifest import PreprocessingSpec
+from petseg_runtime.volume import Box, FloatArray, Geometry, MaskArray, Shape, Triple, Volume
+
+# The body's threshold and its median define each other; this many rounds settle them on every scan seen.
+_THRESHOLD_ROUNDS = 20
+# A body of fewer voxels than this gives no meaningful mean and standard deviation.
+_MIN_BODY_VOXELS = 64
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The way between the scan's own grid and the network's grid.
+
+    The scan's axes are permuted and flipped so that they run along S, P and L (nearest to them where the
+    scan is oblique), cropped to `box` (in canonical voxels), and resampled so that the outer faces of both
+    grids' first voxels coincide. No step loses the scan's geometry, so a mask comes back voxel for voxel.
+    """
+
+    geometry: Geometry  # of the scan
+    box: Box
+    spacing_mm: Triple  # of the network's grid
+    shape: Shape  # of the network's grid
+
+    @property
+    def box_shape(self) -> Shape:
+        z, y, x = (part.stop - part.start for part in self.box)
+        return z, y, x
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """Normalised voxels `(z, y, x)` on the network's grid, `air` on the same scale, and the way back."""
+
+    array: FloatArray
+    air: float
+    frame: Frame
+
+
+def preprocess(volume: Volume, spec: PreprocessingSpec) -> NetworkInput:
+    """Turn a scan into the network's input.
+
+    Parameters
+    ----------
+    volume : scan in any unit that is proportional to activity; the z-score removes the unit.
+
+    Raises
+    ------
+    InputError : if the scan holds no body (all zero, constant, or too few voxels above the threshold).
+    """
+    geometry = volume.geometry
+    canonical = geometry.orientation.to_canonical(volume.array)
+    threshold = _body_threshold(volume.array, spec.body_threshold)
+    box = _body_box(canonical > threshold, geometry.canonical_spacing_mm, spec.body_margin_mm)
+    cropped = np.ascontiguousarray(canonical[box])
+    shape = _resampled_shape(cropped.shape, geometry.canonical_spacing_mm, spec.spacing_mm)
+    array = _resample(cropped, geometry.canonical_spacing_mm, spec.spacing_mm, shape)
+
+    body = array[array > threshold]
+    if body.size < _MIN_BODY_VOXELS or body.std() == 0:
+        raise InputError(
+            f"The scan holds no body: {body.size} voxels with distinct uptake above air. Pass a PET volume of a patient."
+        )
+    mean, std = float(body.mean(dtype=np.float64)), float(body.std(dtype=np.float64))
+    array -= np.float32(mean)
+    array /= np.float32(std)
+    return NetworkInput(array, -mean / std, Frame(geometry, box, spec.spacing_mm, shape))
+
+
+def resample_mask(mask: MaskArray, frame: Frame) -> MaskArray:
+    """Bring a mask of the scan onto the network's grid: linear, cut at 0.5, as the paper does."""
+    cropped = frame.geometry.orientation.to_canonical(mask)[frame.box].astype(np.float32)
+    resampled = _resample(cropped, frame.geometry.canonical_spacing_mm, frame.spacing_mm, frame.shape)
+    return (resampled >= 0.5).astype(np.uint8)
+
+
+def restore(probabilities: FloatArray, frame: Frame) -> FloatArray:
+    """Bring probabilities from the network's grid back onto the scan's own grid; zero outside the body box."""
+    scan = np.zeros(frame.geometry.shape, dtype=np.float32)
+    canonical = frame.geometry.orientation.to_canonical(scan)  # a view: writing into it fills the scan
+    canonical[frame.box] = _resample(
+        probabilities, frame.spacing_mm, frame.geometry.canonical_spacing_mm, frame.box_shape
+    )
+    return scan
+
+
+def _body_threshold(array: FloatArray, share: float) -> float:
+    """Intensity that parts body from air, in the scan's own unit.
+
+    The fixed point of "body is what exceeds `share` of the body's median". It starts from the mean, which
+    lies above the noise in air and below most tissue, and the median keeps hot organs from moving it.
+    """
+    threshold = float(array.mean(dtype=np.float64))
+    for _ in range(_THRESHOLD_ROUNDS):
+        body = array[array > threshold]
+        if body.size == 0:
+            break
+        previous, threshold = threshold, share * float(np.median(body))
+        if abs(threshold - previous) <= 1e-3 * abs(previous):
+            break
+    return threshold
+
+
+def _body_box(body: npt.NDArray[np.bool_], spacing_mm: Triple, margin_mm: float) -> Box:
+    """Bounding box of the body with a margin, within the scan. Opening removes single hot voxels in the air."""
+    opened = sitk.BinaryMorphologicalOpening(sitk.GetImageFromArray(body.astype(np.uint8)), [1, 1, 1], sitk.sitkBox)
+    kept = sitk.GetArrayViewFromImage(opened) > 0
+    if not kept.any():
+        kept = np.ones_like(body)
+    box = []
+    for axis in range(3):
+        filled = np.flatnonzero(kept.any(axis=tuple(other for other in range(3) if other != axis)))
+        margin = int(np.ceil(margin_mm / spacing_mm[axis]))
+        box.append(slice(max(0, int(filled[0]) - margin), min(body.shape[axis], int(filled[-1]) + 1 + margin)))
+    return box[0], box[1], box[2]
+
+
+def _resampled_shape(shape: tuple[int, ...], spacing_mm: Triple, new_spacing_mm: Triple) -> Shape:
+    z, y, x = (max(1, round(n * old / new)) for n, old, new in zip(shape, spacing_mm, new_spacing_mm))
+    return z, y, x
+
+
+def _resample(array: FloatArray, spacing_mm: Triple, new_spacing_mm: Triple, new_shape: Shape) -> FloatArray:
+    """Linear interpolation onto a grid whose outer corner is that of `array`; beyond the last centres, the edge value."""
+    if array.shape == new_shape and np.allclose(spacing_mm, new_spacing_mm, rtol=1e-6):
+        return array.copy()
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing_mm[::-1])
+    image.SetOrigin([spacing / 2 for spacing in spacing_mm[::-1]])
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetInterpolator(sitk.sitkLinear)
+    resampler.SetUseNearestNeighborExtrapolator(True)
+    resampler.SetOutputSpacing(new_spacing_mm[::-1])
+    resampler.SetOutputOrigin([spacing / 2 for spacing in new_spacing_mm[::-1]])
+    resampler.SetSize(new_shape[::-1])
+    resampler.SetOutputPixelType(sitk.sitkFloat32)
+    resampled: FloatArray = sitk.GetArrayFromImage(resampler.Execute(image))
+    return resampled

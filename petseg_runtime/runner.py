@@ -1,0 +1,111 @@
+"""One scan from its files to its results, as petseg-run does it. Prints nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+
+from petseg_runtime.io.images import write_image
+from petseg_runtime.io.scans import Scan
+from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
+from petseg_runtime.outputs.preview import write_preview
+from petseg_runtime.outputs.records import run_record, statistics_record
+from petseg_runtime.quantification import ScanStatistics
+from petseg_runtime.segmentation import Segmentation
+from petseg_runtime.segmenter import Segmenter
+from petseg_runtime.sliding_window import Progress
+from petseg_runtime.volume import Unit, Volume
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is asked for beside the model.
+
+    Attributes
+    ----------
+    output : folder of the results; beside each scan where None.
+    unit : what the numbers of NIfTI, MHA and NRRD files mean.
+    statistics, preview, save_probabilities : further outputs beside the mask and the record.
+    threshold, overlap : in place of the model's.
+    tta : average over mirrorings.
+    """
+
+    output: Path | None = None
+    unit: Unit = Unit.UNKNOWN
+    statistics: bool = False
+    preview: bool = False
+    save_probabilities: bool = False
+    threshold: float | None = None
+    overlap: float | None = None
+    tta: bool = False
+
+    def folder_for(self, scan: Scan) -> Path:
+        return scan.beside if self.output is None else self.output / scan.folder
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What came out of one scan: its quantities, the files written, and what there is to say about it."""
+
+    name: str
+    statistics: ScanStatistics
+    files: tuple[Path, ...]
+    timings_s: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: Progress | None = None) -> ScanResult:
+    """Read, segment and write one scan. No file appears unless it is whole.
+
+    Raises
+    ------
+    PetsegError : if the scan is refused or its results cannot be written.
+    """
+    folder = settings.folder_for(scan)
+    prepare_folder(folder)
+    started = perf_counter()
+    volume = scan.read(settings.unit)
+    reading_s = perf_counter() - started
+    segmentation = segmenter.segment(
+        volume, progress, overlap=settings.overlap, threshold=settings.threshold, tta=settings.tta
+    )
+    started = perf_counter()
+    files = _write(scan.name, volume, segmentation, folder, settings)
+    timings_s = {
+        "reading": round(reading_s, 4),
+        **segmentation.timings_s,
+        "writing": round(perf_counter() - started, 4),
+    }
+    notes = (*volume.notes, *_unit_notes(volume), segmenter.choice)
+    record = folder / f"{scan.name}_run.json"
+    used = {key: value for key, value in asdict(settings).items() if key not in ("output",)}
+    write_json(run_record(segmenter, timings_s, notes, used), record)
+    return ScanResult(scan.name, segmentation.statistics, (*files, record), timings_s, notes)
+
+
+def _write(
+    name: str, volume: Volume, segmentation: Segmentation, folder: Path, settings: RunSettings
+) -> tuple[Path, ...]:
+    files = [folder / f"{name}_petseg.nii.gz"]
+    with whole_file(files[-1]) as temporary:
+        write_image(segmentation.mask, segmentation.geometry, temporary)
+    if settings.save_probabilities:
+        files.append(folder / f"{name}_prob.nii.gz")
+        with whole_file(files[-1]) as temporary:
+            write_image(segmentation.probabilities, segmentation.geometry, temporary)
+    if settings.statistics:
+        files.append(folder / f"{name}_stats.json")
+        write_json(statistics_record(segmentation.statistics), files[-1])
+    if settings.preview:
+        files.append(folder / f"{name}_preview.png")
+        write_preview(volume, segmentation.mask, files[-1])
+    return tuple(files)
+
+
+def _unit_notes(volume: Volume) -> tuple[str, ...]:
+    if volume.unit is Unit.SUVBW:
+        return ()
+    if volume.unit is Unit.BQML:
+        return ("The scan is in Bq/ml: SUV quantities are left out.",)
+    return ("The file does not say its unit: SUV quantities are left out. Pass --unit suvbw if it holds SUVbw.",)

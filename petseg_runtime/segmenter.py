@@ -1,0 +1,164 @@
+"""Segmenter: Volume in, Segmentation out. Composes preprocessing, sliding window, backend and quantities."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from time import perf_counter
+from typing import Self
+
+import numpy as np
+
+from petseg_runtime.backends import Backend, open_backend
+from petseg_runtime.errors import UsageError
+from petseg_runtime.manifest import ModelManifest, read_model
+from petseg_runtime.postprocessing import label_lesions, threshold_mask
+from petseg_runtime.preprocessing import NetworkInput, preprocess, restore
+from petseg_runtime.quantification import quantify
+from petseg_runtime.segmentation import Segmentation
+from petseg_runtime.sliding_window import Progress, sliding_window_probabilities
+from petseg_runtime.volume import FloatArray, Volume
+
+BUNDLED_MODEL = "petseg-sts-cpu.onnx"
+
+# Axes (z, y, x) mirrored by test-time augmentation: the paper's mirroring in the axial plane.
+_NO_MIRRORING: tuple[tuple[int, ...], ...] = ((),)
+_MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))
+
+
+class Segmenter:
+    """A model, loaded once, that segments any number of scans, from any number of threads.
+
+    It prints nothing, changes no global state, and raises only `PetsegError` on bad input.
+
+    Parameters
+    ----------
+    model : an .onnx file with a manifest; the bundled model by default.
+    device : "auto", "cpu", "gpu" or "gpu:N"; an explicit device never falls back.
+    backend : "auto", "openvino" or "onnxruntime"; likewise.
+    threads : CPU threads of the inference; by default the backend decides.
+
+    Raises
+    ------
+    ModelError : if the model is unreadable, damaged, or has no manifest.
+    BackendError : if the backend or device is unknown or does not work.
+    UsageError : if `threads` is not positive.
+
+    Examples
+    --------
+    >>> segmenter = Segmenter()
+    >>> segmentation = segmenter.segment(read_volume("scan.nii.gz"))
+    >>> segmentation.statistics.tumour.mtv_ml
+    """
+
+    manifest: ModelManifest
+    model_sha256: str
+    choice: str  # which backend and device were taken, and why
+
+    def __init__(
+        self,
+        model: Path | str | None = None,
+        device: str = "auto",
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}, expected at least 1.")
+        if model is not None:
+            model_file = read_model(Path(model))
+        else:
+            with as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL) as path:
+                model_file = read_model(path)
+        self.manifest, self.model_sha256 = model_file.manifest, model_file.sha256
+        self._backend, self.choice = open_backend(model_file.content, backend, device, threads)
+
+    @classmethod
+    def from_backend(cls, manifest: ModelManifest, backend: Backend) -> Self:
+        """A segmenter around a network that is not a file, such as one in training."""
+        segmenter = cls.__new__(cls)
+        segmenter.manifest, segmenter.model_sha256 = manifest, ""
+        segmenter._backend, segmenter.choice = backend, f"Runs on {backend.name}."
+        return segmenter
+
+    @property
+    def backend_name(self) -> str:
+        return self._backend.name
+
+    def segment(
+        self,
+        volume: Volume,
+        progress: Progress | None = None,
+        *,
+        overlap: float | None = None,
+        threshold: float | None = None,
+        tta: bool = False,
+    ) -> Segmentation:
+        """Segment one scan.
+
+        Parameters
+        ----------
+        progress : called with windows done and windows in all.
+        overlap, threshold : in place of the manifest's.
+        tta : average over mirrorings in the axial plane; four times the work.
+
+        Raises
+        ------
+        InputError : if the volume holds no body.
+        UsageError : if `overlap` or `threshold` is out of range.
+        """
+        overlap = self.manifest.overlap if overlap is None else overlap
+        threshold = self.manifest.threshold if threshold is None else threshold
+        if not 0 <= overlap <= 0.9:
+            raise UsageError(f"overlap is {overlap}, expected 0 to 0.9.")
+        if not 0 < threshold < 1:
+            raise UsageError(f"threshold is {threshold}, expected a number between 0 and 1.")
+
+        clock = _Clock()
+        network_input = preprocess(volume, self.manifest.preprocessing)
+        clock.stop("preprocessing")
+        on_network_grid = self.probabilities(network_input, overlap, tta, progress)
+        clock.stop("inference")
+        probabilities = restore(on_network_grid, network_input.frame)
+        mask = threshold_mask(probabilities, threshold)
+        lesion_labels = label_lesions(mask)
+        clock.stop("postprocessing")
+        statistics = quantify(volume, lesion_labels)
+        clock.stop("quantification")
+        return Segmentation(mask, lesion_labels, probabilities, volume.geometry, statistics, clock.seconds)
+
+    def probabilities(
+        self, network_input: NetworkInput, overlap: float, tta: bool = False, progress: Progress | None = None
+    ) -> FloatArray:
+        """Probabilities `(z, y, x)` on the network's grid."""
+        mirrorings = _MIRRORINGS if tta else _NO_MIRRORING
+        total = np.zeros_like(network_input.array)
+        for turn, axes in enumerate(mirrorings):
+
+            def report(done: int, windows: int, turn: int = turn) -> None:
+                if progress:
+                    progress(turn * windows + done, len(mirrorings) * windows)
+
+            mirrored = sliding_window_probabilities(
+                np.flip(network_input.array, axes),
+                self.manifest.patch_size,
+                overlap,
+                network_input.air,
+                self._backend.predict,
+                report,
+            )
+            total += np.flip(mirrored, axes)
+        total /= np.float32(len(mirrorings))
+        return total
+
+
+class _Clock:
+    """Wall time of consecutive stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = perf_counter()
+
+    def stop(self, stage: str) -> None:
+        now = perf_counter()
+        self.seconds[stage] = round(now - self._started, 4)
+        self._started = now

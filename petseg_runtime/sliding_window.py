@@ -1,0 +1,103 @@
+"""Sliding window: where the windows lie, how much each voxel of one counts, and their weighted mean. Pure NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+
+from petseg_runtime.volume import Box, FloatArray, Shape
+
+Predict = Callable[[FloatArray], FloatArray]
+Progress = Callable[[int, int], None]
+
+# Standard deviation of the Gaussian importance, as a share of the window's side (nnU-Net and MONAI use the same).
+IMPORTANCE_SIGMA = 0.125
+
+
+def window_starts(size: int, window: int, overlap: float) -> list[int]:
+    """First voxels of the windows along one axis: evenly spread, the first at 0, the last ending at `size`.
+
+    Parameters
+    ----------
+    size : voxels along the axis, at least `window`.
+    overlap : smallest share of a window that it has in common with the next one, in `[0, 1)`.
+
+    Raises
+    ------
+    ValueError : if the window does not fit or the overlap is out of range.
+    """
+    if not 0 < window <= size:
+        raise ValueError(f"window of {window} voxels does not fit an axis of {size}")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap is {overlap}, expected at least 0 and below 1")
+    longest_step = max(1, int(window * (1 - overlap)))
+    steps = -(-(size - window) // longest_step)
+    return [round(i * (size - window) / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def gaussian_importance(window: Shape) -> FloatArray:
+    """Weight `(z, y, x)` of each voxel of a window: 1 in the middle, falling towards the faces, never 0."""
+    profiles = []
+    for size in window:
+        distance = np.arange(size) - (size - 1) / 2
+        profiles.append(np.exp(-0.5 * (distance / (IMPORTANCE_SIGMA * size)) ** 2))
+    importance = profiles[0][:, None, None] * profiles[1][:, None] * profiles[2]
+    importance /= importance.max()
+    return np.maximum(importance, 1e-3).astype(np.float32)
+
+
+def pad_to_window(array: FloatArray, window: Shape, air: float) -> tuple[FloatArray, Box]:
+    """Pad with air on both sides to at least one window; also where the original lies in the result."""
+    missing = [max(0, size - have) for size, have in zip(window, array.shape)]
+    inside = [slice(gap // 2, gap // 2 + have) for gap, have in zip(missing, array.shape)]
+    if not any(missing):
+        return array, (inside[0], inside[1], inside[2])
+    padded = np.pad(array, [(gap // 2, gap - gap // 2) for gap in missing], constant_values=air)
+    return padded, (inside[0], inside[1], inside[2])
+
+
+def sliding_window_probabilities(
+    array: FloatArray,
+    window: Shape,
+    overlap: float,
+    air: float,
+    predict: Predict,
+    progress: Progress | None = None,
+) -> FloatArray:
+    """Probability of each voxel: the importance-weighted mean of the windows that cover it.
+
+    Parameters
+    ----------
+    array : normalised voxels `(z, y, x)`.
+    window : voxels of one window `(z, y, x)`; a smaller array is padded with `air`.
+    overlap : smallest share that neighbouring windows have in common.
+    predict : maps windows `(n, 1, z, y, x)` to probabilities of the same shape.
+    progress : called with windows done and windows in all, after each.
+
+    Returns
+    -------
+    float32 `(z, y, x)` of the shape of `array`.
+    """
+    padded, inside = pad_to_window(array, window, air)
+    starts = list(product(*(window_starts(size, side, overlap) for size, side in zip(padded.shape, window))))
+    importance = gaussian_importance(window)
+    total = np.zeros(padded.shape, dtype=np.float32)
+    weight = np.zeros(padded.shape, dtype=np.float32)
+    for done, start in enumerate(starts, 1):
+        here = tuple(slice(first, first + side) for first, side in zip(start, window))
+        probabilities = predict(np.ascontiguousarray(padded[here])[None, None])[0, 0]
+        total[here] += importance * probabilities
+        weight[here] += importance
+        if progress:
+            progress(done, len(starts))
+    total /= weight
+    return np.ascontiguousarray(total[inside])
+
+
+def flips_in_axial_plane() -> list[tuple[int, ...]]:
+    """Axes `(z, y, x)` to mirror for test-time augmentation: none, y, x, both."""
+    return [(), (1,), (2,), (1, 2)]
+
+

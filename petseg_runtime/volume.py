@@ -1,0 +1,123 @@
+"""Volume: voxels with their place in the patient and their unit. The one currency of the runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import permutations
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+MaskArray = npt.NDArray[np.uint8]
+Triple = tuple[float, float, float]
+Shape = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+# Largest deviation of direction @ direction.T from the identity. Headers store cosines with six or
+# more decimals; a sheared grid (gantry tilt) deviates by the sine of the tilt, 1e-2 and more.
+ORTHONORMAL_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How an array's axes must be permuted and flipped to run along S, P and L (canonical order `(z, y, x)`)."""
+
+    axes: tuple[int, int, int]  # array axis that becomes canonical axis 0, 1, 2
+    flips: tuple[bool, bool, bool]  # whether that axis runs against S, P, L
+
+    def to_canonical(self, array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
+        """View of an array of the scan with axes along S, P, L."""
+        return np.flip(array.transpose(self.axes), [axis for axis in range(3) if self.flips[axis]])
+
+    def from_canonical(self, array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
+        """View of a canonical array in the scan's own axis order: the inverse of `to_canonical`."""
+        flipped = np.flip(array, [axis for axis in range(3) if self.flips[axis]])
+        return flipped.transpose([self.axes.index(axis) for axis in range(3)])
+
+
+class Unit(StrEnum):
+    """What a voxel's number means."""
+
+    SUVBW = "suvbw"  # body-weight standardised uptake value, g/ml
+    BQML = "bqml"  # activity concentration, Bq/ml
+    UNKNOWN = "unknown"  # the file does not say, as with every NIfTI
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the voxels of a `(z, y, x)` array lie in the patient.
+
+    Attributes
+    ----------
+    shape : number of voxels along each array axis `(z, y, x)`.
+    spacing_mm : distance between voxel centres along each array axis `(z, y, x)`, in mm.
+    origin_lps_mm : position `(L, P, S)` of the centre of voxel `[0, 0, 0]`, in mm.
+    direction_lps : 3 x 3, row-major; column `i` is the unit vector `(L, P, S)` along array axis `i`.
+
+    Raises
+    ------
+    ValueError : if a size or spacing is not positive, or the directions are not orthonormal.
+    """
+
+    shape: Shape
+    spacing_mm: Triple
+    origin_lps_mm: Triple = (0.0, 0.0, 0.0)
+    direction_lps: tuple[Triple, Triple, Triple] = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1:
+            raise ValueError(f"shape is {self.shape}, expected at least one voxel along each axis")
+        if not (np.isfinite(self.spacing_mm).all() and min(self.spacing_mm) > 0):
+            raise ValueError(f"spacing is {self.spacing_mm} mm, expected three positive numbers")
+        if not np.isfinite(self.origin_lps_mm).all():
+            raise ValueError(f"origin is {self.origin_lps_mm} mm, expected three finite numbers")
+        direction = np.asarray(self.direction_lps)
+        if not np.allclose(direction @ direction.T, np.eye(3), rtol=0, atol=ORTHONORMAL_TOLERANCE):
+            raise ValueError(f"direction {direction.round(4).tolist()} is not orthonormal")
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of one voxel in ml (1 ml = 1000 mm³)."""
+        return float(np.prod(self.spacing_mm)) / 1000.0
+
+    @property
+    def orientation(self) -> Orientation:
+        """The array axes nearest to S, P and L, all different: exact for axial scans, nearest for oblique ones."""
+        cosines = np.asarray(self.direction_lps)[::-1]  # rows S, P, L; columns array axes
+        a, b, c = max(permutations(range(3)), key=lambda axes: abs(cosines[(0, 1, 2), axes]).sum())
+        return Orientation((a, b, c), (bool(cosines[0, a] < 0), bool(cosines[1, b] < 0), bool(cosines[2, c] < 0)))
+
+    @property
+    def canonical_spacing_mm(self) -> Triple:
+        """Spacing along canonical axes S, P, L."""
+        a, b, c = self.orientation.axes
+        return self.spacing_mm[a], self.spacing_mm[b], self.spacing_mm[c]
+
+    def to_lps_mm(self, index_zyx: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """World position `(..., 3)` in `(L, P, S)` mm of the array index `(..., 3)` in `(z, y, x)`."""
+        scaled = np.asarray(index_zyx, dtype=np.float64) * np.asarray(self.spacing_mm)
+        return scaled @ np.asarray(self.direction_lps).T + np.asarray(self.origin_lps_mm)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan: float32 voxels `(z, y, x)`, their geometry and their unit.
+
+    `notes` says in plain sentences what was decided while reading (which series was taken, where the
+    SUV factor came from), for the user and for the record of the run.
+    """
+
+    array: FloatArray
+    geometry: Geometry
+    unit: Unit = Unit.UNKNOWN
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.array.dtype != np.float32:
+            raise ValueError(f"array is {self.array.dtype}, expected float32")
+        if self.array.shape != self.geometry.shape:
+            raise ValueError(f"array is {self.array.shape}, its geometry says {self.geometry.shape}")

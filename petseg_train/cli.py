@@ -1,0 +1,151 @@
+"""petseg-train: `fit` trains a model, `evaluate` scores one, `cross-validate` leaves one centre out at a time."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from petseg_runtime.errors import PetsegError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from petseg_train.cohort import Case
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Cohort = Annotated[Path, typer.Argument(help="CSV with the columns case, centre, image, mask")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="run folder; an interrupted run in it goes on")]
+Config = Annotated[str, typer.Option(help="paper, cpu, or a JSON file of changed fields")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default all")]
+
+
+class Network(StrEnum):
+    """The proposed network and the baseline."""
+
+    residual_scse_unet = "residual_scse_unet"
+    standard_unet = "standard_unet"
+
+
+@app.command()
+def fit(
+    cohort: Cohort,
+    output: Output,
+    config: Config = "paper",
+    network: Annotated[Network, typer.Option(help="network to train")] = Network.residual_scse_unet,
+    leave_out: Annotated[str | None, typer.Option(help="centre to keep out of the training")] = None,
+    devices: Annotated[int, typer.Option(help="processes of data-parallel training")] = 1,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
+    threads: Threads = None,
+) -> None:
+    """Train a network on a cohort; the same command goes on with an interrupted run."""
+    from petseg_train.cohort import read_cohort
+    from petseg_train.config import load_config
+    from petseg_train.training import fit as train
+
+    _set_threads(threads)
+    cases = _select(read_cohort(cohort), leave_out, keep=False)
+    checkpoint = train(cases, load_config(config, network=network.value), output, devices, accelerator)
+    print(f"wrote {checkpoint}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="last.ckpt of petseg-train fit")],
+    cohort: Cohort,
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write, a row a case and method")],
+    centre: Annotated[str | None, typer.Option(help="evaluate on this centre only")] = None,
+    window_invariance: Annotated[bool, typer.Option(help="also shift the windows and compare the masks")] = True,
+    threads: Threads = None,
+) -> None:
+    """Score a checkpoint on a cohort, with T40 and the ellipsoid beside it."""
+    from petseg_train.cohort import read_cohort
+    from petseg_train.evaluation import evaluate as score
+    from petseg_train.evaluation import summarise
+    from petseg_train.inference import torch_segmenter
+    from petseg_train.training import load_module
+
+    _set_threads(threads)
+    cases = _select(read_cohort(cohort), centre, keep=True)
+    module = load_module(checkpoint)
+    seed = module.config.seed if window_invariance else None
+    results = score(torch_segmenter(module), cases, module.config.network, seed)
+    results.to_csv(output, index=False)
+    _print_summary(summarise(results))
+    if window_invariance:
+        print(f"window invariance: mean {results['window_invariance'].mean():.3f}, "
+              f"lowest case {results['window_invariance'].min():.3f}")
+    print(f"wrote {output}")
+
+
+@app.command("cross-validate")
+def cross_validate(
+    cohort: Cohort,
+    output: Output,
+    config: Config = "paper",
+    networks: Annotated[list[Network], typer.Option("--network", help="repeatable")] = list(Network),  # noqa: B008
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
+    threads: Threads = None,
+) -> None:
+    """Leave each centre out in turn, train on the others, and test on it."""
+    from petseg_train.cohort import read_cohort
+    from petseg_train.config import load_config
+    from petseg_train.cross_validation import cross_validate as run
+
+    _set_threads(threads)
+    _print_summary(
+        run(read_cohort(cohort), load_config(config), [network.value for network in networks], output, accelerator)
+    )
+    print(f"wrote {output / 'results.csv'} and {output / 'summary.csv'}")
+
+
+def run_app(application: typer.Typer, program: str) -> None:
+    """Run a command-line application; a PetsegError becomes one line and its exit code."""
+    try:
+        application()
+    except PetsegError as error:
+        messages = Console(stderr=True, soft_wrap=True, highlight=False)
+        messages.print(f"{program}: {' '.join(str(error).split())}", style="red", markup=False)
+        sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """Run petseg-train; ends with its exit code."""
+    run_app(app, "petseg-train")
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _select(cases: list[Case], centre: str | None, keep: bool) -> list[Case]:
+    """Cases of one centre (`keep`), or of all others; all where `centre` is None."""
+    if centre is None:
+        return cases
+    centres = sorted({case.centre for case in cases})
+    if centre not in centres:
+        raise UsageError(f"Centre {centre!r} is not in the cohort; there are {', '.join(centres)}.")
+    return [case for case in cases if (case.centre == centre) is keep]
+
+
+def _print_summary(summary: pd.DataFrame) -> None:
+    table = Table()
+    for heading in ("model", "centre", "cases", "DSC", "precision", "recall"):
+        table.add_column(heading, justify="left" if heading in ("model", "centre") else "right")
+    for row in summary.to_dict("records"):
+        scores = [f"{row[f'{metric}_mean']:.2f} ± {row[f'{metric}_std']:.2f}" for metric in ("dsc", "precision", "recall")]
+        table.add_row(row["model"], row["centre"], str(row["cases"]), *scores)
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Random patches for training, cut the way the runtime cuts its windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from petseg_runtime.volume import FloatArray
+from petseg_train.augmentation import (
+    Augmentation,
+    Shape,
+    augment_intensity,
+    draw_spatial_transform,
+    extract_patch,
+    tile_by_reflection,
+)
+from petseg_train.cohort import TrainingCase
+
+# A scanner's blur carries uptake about 6 mm beyond the tumour.
+_BLUR_VOXELS = 2
+
+
+class PatchSampler(Sampler[tuple[int, int]]):
+    """Keys `(epoch, index)` in a random order, each process of a distributed run its share.
+
+    All randomness of a patch follows from `(seed, epoch, index)`. So a run that was killed and resumed sees what
+    an uninterrupted one sees, whatever the number of workers.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.length, self.seed, self.rank, self.world_size = length, seed, rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length // self.world_size  # the same for each process: gradients are exchanged every step
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        mine = order[self.rank :: self.world_size][: len(self)]
+        return iter([(self.epoch, int(index)) for index in mine])
+
+
+class PatchDataset(Dataset[dict[str, Tensor]]):
+    """One augmented patch of one case for each key `(epoch, index)`; `patches_per_case` of them an epoch.
+
+    With probability `tumour_share` the patch holds a tumour voxel, at a random place in it; otherwise it lies
+    anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
+
+    Images that were cropped around the tumour never fill a window, as a patient's scan does, and a network that
+    sees only them takes the warmest tissue of any window for tumour. For them, with probability `tissue_share`,
+    the patch shows tumour-free tissue of the same patient where it leaves the image, in place of air.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[TrainingCase],
+        patch_size: Shape,
+        spacing_mm: tuple[float, float, float],
+        augmentation: Augmentation,
+        seed: int,
+        patches_per_case: int = 1,
+        tumour_share: float = 0.67,
+        tissue_share: float = 0.0,
+    ) -> None:
+        self.images = [torch.from_numpy(case.image) for case in cases]
+        self.masks = [torch.from_numpy(case.mask).float() for case in cases]
+        self.airs = [case.air for case in cases]
+        self.tumour_voxels = [np.argwhere(case.mask) for case in cases]
+        self.patch_size, self.spacing_mm, self.augmentation = patch_size, spacing_mm, augmentation
+        self.seed, self.patches_per_case = seed, patches_per_case
+        self.tumour_share, self.tissue_share = tumour_share, tissue_share
+        self.tissues = [torch.from_numpy(tumour_free_tissue(case)) for case in cases]
+
+    def __len__(self) -> int:
+        return len(self.images) * self.patches_per_case
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        """`image` and `mask`, float32 `(1, z, y, x)`."""
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        case = index % len(self.images)
+        patch_mm = tuple(side * step for side, step in zip(self.patch_size, self.spacing_mm))
+        transform = draw_spatial_transform(self.augmentation, (patch_mm[0], patch_mm[1], patch_mm[2]), rng)
+        start = self._draw_start(case, rng)
+        surroundings: Tensor | float = self.airs[case]
+        if rng.random() < self.tissue_share:
+            surroundings = tile_by_reflection(self.tissues[case], self.patch_size, rng)
+        image, mask = extract_patch(
+            self.images[case], self.masks[case], start, self.patch_size, self.spacing_mm, transform, surroundings
+        )
+        return {"image": augment_intensity(image, self.augmentation, rng)[None], "mask": mask[None]}
+
+    def _draw_start(self, case: int, rng: np.random.Generator) -> Shape:
+        patch = np.array(self.patch_size)
+        room = np.array(self.images[case].shape) - patch
+        # Up to a quarter of a window outside the scan, as far as a shifted grid of windows reaches.
+        lowest, highest = np.minimum(room, 0) - patch // 4, np.maximum(room, 0) + patch // 4
+        voxels = self.tumour_voxels[case]
+        if len(voxels) and rng.random() < self.tumour_share:
+            start = np.clip(voxels[rng.integers(len(voxels))] - rng.integers(0, patch), lowest, highest)
+        else:
+            start = rng.integers(lowest, highest + 1)
+        return int(start[0]), int(start[1]), int(start[2])
+
+
+def tumour_free_tissue(case: TrainingCase) -> FloatArray:
+    """The largest slab of the image `(z, y, x)` beyond one side of the tumour's box, free of its blur; the whole
+    image where there is no tumour, and one voxel of air where it leaves no room.
+    """
+    if not case.mask.any():
+        return case.image
+    slabs = [np.full((1, 1, 1), case.air, dtype=np.float32)]
+    for axis in range(3):
+        filled = np.flatnonzero(case.mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        before, after = max(0, filled[0] - _BLUR_VOXELS), filled[-1] + 1 + _BLUR_VOXELS
+        slabs.append(np.take(case.image, np.arange(0, before), axis))
+        slabs.append(np.take(case.image, np.arange(after, case.image.shape[axis]), axis))
+    return max(slabs, key=lambda slab: slab.size)

@@ -1,0 +1,70 @@
+"""Scores of a model on cases, with T40 and the ellipsoid beside it, as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.progress import track
+
+from petseg_runtime.segmenter import Segmenter
+from petseg_runtime.volume import MaskArray, Volume
+from petseg_train.cohort import Case
+from petseg_train.comparators import ellipsoid, t40
+from petseg_train.metrics import dice, precision, recall
+from petseg_train.window_invariance import window_invariance
+
+METRICS = ("dsc", "precision", "recall")
+
+
+def evaluate(segmenter: Segmenter, cases: Sequence[Case], model: str, invariance_seed: int | None = None) -> pd.DataFrame:
+    """One row a case and method: the model, T40 and the ellipsoid, scored on the scan's own grid.
+
+    Columns: case, centre, model, dsc, precision, recall, truth_ml, predicted_ml, volume_error (predicted / true
+    volume - 1), and window_invariance (mean) and window_invariance_lowest where `invariance_seed` is given.
+    """
+    rows = []
+    for case in track(list(cases), description="Evaluating", transient=True):
+        volume, truth = case.read()
+        row = _row(case, model, volume, segmenter.segment(volume).mask, truth)
+        if invariance_seed is not None:
+            scored = window_invariance(segmenter, volume, np.random.default_rng(invariance_seed))
+            row |= {"window_invariance": scored.mean, "window_invariance_lowest": scored.lowest}
+        rows.append(row)
+        rows += [_row(case, method.__name__, volume, method(volume), truth) for method in (t40, ellipsoid)]
+    return pd.DataFrame(rows)
+
+
+def summarise(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation of each metric: per model and centre, and over the centres ("average").
+
+    As in the paper's Table 2: the average is the mean over the centres' means, its deviation that of those means.
+    Standard deviations are those of a sample (n - 1).
+    """
+    per_centre = results.groupby(["model", "centre"], sort=False)[list(METRICS)].agg(["mean", "std"])
+    per_centre.columns = ["_".join(column) for column in per_centre.columns]
+    per_centre.insert(0, "cases", results.groupby(["model", "centre"], sort=False).size())
+    means = per_centre[[f"{metric}_mean" for metric in METRICS]].groupby("model", sort=False)
+    average = means.mean().join(means.std().rename(columns=lambda name: name.replace("_mean", "_std")))
+    average["cases"] = results.groupby("model", sort=False).size()
+    average.index = pd.MultiIndex.from_product([average.index, ["average"]], names=["model", "centre"])
+    return pd.concat([per_centre, average[per_centre.columns]]).reset_index()
+
+
+def _row(case: Case, model: str, volume: Volume, mask: MaskArray, truth: MaskArray) -> dict[str, Any]:
+    predicted, true = mask > 0, truth > 0
+    voxel_ml = volume.geometry.voxel_volume_ml
+    truth_ml, predicted_ml = float(true.sum()) * voxel_ml, float(predicted.sum()) * voxel_ml
+    return {
+        "case": case.name,
+        "centre": case.centre,
+        "model": model,
+        "dsc": dice(predicted, true),
+        "precision": precision(predicted, true),
+        "recall": recall(predicted, true),
+        "truth_ml": truth_ml,
+        "predicted_ml": predicted_ml,
+        "volume_error": predicted_ml / truth_ml - 1 if truth_ml else float("nan"),
+    }

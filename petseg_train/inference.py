@@ -1,0 +1,50 @@
+"""A trained network behind the runtime's Segmenter: evaluation runs the code that hospitals run."""
+
+from __future__ import annotations
+
+import torch
+
+from petseg_runtime.manifest import Channel, ModelManifest
+from petseg_runtime.segmenter import Segmenter
+from petseg_runtime.volume import FloatArray
+from petseg_train.config import TrainingConfig
+from petseg_train.training import SegmentationModule
+
+
+class TorchBackend:
+    """A PyTorch network as a runtime backend, in float32."""
+
+    def __init__(self, module: SegmentationModule) -> None:
+        self._module = module.eval()
+
+    @property
+    def name(self) -> str:
+        return f"PyTorch {torch.__version__}, {self._module.device}, f32"
+
+    @torch.inference_mode()
+    def predict(self, windows: FloatArray) -> FloatArray:
+        tensor = torch.from_numpy(windows).to(self._module.device, memory_format=torch.channels_last_3d)
+        probabilities: FloatArray = torch.sigmoid(self._module.network(tensor)).cpu().numpy()
+        return probabilities
+
+
+def torch_segmenter(module: SegmentationModule) -> Segmenter:
+    """The runtime's Segmenter around a network in PyTorch."""
+    return Segmenter.from_backend(make_manifest(module.config, "in-training", "0"), TorchBackend(module))
+
+
+def make_manifest(
+    config: TrainingConfig, name: str, version: str, training: dict[str, object] | None = None
+) -> ModelManifest:
+    """The manifest of a network trained with `config`; `training` is its provenance."""
+    return ModelManifest(
+        name=name,
+        version=version,
+        channels=(Channel(modality="PT", unit="any"),),
+        preprocessing=config.preprocessing,
+        patch_size=config.patch_size,
+        overlap=config.overlap,
+        threshold=config.threshold,
+        labels={"background": 0, "tumour": 1},
+        training=training or {},
+    )

@@ -1,0 +1,47 @@
+"""Metrics of a mask against the truth. Pure functions of boolean arrays `(z, y, x)`; the counts are MONAI's.
+
+Empty masks: DSC, precision and recall are 1 where prediction and truth are both empty, and 0 where just one is. So a
+right "no tumour" scores as right, and no case drops out of a mean. (MONAI's own ratios give NaN there.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.metrics import get_confusion_matrix
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def dice(predicted: BoolArray, truth: BoolArray) -> float:
+    """Dice similarity coefficient, 2 TP / (2 TP + FP + FN)."""
+    tp, fp, fn = _counts(predicted, truth)
+    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 1.0
+
+
+def precision(predicted: BoolArray, truth: BoolArray) -> float:
+    """Share of the predicted voxels that are tumour, TP / (TP + FP)."""
+    tp, fp, fn = _counts(predicted, truth)
+    return tp / (tp + fp) if tp + fp else float(fn == 0)
+
+
+def recall(predicted: BoolArray, truth: BoolArray) -> float:
+    """Share of the tumour's voxels that were predicted, TP / (TP + FN)."""
+    tp, fp, fn = _counts(predicted, truth)
+    return tp / (tp + fn) if tp + fn else float(fp == 0)
+
+
+def _counts(predicted: BoolArray, truth: BoolArray) -> tuple[int, int, int]:
+    """Voxels that are true positive, false positive, false negative.
+
+    Raises
+    ------
+    ValueError : if the masks differ in shape.
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(f"masks are {predicted.shape} and {truth.shape}, expected one grid")
+    # float64 counts every voxel exactly; float32 stops at 16.7 million.
+    tensors = [torch.from_numpy(np.ascontiguousarray(mask)).double()[None, None] for mask in (predicted, truth)]
+    tp, fp, _, fn = (int(count) for count in get_confusion_matrix(*tensors)[0, 0])
+    return tp, fp, fn

@@ -1,0 +1,185 @@
+"""Training with Lightning: the module, the run folder, and exact resume.
+
+A run folder holds `config.json`, `splits.json`, `last.ckpt` (after each epoch), `lightning_logs` for TensorBoard and
+`done.json`. Calling `fit` on it again goes on where it stopped: all randomness follows from the seed, the epoch and
+the index of a patch, so the weights are those of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from petseg_runtime.errors import ModelError, UsageError
+from petseg_runtime.sliding_window import sliding_window_probabilities
+from petseg_train.cohort import Case, TrainingCase, load_training_cases
+from petseg_train.config import TrainingConfig
+from petseg_train.dataset import PatchDataset, PatchSampler
+from petseg_train.losses import soft_dice_loss
+from petseg_train.metrics import dice
+from petseg_train.networks import NETWORKS
+
+
+class SegmentationModule(L.LightningModule):
+    """A network with the paper's loss and optimiser; its settings travel in the checkpoint."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.config = TrainingConfig.from_dict(config)
+        self.network = build_network(self.config)
+        self.loss = soft_dice_loss()
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        logits = self.network(batch["image"].to(memory_format=torch.channels_last_3d))
+        loss = self.loss(logits.float(), batch["mask"])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Tensor, index: int) -> None:
+        case = self.trainer.datamodule.tuning[index]  # type: ignore[attr-defined]
+        probabilities = sliding_window_probabilities(
+            case.image, self.config.patch_size, self.config.overlap, case.air, self._predict
+        )
+        dsc = dice(probabilities >= self.config.threshold, case.mask > 0)
+        self.log("tune/dsc", dsc, prog_bar=True, batch_size=1, sync_dist=True)
+
+    def _predict(self, windows: np.ndarray) -> np.ndarray:
+        tensor = torch.from_numpy(windows).to(self.device, memory_format=torch.channels_last_3d)
+        return torch.sigmoid(self.network(tensor).float()).cpu().numpy()
+
+    def configure_optimizers(self) -> Any:
+        highest, lowest = self.config.learning_rate
+        optimiser = torch.optim.Adam(self.parameters(), lr=highest, betas=self.config.adam_betas)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
+            optimiser, T_0=self.config.restart_epochs, eta_min=lowest
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+class PatchDataModule(L.LightningDataModule):
+    """Loaders of the training patches, and of the whole tuning cases."""
+
+    def __init__(self, training: Sequence[TrainingCase], tuning: Sequence[TrainingCase], config: TrainingConfig) -> None:
+        super().__init__()
+        self.tuning, self.config = list(tuning), config
+        self.patches = PatchDataset(
+            training,
+            config.patch_size,
+            config.preprocessing.spacing_mm,
+            config.augmentation,
+            config.seed,
+            config.patches_per_case,
+            config.tumour_share,
+            config.tissue_share,
+        )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        sampler = PatchSampler(len(self.patches), self.config.seed, rank, world_size)
+        return DataLoader(self.patches, batch_size=self.config.batch_size, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[int]:
+        return DataLoader(range(len(self.tuning)), batch_size=None)  # the cases differ in size, so their indices travel
+
+
+def build_network(config: TrainingConfig) -> nn.Module:
+    """The network of the config, with weights that follow from its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = NETWORKS[config.network](**config.network_settings)
+    return network.to(memory_format=torch.channels_last_3d)
+
+
+def split_tuning(cases: Sequence[Case], config: TrainingConfig) -> tuple[list[Case], list[Case]]:
+    """Training and tuning cases; the tuning cases are drawn with the config's seed."""
+    count = round(len(cases) * config.tuning_share)
+    drawn = set(np.random.default_rng(config.seed).permutation(len(cases))[:count].tolist())
+    training = [case for index, case in enumerate(cases) if index not in drawn]
+    return training, [case for index, case in enumerate(cases) if index in drawn]
+
+
+def fit(cases: Sequence[Case], config: TrainingConfig, run_dir: Path, devices: int = 1, accelerator: str = "auto") -> Path:
+    """Train on `cases`, resuming what `run_dir` holds; returns the final checkpoint.
+
+    Parameters
+    ----------
+    cases : all cases that may be trained on; `config.tuning_share` of them only watch.
+    devices : processes of data-parallel training (DDP); gloo on CPUs, NCCL on GPUs.
+
+    Raises
+    ------
+    UsageError : if `run_dir` holds a run with other settings or other cases, or there are too few cases.
+    """
+    training, tuning = split_tuning(cases, config)
+    splits = {"training": [case.name for case in training], "tuning": [case.name for case in tuning]}
+    if len(training) < config.batch_size * devices:
+        raise UsageError(f"{len(training)} training cases do not fill a batch of {config.batch_size} on {devices} devices.")
+    _claim_run_dir(run_dir, {"config": config.to_dict(), "splits": splits})
+    checkpoint = run_dir / "last.ckpt"
+    if (run_dir / "done.json").exists():
+        return checkpoint
+
+    data = PatchDataModule(
+        load_training_cases(training, config.preprocessing), load_training_cases(tuning, config.preprocessing), config
+    )
+    trainer = L.Trainer(
+        default_root_dir=run_dir,
+        accelerator=accelerator,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_epochs=config.epochs,
+        precision=config.precision,  # type: ignore[arg-type]
+        check_val_every_n_epoch=config.tuning_every_epochs,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # PatchSampler shares the patches out itself
+        logger=TensorBoardLogger(run_dir, name="", version="lightning_logs"),
+        callbacks=[
+            ModelCheckpoint(run_dir, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True),
+            RichProgressBar(),
+        ],
+        log_every_n_steps=1,
+        enable_model_summary=False,
+    )
+    trainer.fit(
+        SegmentationModule(config.to_dict()), data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
+    )
+    if trainer.is_global_zero:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        (run_dir / "done.json").write_text(json.dumps({"epochs": config.epochs, "metrics": metrics}, indent=1))
+    return checkpoint
+
+
+def load_module(checkpoint: Path) -> SegmentationModule:
+    """The trained module of a checkpoint, in evaluation mode.
+
+    Raises
+    ------
+    ModelError : if the file is absent or is not a PETSeg checkpoint.
+    """
+    try:
+        module = SegmentationModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds on a foreign file
+        raise ModelError(f"{checkpoint.name} is not a checkpoint of petseg-train fit: {error}") from error
+    return module.eval()
+
+
+def _claim_run_dir(run_dir: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new run, or check that an old run had the same."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = run_dir / "run.json"
+    text = json.dumps(settings, indent=1)
+    if not file.exists():
+        file.write_text(text)
+    elif file.read_text() != text:
+        raise UsageError(f"{run_dir.name} holds a run with other settings or cases. Choose another folder with --output.")

@@ -1,0 +1,674 @@
+"""DICOM series: geometry, values, which series is taken, and every guard tripped once."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
+from runtime.dicom_factory import (
+    FACTOR,
+    compress_jpeg2000,
+    ct_series,
+    default_voxels,
+    edited,
+    injection,
+    pet_series,
+    write,
+)
+
+from petseg_runtime.errors import InputError
+from petseg_runtime.io.dicom import choose_pet_series, group_by_study, read_headers, read_pet_series
+from petseg_runtime.volume import Unit
+
+DATA = Path(__file__).parents[2].parent / "shared/data"
+
+# Row and column cosines: turned by 30 and 20 degrees, feet first, sagittal, and flipped rows.
+C30, S30, C20, S20 = np.cos(np.pi / 6), 0.5, np.cos(np.pi / 9), np.sin(np.pi / 9)
+ORIENTATIONS = {
+    "axial": ((1, 0, 0), (0, 1, 0)),
+    "flipped row": ((-1, 0, 0), (0, 1, 0)),
+    "flipped column": ((1, 0, 0), (0, -1, 0)),
+    "sagittal": ((0, 1, 0), (0, 0, -1)),
+    "oblique": ((C30, S30, 0), (-S30 * C20, C30 * C20, S20)),
+}
+
+
+def put(**values: object) -> Callable[[Dataset], None]:
+    def edit(dataset: Dataset) -> None:
+        for name, value in values.items():
+            setattr(dataset, name, value)
+
+    return edit
+
+
+def drop(name: str) -> Callable[[Dataset], None]:
+    return lambda dataset: delattr(dataset, name)
+
+
+def float_pixels(dataset: Dataset) -> None:
+    del dataset.PixelData
+    dataset.FloatPixelData = np.ones(6, np.float32).tobytes()
+
+
+def on_first(edit: Callable[[Dataset], None]) -> Callable[[list[Dataset]], list[Dataset]]:
+    return lambda series: [*edited(series[:1], edit), *series[1:]]
+
+
+def on_all(edit: Callable[[Dataset], None]) -> Callable[[list[Dataset]], list[Dataset]]:
+    return lambda series: edited(series, edit)
+
+
+def needs(folder: str) -> Path:
+    if not (DATA / folder).is_dir():
+        pytest.skip(f"{DATA / folder} is absent: the real data is not part of the project")
+    return DATA / folder
+
+
+def refusal_of(datasets: list[Dataset], folder: Path) -> str:
+    with pytest.raises(InputError) as refused:
+        read_pet_series(write(datasets, folder))
+    message = str(refused.value)
+    assert "\n" not in message
+    for secret in ("Doe", "SECRET", "1.2.3", "2024"):
+        assert secret not in message
+    return message
+
+
+# --- values and geometry -----------------------------------------------------------------------------
+
+
+def test_voxels_are_stored_times_slope_times_factor(tmp_path: Path) -> None:
+    stored = [[[1, 2], [3, 4]], [[10, 20], [30, 40]]]
+    volume = read_pet_series(write(pet_series(stored, slopes=[1000.0, 500.0]), tmp_path))
+    # Bq/ml: 1000 times the first slice, 500 times the second; then times 4e-4 g/Bq.
+    expected = [[[0.4, 0.8], [1.2, 1.6]], [[2.0, 4.0], [6.0, 8.0]]]
+    np.testing.assert_allclose(volume.array, expected, rtol=1e-6)
+    assert volume.array.dtype == np.float32
+    assert volume.unit is Unit.SUVBW
+
+
+def test_the_intercept_is_added_before_the_factor(tmp_path: Path) -> None:
+    series = edited(
+        pet_series(np.full((2, 2, 2), 7), slopes=[10.0, 10.0]), lambda d: setattr(d, "RescaleIntercept", 30)
+    )
+    volume = read_pet_series(write(series, tmp_path))
+    np.testing.assert_allclose(volume.array, 100 * FACTOR, rtol=1e-6)
+
+
+def test_an_axial_series_in_feet_to_head_order(tmp_path: Path) -> None:
+    geometry = read_pet_series(write(pet_series(), tmp_path)).geometry
+    assert geometry.shape == (4, 2, 3)
+    assert geometry.spacing_mm == pytest.approx((3.0, 2.0, 4.0))
+    assert geometry.origin_lps_mm == pytest.approx((-10.0, 20.0, -300.0))
+    np.testing.assert_allclose(geometry.direction_lps, [[0, 0, 1], [0, 1, 0], [1, 0, 0]], atol=1e-12)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS.values(), ids=ORIENTATIONS.keys())
+def test_simpleitk_reads_the_same(orientation: tuple[tuple[float, ...], ...], tmp_path: Path) -> None:
+    slopes = [1.5, 0.25, 3.0, 2.0]
+    volume = read_pet_series(write(pet_series(orientation=orientation, slopes=slopes), tmp_path))
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path)))
+    reader.SetOutputPixelType(sitk.sitkFloat64)
+    image = reader.Execute()
+    np.testing.assert_allclose(volume.array, sitk.GetArrayFromImage(image) * FACTOR, rtol=1e-6)
+    np.testing.assert_allclose(volume.geometry.spacing_mm, image.GetSpacing()[::-1], atol=1e-6)
+    np.testing.assert_allclose(volume.geometry.origin_lps_mm, image.GetOrigin(), atol=1e-6)
+    direction = np.reshape(image.GetDirection(), (3, 3))[:, ::-1]
+    np.testing.assert_allclose(volume.geometry.direction_lps, direction, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    angles=st.tuples(*[st.floats(-np.pi, np.pi)] * 3),
+    spacing_mm=st.tuples(*[st.floats(0.5, 8.0)] * 3),
+    origin_mm=st.tuples(*[st.floats(-900, 900)] * 3),
+)
+def test_voxels_lie_where_the_standard_says(
+    angles: tuple[float, ...], spacing_mm: tuple[float, ...], origin_mm: tuple[float, ...]
+) -> None:
+    """PS3.3 equation C.7.6.2.1-1, from the attributes of the slice that holds the voxel."""
+    a, b, c = angles
+    turn_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    turn_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    turn_x = np.array([[1, 0, 0], [0, np.cos(c), -np.sin(c)], [0, np.sin(c), np.cos(c)]])
+    row, column, _ = (turn_z @ turn_y @ turn_x).T
+    slices = pet_series(orientation=(row, column), spacing_mm=spacing_mm, origin_lps_mm=origin_mm)
+    with tempfile.TemporaryDirectory() as folder:
+        volume = read_pet_series(write(slices, Path(folder)))
+    for dataset in slices:
+        position, cosines = (
+            np.array(dataset.ImagePositionPatient, float),
+            np.array(dataset.ImageOrientationPatient, float),
+        )
+        between_rows, between_columns = dataset.PixelSpacing
+        for j, i in np.ndindex(2, 3):
+            expected = position + cosines[:3] * between_columns * i + cosines[3:] * between_rows * j
+            value = dataset.pixel_array[j, i] * FACTOR
+            (index,) = np.argwhere(np.isclose(volume.array, value, rtol=1e-5))  # every value is there once
+            np.testing.assert_allclose(volume.geometry.to_lps_mm(index), expected, atol=1e-3)
+    assert np.linalg.det(np.array(volume.geometry.direction_lps)[:, ::-1]) == pytest.approx(1.0)
+
+
+def test_slice_thickness_is_not_the_spacing(tmp_path: Path) -> None:
+    series = edited(pet_series(), put(SliceThickness=7.0))
+    assert read_pet_series(write(series, tmp_path)).geometry.spacing_mm[0] == pytest.approx(3.0)
+
+
+def test_rounded_cosines_and_positions_are_straightened(tmp_path: Path) -> None:
+    series = pet_series(orientation=ORIENTATIONS["oblique"])
+    for dataset in series:
+        dataset.ImageOrientationPatient = [round(float(v), 4) for v in dataset.ImageOrientationPatient]
+        dataset.ImagePositionPatient = [round(float(v), 1) for v in dataset.ImagePositionPatient]
+    direction = np.array(read_pet_series(write(series, tmp_path)).geometry.direction_lps)
+    np.testing.assert_allclose(direction @ direction.T, np.eye(3), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless],
+    ids=lambda uid: uid.name,
+)
+def test_every_encoding_gives_the_same_values(syntax: str, tmp_path: Path) -> None:
+    series = pet_series(slopes=[1.0, 0.5, 2.0, 1.0])
+    expected = read_pet_series(write(series, tmp_path / "plain"))
+    for dataset in series:
+        if syntax == RLELossless:
+            dataset.compress(RLELossless)
+        elif syntax == ExplicitVRBigEndian:
+            dataset.PixelData = dataset.pixel_array.astype(">i2").tobytes()
+            dataset["PixelData"].VR = "OW"
+        dataset.file_meta.TransferSyntaxUID = syntax
+    actual = read_pet_series(write(series, tmp_path / "encoded"))
+    np.testing.assert_array_equal(actual.array, expected.array)
+    assert actual.geometry == expected.geometry
+
+
+def test_jpeg_2000_is_decoded_and_rescaled_by_gdcm(tmp_path: Path) -> None:
+    stored = np.random.default_rng(1).integers(0, 30_000, (3, 40, 32)).astype(np.int16)
+    series = pet_series(stored, slopes=[1.0, 0.125, 2.5])
+    expected = read_pet_series(write(series, tmp_path / "plain"))
+    for dataset in series:
+        compress_jpeg2000(dataset, tmp_path / "compressor")
+    actual = read_pet_series(write(series, tmp_path / "encoded"))
+    np.testing.assert_allclose(actual.array, expected.array, rtol=1e-6)
+
+
+def test_unused_high_bits_are_cleared_and_the_sign_kept(tmp_path: Path) -> None:
+    """12 bits stored in 16: -2 is 0xFFE, and the four bits above hold an overlay."""
+    series = pet_series(np.array([[[0x7FE, 5]], [[0x0FFE, 1]]], np.int16))
+    for dataset in series:
+        dataset.BitsStored, dataset.HighBit = 12, 11
+        dataset.PixelData = (np.frombuffer(dataset.PixelData, np.uint16) | 0xA000).tobytes()
+    volume = read_pet_series(write(series, tmp_path))
+    np.testing.assert_allclose(volume.array / FACTOR, [[[0x7FE, 5]], [[-2, 1]]], rtol=1e-6)
+
+
+def test_a_blank_slice_may_have_slope_zero(tmp_path: Path) -> None:
+    stored = default_voxels()
+    stored[1] = 0
+    volume = read_pet_series(write(pet_series(stored, slopes=[1.0, 0.0, 1.0, 1.0]), tmp_path))
+    assert not volume.array[1].any()
+
+
+def test_suv_in_the_file_is_left_as_it_is(tmp_path: Path) -> None:
+    series = edited(
+        pet_series(np.full((2, 2, 2), 5)), lambda d: d.update({"Units": None}) or setattr(d, "Units", "GML")
+    )
+    volume = read_pet_series(write(series, tmp_path))
+    np.testing.assert_array_equal(volume.array, 5)
+    assert "SUVbw already" in volume.notes[1]
+
+
+# --- which series ------------------------------------------------------------------------------------
+
+
+def test_the_corrected_series_is_taken_and_the_rest_is_named(tmp_path: Path) -> None:
+    uncorrected = edited(pet_series(number=7, stored=np.full((4, 2, 3), 9)), put(CorrectedImage=["NORM", "DECY"]))
+    write(pet_series(), tmp_path, "A")
+    write(uncorrected, tmp_path, "B")
+    write(ct_series(3), tmp_path, "C")
+    volume = read_pet_series(list(tmp_path.iterdir()))
+    assert volume.array.max() == pytest.approx(123 * FACTOR)
+    assert volume.notes[0] == (
+        "Took PET series 1 (4 slices, attenuation corrected, BQML) out of 3 series; left out: "
+        "PET series 7 (4 slices, not attenuation corrected), CT series 2 (3 slices)."
+    )
+
+
+def test_series_are_told_apart_without_series_instance_uid(tmp_path: Path) -> None:
+    everything = pet_series() + edited(pet_series(number=7), put(CorrectedImage=["NORM", "DECY"])) + ct_series(3)
+    for dataset in everything:
+        del dataset.SeriesInstanceUID
+    volume = read_pet_series(write(everything, tmp_path))
+    assert volume.geometry.shape == (4, 2, 3)
+
+
+def test_a_lonely_series_is_said_to_be_the_only_one(tmp_path: Path) -> None:
+    volume = read_pet_series(write(pet_series(), tmp_path))
+    assert volume.notes[0] == "Took PET series 1 (4 slices, attenuation corrected, BQML), the only series."
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (put(Units="PROPCNTS"), "attenuation corrected, PROPCNTS"),
+        (put(SeriesType=["GATED", "IMAGE"]), "attenuation corrected, BQML, dynamic or gated"),
+        (put(SeriesType=["WHOLE BODY", "REPROJECTION"]), "a projection or screen capture"),
+        (put(ImageType=["DERIVED", "SECONDARY", "MIP"]), "a projection or screen capture"),
+        (put(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "not PET Image Storage"),
+        (put(SOPClassUID="1.2.840.10008.5.1.4.1.1.130"), "Enhanced PET"),
+        (put(NumberOfFrames=3), "several frames in one file"),
+        (put(AttenuationCorrectionMethod="none"), "not attenuation corrected"),
+    ],
+)
+def test_a_second_series_that_is_no_rival_is_left_out(
+    spoil: Callable[[Dataset], None], said: str, tmp_path: Path
+) -> None:
+    volume = read_pet_series(write(pet_series() + edited(pet_series(number=2), spoil), tmp_path))
+    assert f"left out: PET series 2 (4 slices, {said}" in volume.notes[0]
+
+
+def test_ge_says_in_its_private_flag_that_a_series_is_not_corrected(tmp_path: Path) -> None:
+    def flag(dataset: Dataset) -> None:
+        dataset.Manufacturer = "GE MEDICAL SYSTEMS"
+        dataset.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x8C, "SL", 0)
+
+    assert "not attenuation corrected" in refusal_of(edited(pet_series(), flag), tmp_path)
+
+
+def test_a_derived_secondary_series_is_a_pet(tmp_path: Path) -> None:
+    series = edited(pet_series(), put(ImageType=["DERIVED", "SECONDARY"]))
+    assert read_pet_series(write(series, tmp_path)).geometry.shape == (4, 2, 3)
+
+
+def test_a_single_slice_is_no_rival_of_a_volume(tmp_path: Path) -> None:
+    volume = read_pet_series(write(pet_series() + pet_series(number=2)[:1], tmp_path))
+    assert "left out: PET series 2 (1 slice, " in volume.notes[0]
+
+
+def test_a_shortfall_of_slices_is_noted(tmp_path: Path) -> None:
+    series = edited(pet_series(), put(NumberOfSlices=6))
+    note = read_pet_series(write(series, tmp_path)).notes[0]
+    assert note.endswith("NumberOfSlices (0054,0081) says 6 slices, there are 4.")
+
+
+def test_choose_pet_series_returns_the_headers(tmp_path: Path) -> None:
+    series, note = choose_pet_series(read_headers(write(pet_series() + ct_series(), tmp_path)))
+    assert {header.modality for header in series} == {"PT"}
+    assert len(series) == 4
+    assert note.startswith("Took PET series 1")
+
+
+def test_headers_are_grouped_by_patient_and_study(tmp_path: Path) -> None:
+    other = edited(pet_series(), put(PatientID="SECRET-4712"))
+    files = write(pet_series() + ct_series() + pet_series(study="1.2.4") + other, tmp_path)
+    assert sorted(len(study) for study in group_by_study(read_headers(files))) == [4, 4, 7]
+
+
+def test_a_damaged_file_stops_the_study_in_its_folder_only(tmp_path: Path) -> None:
+    write(pet_series(), tmp_path / "a")
+    write(pet_series(study="1.2.4"), tmp_path / "b")
+    (tmp_path / "b" / "torn").write_bytes(b"\0" * 128 + b"DICM" + b"\x02\0\0\0UL\x04\0")
+    a, b = group_by_study(read_headers(sorted(p for p in tmp_path.rglob("*") if p.is_file())))
+    assert read_pet_series([header.path for header in a]).geometry.shape == (4, 2, 3)
+    with pytest.raises(InputError, match="torn"):
+        read_pet_series([header.path for header in b])
+
+
+def test_a_damaged_file_alone_is_a_study_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "torn"
+    path.write_bytes(b"\0" * 128 + b"DICM" + b"\x02\0\0\0UL\x04\0")
+    ((header,),) = group_by_study(read_headers([path]))
+    assert "torn" in header.damage
+
+
+def test_other_files_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("a text that is longer than the preamble of a DICOM file " * 9)
+    (tmp_path / "empty").touch()
+    assert read_headers(sorted(tmp_path.iterdir())) == []
+
+
+# --- what is refused: the choice ---------------------------------------------------------------------
+
+
+def test_no_dicom_at_all_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(InputError, match="None of the files is DICOM"):
+        read_pet_series(list(tmp_path.iterdir()))
+
+
+def test_ct_instead_of_pet_is_refused(tmp_path: Path) -> None:
+    assert "no PET series here (Modality (0008,0060) PT), only CT series 2 (3 slices)" in refusal_of(
+        ct_series(), tmp_path
+    )
+
+
+def test_a_series_without_attenuation_correction_is_refused(tmp_path: Path) -> None:
+    message = refusal_of(edited(pet_series(), put(CorrectedImage=["NORM", "DECY"])), tmp_path)
+    assert "ATTN in CorrectedImage (0028,0051)" in message
+    assert "PET series 1 (4 slices, not attenuation corrected)" in message
+
+
+@pytest.mark.parametrize("sop_class", ["1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"])
+def test_enhanced_pet_is_refused(sop_class: str, tmp_path: Path) -> None:
+    message = refusal_of(edited(pet_series(), put(SOPClassUID=sop_class)), tmp_path)
+    assert "PET series 1 (4 slices, Enhanced PET, all slices in one file)" in message
+
+
+def test_two_corrected_series_are_refused_with_a_list(tmp_path: Path) -> None:
+    message = refusal_of(pet_series() + pet_series(number=5), tmp_path)
+    assert "PET series 1 (4 slices, attenuation corrected, BQML), PET series 5 (4 slices" in message
+
+
+def test_two_studies_are_refused(tmp_path: Path) -> None:
+    assert "2 studies or patients" in refusal_of(pet_series() + pet_series(study="1.2.4"), tmp_path)
+
+
+def test_two_units_in_one_series_are_refused(tmp_path: Path) -> None:
+    series = pet_series()
+    edited(series[2:], put(Units="CNTS"))
+    message = refusal_of(series, tmp_path)
+    assert "PET series 1 holds two kinds of slices: Units (0054,1001) is" in message
+    assert "BQML in 2 slices" in message
+
+
+def test_two_sizes_in_one_series_are_refused(tmp_path: Path) -> None:
+    message = refusal_of([*pet_series()[:3], pet_series(np.ones((4, 3, 3)))[3]], tmp_path)
+    assert "PET series 1 holds two kinds of slices: Rows (0028,0010) x Columns (0028,0011) is" in message
+    assert "2 x 3 in 3 slices" in message
+    assert "3 x 3 in 1 slice" in message
+
+
+def test_two_orientations_in_one_series_are_refused(tmp_path: Path) -> None:
+    series = pet_series()
+    series[3].ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    assert "holds two kinds of slices: ImageOrientationPatient (0020,0037)" in refusal_of(series, tmp_path)
+
+
+# --- what is refused: slices, headers, pixels --------------------------------------------------------
+
+
+SPOILT: list[tuple[str, Callable[[list[Dataset]], list[Dataset]], str]] = [
+    ("slice missing", lambda s: [*s[:2], s[3]], "1 slice is missing between -297.00 mm and -291.00 mm"),
+    ("uneven", on_first(put(ImagePositionPatient=[-10, 20, -301.2])), "slices are 3.00 to 4.20 mm apart"),
+    ("single slice", lambda s: s[:1], "single slice"),
+    ("position twice", on_first(put(ImagePositionPatient=[-10, 20, -297])), "4 slices lie at 3 positions"),
+    (
+        "dynamic",
+        lambda s: edited(s + pet_series()[:2], put(SeriesInstanceUID="1.2", SeriesType=["DYNAMIC", "IMAGE"])),
+        "6 slices lie at 4 positions: a dynamic or gated scan, or files given twice (SeriesType (0054,1000) is DYNAMIC",
+    ),
+    ("no position", on_first(drop("ImagePositionPatient")), "no ImagePositionPatient (0020,0032)"),
+    ("no orientation", on_all(drop("ImageOrientationPatient")), "ImageOrientationPatient (0020,0037) is None"),
+    ("skewed", on_all(put(ImageOrientationPatient=[1, 0, 0, 0.1, 1, 0])), "two unit vectors at a right angle"),
+    ("drifting", on_first(put(ImageOrientationPatient=[1, 0.005, 0, -0.005, 1, 0])), "in some slices and"),
+    ("two spacings", on_first(put(PixelSpacing=[2, 4.1])), "PixelSpacing (0028,0030) is (2.0, 4.0) in some slices"),
+    ("no spacing", on_all(drop("PixelSpacing")), "PixelSpacing (0028,0030) is None"),
+    ("spacing 0", on_all(put(PixelSpacing=[0, 4])), "PixelSpacing (0028,0030) is (0.0, 4.0), expected two positive"),
+    ("two frames of reference", on_first(put(FrameOfReferenceUID="1.9")), "FrameOfReferenceUID (0020,0052)"),
+    ("no rows", on_all(drop("Rows")), "is None x 3"),
+    ("too large", on_all(put(Rows=65535, Columns=65535)), "more than a PET can have"),
+    ("truncated claim", on_all(put(Rows=2000, Columns=2000)), "is truncated"),
+    ("pixels too long", on_all(put(PixelData=b"\0" * 14)), "14 bytes of PixelData (7FE0,0010), expected 12"),
+    ("pixels too short", on_all(put(PixelData=b"\0" * 10)), "is truncated: 10 bytes, expected 12"),
+    ("no pixels", on_first(drop("PixelData")), "ends before its pixels, it is truncated"),
+    ("float pixels", on_first(float_pixels), "has no PixelData (7FE0,0010)"),
+    ("colour", on_first(put(SamplesPerPixel=3, PhotometricInterpretation="RGB")), "expected MONOCHROME2 and 1"),
+    ("bits", on_first(put(BitsAllocated=12)), "BitsAllocated (0028,0100) 12"),
+    ("high bit", on_first(put(HighBit=14)), "HighBit (0028,0102) 14"),
+    ("lossy", on_first(put(LossyImageCompression="01")), "compressed with loss"),
+    ("no slope", on_first(drop("RescaleSlope")), "RescaleSlope (0028,1053) absent"),
+    ("no intercept", on_first(drop("RescaleIntercept")), "RescaleIntercept (0028,1052) absent"),
+    ("negative slope", on_first(put(RescaleSlope=-1)), "RescaleSlope (0028,1053) -1"),
+    ("slope 0", on_first(put(RescaleSlope=0)), "RescaleSlope (0028,1053) 0 but is not blank"),
+    ("huge slope", on_first(put(RescaleSlope="1e300")), "not finite"),
+    ("no uptake", on_all(put(PixelData=b"\0" * 12)), "no value above 0"),
+    ("two weights", on_first(put(PatientWeight=71)), "PatientWeight (0010,1030) has 2 different values"),
+    ("no weight", on_all(drop("PatientWeight")), "PatientWeight (0010,1030) is absent"),
+    (
+        "no injection",
+        on_all(drop("RadiopharmaceuticalInformationSequence")),
+        "RadionuclideTotalDose (0018,1074) is absent",
+    ),
+    ("unit", on_all(put(Units="CNTS")), "Units (0054,1001) is CNTS, expected BQML or GML"),
+    ("no class", on_first(drop("SOPClassUID")), "no SOPClassUID (0008,0016)"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "says"), [case[1:] for case in SPOILT], ids=[case[0] for case in SPOILT])
+def test_refused(spoil: Callable[[list[Dataset]], list[Dataset]], says: str, tmp_path: Path) -> None:
+    assert says in refusal_of(spoil(pet_series()), tmp_path)
+
+
+def test_a_tilted_series_is_refused(tmp_path: Path) -> None:
+    assert "tilted gantry" in refusal_of(pet_series(shear_mm=0.5), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PatientWeight", b"heavy ", "PatientWeight (0010,1030) is not a number"),
+        ("RescaleSlope", b"nan ", "RescaleSlope (0028,1053) is not a finite number"),
+        ("SeriesNumber", b"1.5 ", "SeriesNumber (0020,0011) is not a whole number"),
+        ("SeriesTime", b"116060", "SeriesTime (0008,0031) is not a time of day"),
+        ("AcquisitionDate", b"20240230", "AcquisitionDate (0008,0022) is not a date"),
+        ("Rows", b"\0\0\0\0\0\0", "Rows (0028,0010) is not a binary number"),
+    ],
+)
+def test_a_malformed_value_names_its_attribute(name: str, value: bytes, says: str, tmp_path: Path) -> None:
+    series = pet_series()
+    files = write(series, tmp_path)
+    # pydicom refuses to write what must be read here, so the bytes are put in by hand.
+    element, raw = series[0][name], files[0].read_bytes()
+    tag = element.tag.group.to_bytes(2, "little") + element.tag.element.to_bytes(2, "little") + element.VR.encode()
+    start = raw.index(tag) + len(tag)
+    end = start + 2 + int.from_bytes(raw[start : start + 2], "little")
+    files[0].write_bytes(raw[:start] + len(value).to_bytes(2, "little") + value + raw[end:])
+    with pytest.raises(InputError) as refused:
+        read_pet_series(files)
+    assert says in str(refused.value)
+    assert files[0].name in str(refused.value)
+
+
+def test_an_injection_date_time_must_have_a_time(tmp_path: Path) -> None:
+    series = edited(pet_series(), lambda d: setattr(injection(d), "RadiopharmaceuticalStartDateTime", "20240229"))
+    assert "RadiopharmaceuticalStartDateTime (0018,1078) is not a date and time" in refusal_of(series, tmp_path)
+
+
+def test_a_date_time_with_an_offset_is_brought_to_the_zone_of_the_scan(tmp_path: Path) -> None:
+    """09:00 UTC is ten o'clock at +0100, which is what the start time says."""
+    series = pet_series()
+    for dataset in series:
+        dataset.TimezoneOffsetFromUTC = "+0100"
+        injection(dataset).RadiopharmaceuticalStartDateTime = "20240229090000.000000+0000"
+    assert read_pet_series(write(series, tmp_path)).array.max() == pytest.approx(123 * FACTOR)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "group", "creator", "element"),
+    [("GE MEDICAL SYSTEMS", 0x0009, "GEMS_PETD_01", 0x0D), ("SIEMENS", 0x0071, "SIEMENS MED PT", 0x22)],
+)
+def test_the_private_scan_date_time_is_read(
+    vendor: str, group: int, creator: str, element: int, tmp_path: Path
+) -> None:
+    series = pet_series()
+    for dataset in series:
+        dataset.Manufacturer, dataset.SeriesTime = vendor, "150000"
+        dataset.private_block(group, creator, create=True).add_new(element, "DT", "20240229114946.20")
+    volume = read_pet_series(write(series, tmp_path))
+    assert volume.array.max() == pytest.approx(123 * FACTOR)
+    assert "private scan date-time" in volume.notes[1]
+
+
+def test_private_elements_of_another_creator_are_left_alone(tmp_path: Path) -> None:
+    series = pet_series()
+    for dataset in series:
+        dataset.Manufacturer = "GE MEDICAL SYSTEMS"
+        dataset.private_block(0x0009, "SOMEONE ELSE", create=True).add_new(0x0D, "DT", "20240229100000")
+    assert read_pet_series(write(series, tmp_path)).array.max() == pytest.approx(123 * FACTOR)
+
+
+def test_a_malformed_private_date_time_is_not_needed(tmp_path: Path) -> None:
+    series = pet_series()
+    for dataset in series:
+        dataset.Manufacturer = "GE MEDICAL SYSTEMS"
+        dataset.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "LO", "before lunch")
+    assert read_pet_series(write(series, tmp_path)).array.max() == pytest.approx(123 * FACTOR)
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.57"])
+def test_damaged_compressed_pixels_are_refused(syntax: str, tmp_path: Path) -> None:
+    series = pet_series()
+    for dataset in series:
+        dataset.compress(RLELossless)
+        dataset.PixelData = dataset.PixelData[:30] + b"\xff" * (len(dataset.PixelData) - 38) + dataset.PixelData[-8:]
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = syntax
+    message = refusal_of(series, tmp_path).replace("\n", " ")
+    assert "cannot be read" in message
+    assert syntax.removeprefix("1.2.3") in message
+
+
+def test_slope_zero_in_a_compressed_slice_is_refused(tmp_path: Path) -> None:
+    series = pet_series(np.ones((2, 40, 32)), slopes=[1.0, 0.0])
+    for dataset in series:
+        compress_jpeg2000(dataset, tmp_path / "compressor")
+    assert "RescaleSlope (0028,1053) 0" in refusal_of(series, tmp_path / "series")
+
+
+@pytest.mark.parametrize("keep", [0.99, 0.6, 0.3, 0.1])
+def test_a_truncated_file_is_refused(keep: float, tmp_path: Path) -> None:
+    files = write(pet_series(np.ones((3, 16, 16))), tmp_path)
+    files[1].write_bytes(files[1].read_bytes()[: int(keep * files[1].stat().st_size)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError, match=files[1].name) as refused:
+            read_pet_series(files)
+    assert "\n" not in str(refused.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_garbage_is_refused_or_read_but_never_crashes(seed: int) -> None:
+    """Twenty bytes of a file overwritten at random: a Volume or an InputError, nothing else."""
+    random = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        files = write(pet_series(), Path(folder))
+        raw = bytearray(files[0].read_bytes())
+        for place in random.integers(132, len(raw), 20):
+            raw[place] = random.integers(256)
+        files[0].write_bytes(bytes(raw))
+        with contextlib.suppress(InputError):
+            read_pet_series(files)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone cannot be read as DICOM \(No such file"):
+        read_pet_series([tmp_path / "gone"])
+
+
+def test_odd_values_make_no_warning(tmp_path: Path) -> None:
+    """pydicom warns of overlong and illegal values as it converts them; here nothing is converted."""
+    series = pet_series()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for dataset in series:
+            dataset.add_new(0x00101030, "DS", "70.00000000000000000000")
+            dataset.add_new(0x00081070, "PN", "a" * 200)
+        files = write(series, tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from petseg_runtime.io.dicom import read_pet_series;"
+        "read_pet_series([Path(p) for p in sys.argv[1:]])"
+    )
+    run = subprocess.run(  # a process of its own, for what pytest would capture
+        [sys.executable, "-W", "error", "-c", code, *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+# --- real data ---------------------------------------------------------------------------------------
+
+
+def dro_cases() -> list[tuple[str, str | None]]:
+    """Every reference object, with the attribute that its refusal names; None where it is to be read."""
+    refused = {"DRO_2_1": "SUVType (0054,1006)", "DRO_2_3": "Units (0054,1001)", "DRO_2_4": "Units (0054,1001)"}
+    names = ["0_0", "1_0", "2_0", "2_1", "2_3", "2_4", "3_0", "3_1", "3_3", "4_0", "4_1", "5_0"]
+    return [(f"DRO_{name}", refused.get(f"DRO_{name}")) for name in names]
+
+
+@pytest.mark.parametrize(("name", "refused"), dro_cases())
+def test_reference_objects_have_the_suv_they_must(name: str, refused: str | None) -> None:
+    folder = needs("suv-dro")
+    files = sorted((folder / name / "PT").iterdir())
+    if refused:
+        with pytest.raises(InputError) as error:
+            read_pet_series(files)
+        assert refused in str(error.value)
+        return
+    volume = read_pet_series(files)
+    inside = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / name / "mask" / "DRO_mask.nii.gz"))) > 0
+    with (folder / "expected.csv").open() as table:
+        (row,) = (row for row in csv.DictReader(table) if row["id"] == name)
+    values = volume.array[inside]
+    actual = (values.min(), np.median(values), values.max())
+    expected = (float(row["suv_min"]), float(row["suv_median"]), float(row["suv_max"]))
+    assert actual == pytest.approx(expected, rel=2e-3)  # stored as whole Bq/ml, which round by as much
+
+
+def test_a_study_from_a_console(tmp_path: Path) -> None:
+    """AC, NAC and CT in one folder, without SeriesInstanceUID; the NAC series lists ATTN all the same."""
+    volume = read_pet_series(list(needs("acrin-study").iterdir()))
+    assert volume.geometry.shape == (135, 128, 128)
+    assert volume.array.max() == pytest.approx(51.1, rel=0.01)
+    assert volume.notes[0] == (
+        "Took PET series 1 (135 slices, attenuation corrected, BQML) out of 3 series; left out: "
+        "PET series 2 (135 slices, not attenuation corrected), CT series 2 (6 slices)."
+    )
+    # The real-world value map of the study gives 4.2111e-4.
+    assert "SUVbw is 0.00042111 times the Bq/ml" in volume.notes[1]
+
+
+@pytest.mark.parametrize("case", ["STS_004", "STS_007", "STS_020"])
+def test_dicom_and_nifti_of_a_patient_agree(case: str) -> None:
+    """The NIfTI is a crop of the same image: compared where the grids coincide."""
+    volume = read_pet_series(sorted(needs(f"sts-dicom/{case}").rglob("*.dcm")))
+    image = sitk.ReadImage(str(needs(f"sts/{case}") / "PET_image.nii.gz"))
+    nifti = sitk.GetArrayFromImage(image)
+    assert volume.geometry.spacing_mm == pytest.approx(image.GetSpacing()[::-1], abs=1e-4)
+    offset = (np.array(image.GetOrigin()[::-1]) - volume.geometry.origin_lps_mm[::-1]) / volume.geometry.spacing_mm
+    start = np.round(offset).astype(int)
+    assert np.abs(offset - start).max() < 0.01
+    mine, theirs = [], []
+    for axis in range(3):
+        low, high = max(start[axis], 0), min(start[axis] + nifti.shape[axis], volume.array.shape[axis])
+        mine.append(slice(low, high))
+        theirs.append(slice(low - start[axis], high - start[axis]))
+    common, other = volume.array[tuple(mine)], nifti[tuple(theirs)]
+    assert common.size > 0.9 * nifti.size
+    np.testing.assert_allclose(common, other, atol=2e-3 * other.max())

@@ -1,0 +1,113 @@
+"""The network's input, and the way back to the scan's own grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import GEOMETRIES, body_array
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.ndimage import map_coordinates
+
+from petseg_runtime.errors import InputError
+from petseg_runtime.manifest import ModelManifest
+from petseg_runtime.preprocessing import preprocess, resample_mask, restore
+from petseg_runtime.volume import Geometry, Orientation, Unit, Volume
+
+
+def test_the_grid_has_the_manifests_spacing_along_the_patients_axes(volume: Volume, manifest: ModelManifest) -> None:
+    network_input = preprocess(volume, manifest.preprocessing)
+    extent_mm = np.array(network_input.frame.box_shape) * volume.geometry.canonical_spacing_mm
+    assert network_input.array.shape == tuple(np.round(extent_mm / (2.0, 4.0, 4.0)).astype(int))
+
+
+def test_normalised_over_the_body_before_any_padding(volume: Volume, manifest: ModelManifest) -> None:
+    network_input = preprocess(volume, manifest.preprocessing)
+    # Air is the lowest value; the body, a fifth of whose median (1) is 0.2, lies above 0.2 on the scan's scale.
+    scale = -network_input.air  # mean / std: a value v of the scan became v / std + air
+    body = network_input.array[network_input.array > network_input.air + 0.2 * scale / _body_mean(network_input)]
+    assert body.mean() == pytest.approx(0.0, abs=0.02)
+    assert body.std() == pytest.approx(1.0, abs=0.02)
+
+
+def _body_mean(network_input: object) -> float:
+    """Mean SUV of the body that `body_array` makes: 1, but for the ball of 12 and the blur at its edges."""
+    return 1.0
+
+
+def test_unit_does_not_matter(axial_volume: Volume, manifest: ModelManifest) -> None:
+    in_bqml = Volume(axial_volume.array * np.float32(4096.0), axial_volume.geometry, Unit.BQML)
+    one, other = (preprocess(v, manifest.preprocessing) for v in (axial_volume, in_bqml))
+    np.testing.assert_allclose(one.array, other.array, atol=1e-4)
+
+
+def test_body_box_leaves_the_air_and_keeps_the_margin(manifest: ModelManifest) -> None:
+    geometry = Geometry((40, 60, 60), (4.0, 4.0, 4.0))
+    array = np.full(geometry.shape, 0.01, dtype=np.float32)
+    array[10:30, 20:40, 15:45] = body_array((20, 20, 30)).clip(0.5)
+    array[2, 2, 2] = 5.0  # a single hot voxel in the air is noise
+    box = preprocess(Volume(array, geometry), manifest.preprocessing).frame.box
+    # 20 mm of margin are five voxels of 4 mm
+    assert box == (slice(5, 35), slice(15, 45), slice(10, 50))
+
+
+def test_resampling_is_linear_interpolation_at_the_right_places(manifest: ModelManifest) -> None:
+    # An independent implementation: SciPy, told where the centres of the new voxels lie.
+    geometry = Geometry((20, 24, 22), (3.27, 5.47, 5.47))
+    volume = Volume(body_array(geometry.shape).clip(0.5), geometry)
+    network_input = preprocess(volume, manifest.preprocessing)
+    places = [
+        (np.arange(n) + 0.5) * new / old - 0.5
+        for n, new, old in zip(network_input.array.shape, (2.0, 4.0, 4.0), geometry.spacing_mm)
+    ]
+    expected = map_coordinates(volume.array, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest")
+    mean, std = expected.mean(), expected.std()  # all of it is body
+    np.testing.assert_allclose(network_input.array, (expected - mean) / std, atol=1e-3)
+
+
+def test_a_mask_comes_back_on_the_scans_own_grid(volume: Volume, manifest: ModelManifest) -> None:
+    ball = (volume.array > 6).astype(np.uint8)
+    network_input = preprocess(volume, manifest.preprocessing)
+    there = resample_mask(ball, network_input.frame)
+    back = restore(there.astype(np.float32), network_input.frame) >= 0.5
+    assert back.shape == volume.array.shape
+    assert 2 * (back & (ball > 0)).sum() / (back.sum() + ball.sum()) > 0.9
+
+
+def test_the_way_back_is_exact_where_the_grids_agree(manifest: ModelManifest) -> None:
+    geometry = Geometry((16, 20, 18), (2.0, 4.0, 4.0), direction_lps=((0, 0, -1), (0, -1, 0), (-1, 0, 0)))
+    volume = Volume(body_array(geometry.shape).clip(0.5), geometry)
+    network_input = preprocess(volume, manifest.preprocessing)
+    values = volume.array[volume.array > 0]
+    restored = restore(network_input.array, network_input.frame) * values.std() + values.mean()
+    np.testing.assert_allclose(restored, volume.array, atol=1e-3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    axes=st.permutations(range(3)),
+    flips=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    array=arrays(np.float32, st.tuples(*[st.integers(1, 5)] * 3), elements=st.floats(-10, 10, width=32)),
+)
+def test_orientation_is_undone_exactly(axes: list[int], flips: tuple[bool, bool, bool], array: np.ndarray) -> None:
+    orientation = Orientation((axes[0], axes[1], axes[2]), flips)
+    np.testing.assert_array_equal(orientation.from_canonical(orientation.to_canonical(array)), array)
+
+
+@pytest.mark.parametrize("name", sorted(GEOMETRIES))
+def test_canonical_axes_run_along_s_p_l(name: str) -> None:
+    geometry = GEOMETRIES[name]
+    z, y, x = geometry.orientation.axes
+    signs = [-1 if flip else 1 for flip in geometry.orientation.flips]
+    direction = np.array(geometry.direction_lps)
+    # The S part of canonical z, the P part of canonical y and the L part of canonical x are the largest, and positive.
+    assert direction[2, z] * signs[0] > 0.7
+    assert direction[1, y] * signs[1] > 0.7
+    assert direction[0, x] * signs[2] > 0.7
+
+
+@pytest.mark.parametrize("array", [np.zeros((8, 8, 8)), np.full((8, 8, 8), 3.0)], ids=["zeros", "constant"])
+def test_a_scan_without_a_body_is_refused(array: np.ndarray, manifest: ModelManifest) -> None:
+    with pytest.raises(InputError, match="no body"):
+        preprocess(Volume(array.astype(np.float32), Geometry((8, 8, 8), (4.0, 4.0, 4.0))), manifest.preprocessing)
