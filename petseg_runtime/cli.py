@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "input", nargs="+", type=Path, help="a .nii, .nii.gz, .mha or .nrrd file, a DICOM folder, or a folder of these"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the results; default beside the input")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="folder of the results; default beside the input"
+    )
     parser.add_argument("-m", "--model", type=Path, metavar="FILE", help=".onnx file; default the bundled model")
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, gpu or gpu:N; only auto ever falls back")
     parser.add_argument("--backend", default="auto", help="auto, openvino or onnxruntime")
@@ -134,7 +136,9 @@ def _run_scans(
                     raise
                 _complain(messages, f"{scan.folder / scan.name}: {error}")
                 if options.json:
-                    print(json.dumps({"scan": scan.name, "error": str(error), "exit_code": error.exit_code}), flush=True)
+                    print(
+                        json.dumps({"scan": scan.name, "error": str(error), "exit_code": error.exit_code}), flush=True
+                    )
                 continue
             results.append(result)
             if options.json:
@@ -146,7 +150,13 @@ def _run_scans(
 
 
 def _progress_bar(messages: Console, visible: bool) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}"),
@@ -156,7 +166,7 @@ def _progress_bar(messages: Console, visible: bool) -> Progress:
         TimeRemainingColumn(),
         console=messages,
         transient=True,
-        disable=not visible,
+        disable=not (visible and messages.is_terminal),
     )
 
 

@@ -73,7 +73,7 @@ def preprocess(volume: Volume, spec: PreprocessingSpec) -> NetworkInput:
     body = array[array > threshold]
     if body.size < _MIN_BODY_VOXELS or body.std() == 0:
         raise InputError(
-            f"The scan holds no body: {body.size} voxels with distinct uptake above air. Pass a PET volume of a patient."
+            f"The scan holds no body: {body.size} voxels with distinct uptake above air. Pass the PET of a patient."
         )
     mean, std = float(body.mean(dtype=np.float64)), float(body.std(dtype=np.float64))
     array -= np.float32(mean)
@@ -135,7 +135,7 @@ def _resampled_shape(shape: tuple[int, ...], spacing_mm: Triple, new_spacing_mm:
 
 
 def _resample(array: FloatArray, spacing_mm: Triple, new_spacing_mm: Triple, new_shape: Shape) -> FloatArray:
-    """Linear interpolation onto a grid whose outer corner is that of `array`; beyond the last centres, the edge value."""
+    """Linear interpolation onto a grid with the outer corner of `array`; beyond the last centres, the edge value."""
     if array.shape == new_shape and np.allclose(spacing_mm, new_spacing_mm, rtol=1e-6):
         return array.copy()
     image = sitk.GetImageFromArray(array)

@@ -45,7 +45,8 @@ def gaussian_importance(window: Shape) -> FloatArray:
         profiles.append(np.exp(-0.5 * (distance / (IMPORTANCE_SIGMA * size)) ** 2))
     importance = profiles[0][:, None, None] * profiles[1][:, None] * profiles[2]
     importance /= importance.max()
-    return np.maximum(importance, 1e-3).astype(np.float32)
+    positive: FloatArray = np.maximum(importance, 1e-3).astype(np.float32)
+    return positive
 
 
 def pad_to_window(array: FloatArray, window: Shape, air: float) -> tuple[FloatArray, Box]:
@@ -99,5 +100,3 @@ def sliding_window_probabilities(
 def flips_in_axial_plane() -> list[tuple[int, ...]]:
     """Axes `(z, y, x)` to mirror for test-time augmentation: none, y, x, both."""
     return [(), (1,), (2,), (1, 2)]
-
-

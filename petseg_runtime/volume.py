@@ -31,12 +31,15 @@ class Orientation:
 
     def to_canonical(self, array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
         """View of an array of the scan with axes along S, P, L."""
-        return np.flip(array.transpose(self.axes), [axis for axis in range(3) if self.flips[axis]])
+        return self._flip(array.transpose(self.axes))
 
     def from_canonical(self, array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
         """View of a canonical array in the scan's own axis order: the inverse of `to_canonical`."""
-        flipped = np.flip(array, [axis for axis in range(3) if self.flips[axis]])
-        return flipped.transpose([self.axes.index(axis) for axis in range(3)])
+        return self._flip(array).transpose([self.axes.index(axis) for axis in range(3)])
+
+    def _flip(self, array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
+        z, y, x = (slice(None, None, -1) if flip else slice(None) for flip in self.flips)
+        return array[z, y, x]
 
 
 class Unit(StrEnum):
@@ -100,7 +103,8 @@ class Geometry:
     def to_lps_mm(self, index_zyx: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """World position `(..., 3)` in `(L, P, S)` mm of the array index `(..., 3)` in `(z, y, x)`."""
         scaled = np.asarray(index_zyx, dtype=np.float64) * np.asarray(self.spacing_mm)
-        return scaled @ np.asarray(self.direction_lps).T + np.asarray(self.origin_lps_mm)
+        lps_mm: npt.NDArray[np.float64] = scaled @ np.asarray(self.direction_lps).T + np.asarray(self.origin_lps_mm)
+        return lps_mm
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Training: cohort, augmentation, networks, checkpoints, evaluation."""

@@ -33,6 +33,9 @@ class Network(StrEnum):
     standard_unet = "standard_unet"
 
 
+ALL_NETWORKS = list(Network)
+
+
 @app.command()
 def fit(
     cohort: Cohort,
@@ -79,8 +82,10 @@ def evaluate(
     results.to_csv(output, index=False)
     _print_summary(summarise(results))
     if window_invariance:
-        print(f"window invariance: mean {results['window_invariance'].mean():.3f}, "
-              f"lowest case {results['window_invariance'].min():.3f}")
+        print(
+            f"window invariance: mean {results['window_invariance'].mean():.3f}, "
+            f"lowest case {results['window_invariance'].min():.3f}"
+        )
     print(f"wrote {output}")
 
 
@@ -89,7 +94,7 @@ def cross_validate(
     cohort: Cohort,
     output: Output,
     config: Config = "paper",
-    networks: Annotated[list[Network], typer.Option("--network", help="repeatable")] = list(Network),  # noqa: B008
+    networks: Annotated[list[Network], typer.Option("--network", help="repeatable")] = ALL_NETWORKS,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
     threads: Threads = None,
 ) -> None:
@@ -142,7 +147,9 @@ def _print_summary(summary: pd.DataFrame) -> None:
     for heading in ("model", "centre", "cases", "DSC", "precision", "recall"):
         table.add_column(heading, justify="left" if heading in ("model", "centre") else "right")
     for row in summary.to_dict("records"):
-        scores = [f"{row[f'{metric}_mean']:.2f} ± {row[f'{metric}_std']:.2f}" for metric in ("dsc", "precision", "recall")]
+        scores = [
+            f"{row[f'{metric}_mean']:.2f} ± {row[f'{metric}_std']:.2f}" for metric in ("dsc", "precision", "recall")
+        ]
         table.add_row(row["model"], row["centre"], str(row["cases"]), *scores)
     Console(highlight=False).print(table)
 

@@ -104,6 +104,4 @@ def load_training_cases(cases: Iterable[Case], spec: PreprocessingSpec) -> list[
 def _load(case: Case, spec: PreprocessingSpec) -> TrainingCase:
     volume, mask = case.read()
     network_input = preprocess(volume, spec)
-    return TrainingCase(
-        case.name, network_input.array, resample_mask(mask, network_input.frame), network_input.air
-    )
+    return TrainingCase(case.name, network_input.array, resample_mask(mask, network_input.frame), network_input.air)

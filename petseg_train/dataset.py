@@ -112,8 +112,9 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
 
 def tumour_free_tissue(case: TrainingCase) -> FloatArray:
-    """The largest slab of the image `(z, y, x)` beyond one side of the tumour's box, free of its blur; the whole
-    image where there is no tumour, and one voxel of air where it leaves no room.
+    """The largest slab of the image `(z, y, x)` beyond one side of the tumour's box, free of its blur.
+
+    The whole image where there is no tumour, and one voxel of air where the tumour leaves no room.
     """
     if not case.mask.any():
         return case.image

@@ -19,7 +19,9 @@ from petseg_train.window_invariance import window_invariance
 METRICS = ("dsc", "precision", "recall")
 
 
-def evaluate(segmenter: Segmenter, cases: Sequence[Case], model: str, invariance_seed: int | None = None) -> pd.DataFrame:
+def evaluate(
+    segmenter: Segmenter, cases: Sequence[Case], model: str, invariance_seed: int | None = None
+) -> pd.DataFrame:
     """One row a case and method: the model, T40 and the ellipsoid, scored on the scan's own grid.
 
     Columns: case, centre, model, dsc, precision, recall, truth_ml, predicted_ml, volume_error (predicted / true

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
@@ -30,7 +30,7 @@ from petseg_train.metrics import dice
 from petseg_train.networks import NETWORKS
 
 
-class SegmentationModule(L.LightningModule):
+class SegmentationModule(lightning.LightningModule):
     """A network with the paper's loss and optimiser; its settings travel in the checkpoint."""
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -40,14 +40,14 @@ class SegmentationModule(L.LightningModule):
         self.network = build_network(self.config)
         self.loss = soft_dice_loss()
 
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         logits = self.network(batch["image"].to(memory_format=torch.channels_last_3d))
         loss = self.loss(logits.float(), batch["mask"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Tensor, index: int) -> None:
-        case = self.trainer.datamodule.tuning[index]  # type: ignore[attr-defined]
+    def validation_step(self, index: int) -> None:
+        case = self.trainer.datamodule.tuning[index]
         probabilities = sliding_window_probabilities(
             case.image, self.config.patch_size, self.config.overlap, case.air, self._predict
         )
@@ -67,10 +67,12 @@ class SegmentationModule(L.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
 
-class PatchDataModule(L.LightningDataModule):
+class PatchDataModule(lightning.LightningDataModule):
     """Loaders of the training patches, and of the whole tuning cases."""
 
-    def __init__(self, training: Sequence[TrainingCase], tuning: Sequence[TrainingCase], config: TrainingConfig) -> None:
+    def __init__(
+        self, training: Sequence[TrainingCase], tuning: Sequence[TrainingCase], config: TrainingConfig
+    ) -> None:
         super().__init__()
         self.tuning, self.config = list(tuning), config
         self.patches = PatchDataset(
@@ -109,7 +111,9 @@ def split_tuning(cases: Sequence[Case], config: TrainingConfig) -> tuple[list[Ca
     return training, [case for index, case in enumerate(cases) if index in drawn]
 
 
-def fit(cases: Sequence[Case], config: TrainingConfig, run_dir: Path, devices: int = 1, accelerator: str = "auto") -> Path:
+def fit(
+    cases: Sequence[Case], config: TrainingConfig, run_dir: Path, devices: int = 1, accelerator: str = "auto"
+) -> Path:
     """Train on `cases`, resuming what `run_dir` holds; returns the final checkpoint.
 
     Parameters
@@ -124,7 +128,9 @@ def fit(cases: Sequence[Case], config: TrainingConfig, run_dir: Path, devices: i
     training, tuning = split_tuning(cases, config)
     splits = {"training": [case.name for case in training], "tuning": [case.name for case in tuning]}
     if len(training) < config.batch_size * devices:
-        raise UsageError(f"{len(training)} training cases do not fill a batch of {config.batch_size} on {devices} devices.")
+        raise UsageError(
+            f"{len(training)} training cases do not fill a batch of {config.batch_size} on {devices} devices."
+        )
     _claim_run_dir(run_dir, {"config": config.to_dict(), "splits": splits})
     checkpoint = run_dir / "last.ckpt"
     if (run_dir / "done.json").exists():
@@ -133,26 +139,31 @@ def fit(cases: Sequence[Case], config: TrainingConfig, run_dir: Path, devices: i
     data = PatchDataModule(
         load_training_cases(training, config.preprocessing), load_training_cases(tuning, config.preprocessing), config
     )
-    trainer = L.Trainer(
+    trainer = lightning.Trainer(
         default_root_dir=run_dir,
         accelerator=accelerator,
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         max_epochs=config.epochs,
-        precision=config.precision,  # type: ignore[arg-type]
+        precision=config.precision,
         check_val_every_n_epoch=config.tuning_every_epochs,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # PatchSampler shares the patches out itself
         logger=TensorBoardLogger(run_dir, name="", version="lightning_logs"),
         callbacks=[
-            ModelCheckpoint(run_dir, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True),
+            ModelCheckpoint(
+                run_dir, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
+            ),
             RichProgressBar(),
         ],
         log_every_n_steps=1,
         enable_model_summary=False,
     )
     trainer.fit(
-        SegmentationModule(config.to_dict()), data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
+        SegmentationModule(config.to_dict()),
+        data,
+        ckpt_path=checkpoint if checkpoint.exists() else None,
+        weights_only=True,
     )
     if trainer.is_global_zero:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -182,4 +193,6 @@ def _claim_run_dir(run_dir: Path, settings: dict[str, Any]) -> None:
     if not file.exists():
         file.write_text(text)
     elif file.read_text() != text:
-        raise UsageError(f"{run_dir.name} holds a run with other settings or cases. Choose another folder with --output.")
+        raise UsageError(
+            f"{run_dir.name} holds a run with other settings or cases. Choose another folder with --output."
+        )

@@ -1,4 +1,4 @@
-"""Window invariance: does the mask stay the same when the windows lie elsewhere?
+"""Window invariance: how much of a mask stays the same when the windows lie elsewhere.
 
 Instance norm computes its statistics over a window, so what a window holds is an input of the network. A model
 whose masks change with the window grid is not shipped (below 0.95), however good its score on one grid.

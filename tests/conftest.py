@@ -98,9 +98,7 @@ def oblique_direction() -> tuple[tuple[float, float, float], ...]:
 GEOMETRIES = {
     "axial": Geometry((24, 30, 32), (4.0, 5.0, 5.0), (-80.0, -70.0, 10.0)),
     "anisotropic": Geometry((20, 40, 36), (7.5, 3.3, 4.1), (12.5, -33.0, -410.25)),
-    "flipped": Geometry(
-        (24, 30, 32), (4.0, 5.0, 5.0), (80.0, 70.0, 10.0), ((0, 0, -1), (0, -1, 0), (-1, 0, 0))
-    ),
+    "flipped": Geometry((24, 30, 32), (4.0, 5.0, 5.0), (80.0, 70.0, 10.0), ((0, 0, -1), (0, -1, 0), (-1, 0, 0))),
     "sagittal": Geometry((24, 30, 32), (5.0, 4.0, 5.0), (0.0, 0.0, 0.0), ((1, 0, 0), (0, 0, 1), (0, -1, 0))),
     "oblique": Geometry((24, 30, 32), (4.0, 5.0, 4.5), (-80.0, -70.0, 10.0), oblique_direction()),  # type: ignore[arg-type]
 }

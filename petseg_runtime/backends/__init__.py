@@ -75,6 +75,6 @@ def _gpu_index(device: str) -> int | None:
 def _has_cuda_provider() -> bool:
     if find_spec("onnxruntime") is None:
         return False
-    from petseg_runtime.backends import onnxruntime as backend
+    from petseg_runtime.backends.onnxruntime import has_cuda
 
-    return backend.CUDA in backend.onnxruntime.get_available_providers()
+    return has_cuda()

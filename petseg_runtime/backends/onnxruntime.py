@@ -9,7 +9,7 @@ try:
     import onnxruntime
 except ImportError as missing:
     raise BackendError(
-        'ONNX Runtime is not installed. Install petseg[onnxruntime] for the CPU, or petseg[gpu] for an NVIDIA GPU.'
+        "ONNX Runtime is not installed. Install petseg[onnxruntime] for the CPU, or petseg[gpu] for an NVIDIA GPU."
     ) from missing
 
 CPU = "CPUExecutionProvider"
@@ -66,6 +66,11 @@ class OnnxRuntimeBackend:
     def predict(self, windows: FloatArray) -> FloatArray:
         probabilities: FloatArray = self._session.run(None, {self._input: windows})[0]
         return probabilities
+
+
+def has_cuda() -> bool:
+    """Whether this build of ONNX Runtime has the CUDA provider; says nothing of the driver."""
+    return CUDA in onnxruntime.get_available_providers()
 
 
 def check_provider(active: list[str], wanted: str) -> None:

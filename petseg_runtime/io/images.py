@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from petseg_runtime.errors import InputError
+from petseg_runtime.io.nifti_check import check_nifti
 from petseg_runtime.volume import FloatArray, Geometry, MaskArray, Unit, Volume
 
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd")
@@ -16,6 +17,8 @@ IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd")
 MAX_VOXELS = 1_000_000_000
 # A PET holds many thousands of different values, a label map a handful.
 _LABEL_MAP_VALUES = 16
+# Reconstructions without a positivity constraint go a little below zero; CT goes down to -1000.
+MOST_NEGATIVE_UPTAKE = 0.1
 
 
 def read_image(path: Path, unit: Unit = Unit.UNKNOWN) -> Volume:
@@ -32,18 +35,7 @@ def read_image(path: Path, unit: Unit = Unit.UNKNOWN) -> Volume:
     """
     image = _read(path, sitk.sitkFloat32)
     array: FloatArray = sitk.GetArrayFromImage(image)
-    if not np.isfinite(array).all():
-        raise InputError(
-            f"{path.name} holds {int((~np.isfinite(array)).sum())} voxels that are NaN or infinite. "
-            "Repair the scan; PETSeg does not fill gaps in it."
-        )
-    low, high = float(array.min()), float(array.max())
-    if low == high:
-        raise InputError(f"{path.name} holds the same value ({low:g}) in every voxel: there is no uptake in it.")
-    if high <= 0:
-        raise InputError(f"{path.name} holds no positive value (largest {high:g}), expected PET uptake.")
-    if _is_label_map(array):
-        raise InputError(f"{path.name} holds a few whole numbers only: a mask or label map, not a PET scan.")
+    _check_uptake(array, path)
     return Volume(array, _geometry(image, path), unit)
 
 
@@ -76,21 +68,44 @@ def _read(path: Path, pixel_type: int) -> sitk.Image:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise InputError(f"{path.name} cannot be read as an image: {_last_line(error)}") from error
+        raise InputError(f"{path.name} cannot be read as an image: {_reason(error)}. Get the file again.") from error
     size = reader.GetSize()
+    if len(size) == 4 and size[3] == 1:  # one volume, written as a time series of one
+        size = size[:3]
+        reader.SetExtractSize([*size, 0])
     if len(size) != 3 or min(size) < 2:
         raise InputError(f"{path.name} is {' x '.join(map(str, size))} voxels, expected one three-dimensional volume.")
     if reader.GetNumberOfComponents() != 1:
         raise InputError(f"{path.name} has {reader.GetNumberOfComponents()} numbers a voxel, expected one.")
     if np.prod(size, dtype=np.float64) > MAX_VOXELS:
         raise InputError(f"{path.name} claims {' x '.join(map(str, size))} voxels, more than a PET scan can have.")
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        check_nifti(path)
     reader.SetOutputPixelType(pixel_type)
     try:
         return reader.Execute()
     except RuntimeError as error:
+        raise InputError(f"The voxels of {path.name} cannot be read: {_reason(error)}. Get the file again.") from error
+
+
+def _check_uptake(array: FloatArray, path: Path) -> None:
+    if not np.isfinite(array).all():
         raise InputError(
-            f"{path.name} is damaged, its voxels cannot be read ({_last_line(error)}). Get the file again."
-        ) from error
+            f"{path.name} holds {int((~np.isfinite(array)).sum())} voxels that are NaN or infinite. "
+            "Repair the scan; PETSeg does not fill gaps in it."
+        )
+    low, high = float(array.min()), float(array.max())
+    if low == high:
+        raise InputError(f"{path.name} holds the same value ({low:g}) in every voxel: there is no uptake in it.")
+    if high <= 0:
+        raise InputError(f"{path.name} holds no positive value (largest {high:g}), expected PET uptake.")
+    if low < -MOST_NEGATIVE_UPTAKE * high:
+        raise InputError(
+            f"{path.name} holds values from {low:g} to {high:g}, and PET has no such negative uptake: is it CT? "
+            "Pass the PET."
+        )
+    if _is_label_map(array):
+        raise InputError(f"{path.name} holds a few whole numbers only: a mask or label map, not a PET scan.")
 
 
 def _geometry(image: sitk.Image, path: Path) -> Geometry:
@@ -110,7 +125,8 @@ def _is_label_map(array: FloatArray) -> bool:
     return len(values) <= _LABEL_MAP_VALUES and bool((values == np.round(values)).all())
 
 
-def _last_line(error: RuntimeError) -> str:
-    """The reason in an ITK exception, which is its last line; without the path, which may name a patient."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].rsplit("): ", 1)[-1].strip() if lines else "unknown reason"
+def _reason(error: RuntimeError) -> str:
+    """Why ITK refused, without its text, which holds the path."""
+    if "orthonormal" in str(error):
+        return "its axes are not at right angles"
+    return "damaged, truncated or of another kind"

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 class ConcurrentSqueezeExcitation(nn.Module):
     """scSE: the sum of a channel-gated and a space-gated copy of the input (Roy et al., MICCAI 2018).
 
-    Channel gate: global mean -> 1x1x1 to C/2 -> ReLU -> 1x1x1 -> sigmoid. Spatial gate: 1x1x1 to one channel -> sigmoid.
+    Channel gate: global mean -> 1x1x1 to C/2 -> ReLU -> 1x1x1 -> sigmoid.
+    Spatial gate: 1x1x1 to one channel -> sigmoid.
     """
 
     def __init__(self, channels: int) -> None:

@@ -1,4 +1,4 @@
-"""The baseline: the standard 3-D U-Net (Çiçek et al., MICCAI 2016), with the proposed network's width, depth and norm."""
+"""The baseline: the standard 3-D U-Net (Çiçek et al., MICCAI 2016), as wide and deep as the proposed network."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_window_starts_by_hand(size: int, window: int, overlap: float, expected:
 
 @pytest.mark.parametrize(("size", "window", "overlap"), [(10, 11, 0.5), (10, 0, 0.5), (10, 5, 1.0), (10, 5, -0.1)])
 def test_impossible_windows_are_refused(size: int, window: int, overlap: float) -> None:
-    with pytest.raises(ValueError, match="window|overlap"):
+    with pytest.raises(ValueError, match=r"window|overlap"):
         window_starts(size, window, overlap)
 
 
@@ -68,7 +68,7 @@ def test_blending_changes_nothing_for_a_network_that_looks_at_one_voxel(
     shape: tuple[int, int, int], window: tuple[int, int, int], overlap: float, seed: int
 ) -> None:
     array = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-    blended = sliding_window_probabilities(array, window, overlap, -1.0, lambda windows: np.tanh(windows))
+    blended = sliding_window_probabilities(array, window, overlap, -1.0, np.tanh)
     np.testing.assert_allclose(blended, np.tanh(array), atol=1e-5)
 
 
@@ -101,6 +101,11 @@ def test_padding_is_air_and_the_scan_lies_in_the_middle() -> None:
 def test_progress_counts_every_window() -> None:
     seen = []
     sliding_window_probabilities(
-        np.zeros((16, 8, 8), np.float32), (8, 8, 8), 0.5, 0.0, lambda w: w, lambda done, total: seen.append((done, total))
+        np.zeros((16, 8, 8), np.float32),
+        (8, 8, 8),
+        0.5,
+        0.0,
+        lambda w: w,
+        lambda done, total: seen.append((done, total)),
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]

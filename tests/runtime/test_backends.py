@@ -1,0 +1,97 @@
+"""Backends agree with arithmetic, and never run elsewhere than asked."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from petseg_runtime.backends import open_backend
+from petseg_runtime.backends.onnxruntime import check_provider
+from petseg_runtime.errors import BackendError, ModelError, UsageError
+from petseg_runtime.segmenter import Segmenter
+
+BACKENDS = ("openvino", "onnxruntime")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_known_model_gives_the_sigmoid(name: str, batch: int, known_model: Path) -> None:
+    backend, _ = open_backend(known_model.read_bytes(), name, "cpu")
+    windows = np.random.default_rng(0).normal(2.0, 0.3, (batch, 1, 16, 16, 16)).astype(np.float32)
+    np.testing.assert_allclose(backend.predict(windows), 1 / (1 + np.exp(-10 * (windows - 2.0))), atol=1e-5)
+
+
+def test_openvino_computes_in_float32_whatever_the_cpu_prefers(known_model: Path) -> None:
+    # In bfloat16 (8 bits) 1.999 and 2.001 are both 2, and both probabilities 0.5.
+    backend, _ = open_backend(known_model.read_bytes(), "openvino", "cpu")
+    windows = np.full((1, 1, 16, 16, 16), 1.999, np.float32)
+    assert backend.predict(windows)[0, 0, 0, 0, 0] == pytest.approx(1 / (1 + np.exp(0.01)), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_threads_do_not_disturb_each_other(name: str, known_model: Path) -> None:
+    backend, _ = open_backend(known_model.read_bytes(), name, "cpu", threads=1)
+
+    def constant(value: float) -> np.ndarray:
+        return backend.predict(np.full((1, 1, 16, 16, 16), value, np.float32))
+
+    values = np.linspace(1.5, 2.5, 40)
+    with ThreadPoolExecutor(8) as pool:
+        for value, probabilities in zip(values, pool.map(constant, values)):
+            assert np.ptp(probabilities) == 0
+            assert probabilities.flat[0] == pytest.approx(1 / (1 + np.exp(-10 * (value - 2))), abs=1e-4)
+
+
+def test_auto_takes_openvino_on_the_cpu_and_says_so(known_model: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has a GPU build of ONNX Runtime")
+    backend, choice = open_backend(known_model.read_bytes())
+    assert backend.name.startswith("OpenVINO")
+    assert "CPU" in choice
+    assert "no GPU" in choice
+
+
+def test_a_gpu_that_is_not_there_is_refused(known_model: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has a GPU build of ONNX Runtime")
+    with pytest.raises(BackendError, match="CUDAExecutionProvider"):
+        open_backend(known_model.read_bytes(), "onnxruntime", "gpu")
+    with pytest.raises(BackendError, match="CUDAExecutionProvider"):
+        Segmenter(known_model, device="gpu:1")
+
+
+def test_a_session_that_fell_back_is_refused() -> None:
+    check_provider(["CUDAExecutionProvider", "CPUExecutionProvider"], "CUDAExecutionProvider")
+    with pytest.raises(BackendError, match="fell back to CPUExecutionProvider"):
+        check_provider(["CPUExecutionProvider"], "CUDAExecutionProvider")
+
+
+def test_openvino_has_no_gpu(known_model: Path) -> None:
+    with pytest.raises(BackendError, match="runs on the CPU"):
+        open_backend(known_model.read_bytes(), "openvino", "gpu")
+
+
+@pytest.mark.parametrize("device", ["tpu", "gpu:", "gpu:x", "cuda", "GPU", ""])
+def test_unknown_devices_are_refused(device: str, known_model: Path) -> None:
+    with pytest.raises(BackendError, match="unknown"):
+        open_backend(known_model.read_bytes(), "auto", device)
+
+
+def test_unknown_backends_are_refused(known_model: Path) -> None:
+    with pytest.raises(BackendError, match="unknown"):
+        open_backend(known_model.read_bytes(), "tensorflow")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_model_the_backend_cannot_load_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="cannot load"):
+        open_backend(b"not onnx at all", name, "cpu")
+
+
+def test_no_threads_are_refused(known_model: Path) -> None:
+    with pytest.raises(UsageError, match="threads"):
+        Segmenter(known_model, threads=0)

@@ -1,0 +1,289 @@
+"""petseg-run as users meet it: outputs, one clear line for bad input, exit codes, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import GEOMETRIES, body_array, onnx_model
+from runtime.dicom_factory import ct_series, pet_series, write
+
+from petseg_runtime.cli import main
+from petseg_runtime.io.images import read_mask, write_image
+from petseg_runtime.volume import Geometry
+
+SMALL = (20, 22, 24)
+
+
+def save(array: np.ndarray, path: Path) -> Path:
+    """Write an array as an image of 4 x 5 x 5 mm voxels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(array, Geometry(array.shape, (4.0, 5.0, 5.0)), path)  # type: ignore[arg-type]
+    return path
+
+
+def save_dicom(folder: Path) -> list[Path]:
+    """Write a PET series of a body as DICOM."""
+    stored = (body_array(SMALL) * 1000).astype(np.int16)
+    return write(pet_series(stored, spacing_mm=(4.0, 5.0, 5.0)), folder)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    path = tmp_path / "in" / "scan.nii.gz"
+    path.parent.mkdir()
+    geometry = GEOMETRIES["oblique"]
+    write_image(body_array(geometry.shape), geometry, path)
+    return path
+
+
+@pytest.fixture
+def run(known_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Run petseg-run with the known model into tmp_path/out; returns exit code, standard output and error lines."""
+
+    def call(*arguments: object, output: bool = True) -> tuple[int, str, list[str]]:
+        extra = [] if "--model" in arguments else ["--model", known_model]
+        extra += ["-o", tmp_path / "out"] if output else []
+        code = main([str(argument) for argument in (*arguments, *extra)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    return call
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_everything_a_run_can_leave(run, scan: Path, tmp_path: Path) -> None:
+    code, out, _ = run(scan, "-s", "-p", "--save-probabilities", "--unit", "suvbw")
+    assert code == 0
+    assert files_in(tmp_path / "out") == [
+        "scan_petseg.nii.gz",
+        "scan_preview.png",
+        "scan_prob.nii.gz",
+        "scan_run.json",
+        "scan_stats.json",
+    ]
+    for name in files_in(tmp_path / "out"):
+        assert name in out
+    mask, geometry = read_mask(tmp_path / "out" / "scan_petseg.nii.gz")
+    image = sitk.ReadImage(str(scan))
+    np.testing.assert_allclose(geometry.to_lps_mm([0, 0, 0]), image.GetOrigin(), atol=1e-5)
+    assert mask.shape == image.GetSize()[::-1]
+    statistics = json.loads((tmp_path / "out" / "scan_stats.json").read_text())
+    assert statistics["unit"] == "suvbw"
+    assert statistics["lesion_count"] == 1
+    assert statistics["tumour"]["suv_max"] == 12.0
+    voxel_ml = 4.0 * 5.0 * 4.5 / 1000
+    assert statistics["tumour"]["mtv_ml"] == pytest.approx(int(mask.sum()) * voxel_ml, rel=1e-5)
+    record = json.loads((tmp_path / "out" / "scan_run.json").read_text())
+    assert len(record["model"]["sha256"]) == 64
+    assert set(record["timings_s"]) >= {"reading", "inference", "writing"}
+
+
+def test_only_what_was_asked_for(run, scan: Path, tmp_path: Path) -> None:
+    run(scan)
+    assert files_in(tmp_path / "out") == ["scan_petseg.nii.gz", "scan_run.json"]
+
+
+def test_results_go_beside_the_scan_by_default(run, scan: Path) -> None:
+    assert run(scan, output=False)[0] == 0
+    assert (scan.parent / "scan_petseg.nii.gz").exists()
+
+
+def test_without_a_unit_no_suv_is_claimed(run, scan: Path, tmp_path: Path) -> None:
+    _, out, err = run(scan, "-s")
+    assert "unit unknown" in out
+    assert any("does not say its unit" in line for line in err)
+    tumour = json.loads((tmp_path / "out" / "scan_stats.json").read_text())["tumour"]
+    assert tumour["suv_max"] is None
+    assert tumour["intensity_max"] == 12.0
+    without = read_mask(tmp_path / "out" / "scan_petseg.nii.gz")[0]
+    run(scan, "--unit", "suvbw")
+    np.testing.assert_array_equal(read_mask(tmp_path / "out" / "scan_petseg.nii.gz")[0], without)
+
+
+def test_json_is_one_record_a_scan_and_nothing_else(run, scan: Path) -> None:
+    _, out, _ = run(scan, "--json")
+    (line,) = out.splitlines()
+    record = json.loads(line)
+    assert record["scan"] == "scan"
+    assert record["statistics"]["lesion_count"] == 1
+
+
+def test_quiet_is_quiet(run, scan: Path) -> None:
+    assert run(scan, "-q") == (0, "", [])
+
+
+def test_the_choice_of_series_and_backend_is_said(run, tmp_path: Path) -> None:
+    save_dicom(tmp_path / "study")
+    _, _, err = run(tmp_path / "study")
+    text = " ".join(err)
+    assert "Took PET series" in text
+    assert "Runs on OpenVINO" in text
+
+
+def test_a_preview_shows_the_outline(run, scan: Path, tmp_path: Path) -> None:
+    run(scan, "-p", "--unit", "suvbw")
+    picture = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "scan_preview.png")))
+    assert picture.shape[2] == 3
+    red = (picture[..., 0] > 180) & (picture[..., 1] < 60)
+    assert 30 < red.sum() < picture.size / 50
+
+
+def test_a_folder_keeps_its_structure(run, tmp_path: Path) -> None:
+    for name in ("a/one.nii.gz", "b/one.mha", "b/two.nrrd"):
+        save(body_array(SMALL), tmp_path / "in" / name)
+    save_dicom(tmp_path / "in" / "c" / "PET")
+    assert run(tmp_path / "in")[0] == 0
+    masks = [name for name in files_in(tmp_path / "out") if name.endswith("_petseg.nii.gz")]
+    assert masks == [
+        "a/one_petseg.nii.gz",
+        "b/one_petseg.nii.gz",
+        "b/two_petseg.nii.gz",
+        "c/PET_petseg.nii.gz",
+    ]
+
+
+def test_a_bad_scan_of_a_batch_is_passed_over_and_said(run, scan: Path, tmp_path: Path) -> None:
+    (scan.parent / "broken.nii.gz").write_bytes(b"no image")
+    code, _, err = run(scan.parent)
+    assert code == 7
+    assert any("broken" in line for line in err)
+    assert "1 of 2 scans failed" in err[-1]
+    assert files_in(tmp_path / "out") == ["scan_petseg.nii.gz", "scan_run.json"]
+
+
+def test_a_second_run_does_not_segment_its_own_results(run, scan: Path) -> None:
+    run(scan.parent, "--save-probabilities", output=False)
+    before = files_in(scan.parent)
+    assert run(scan.parent, output=False)[0] == 0
+    assert files_in(scan.parent) == before
+
+
+def truncated(folder: Path) -> Path:
+    path = save(body_array(SMALL), folder / "scan.nii.gz")
+    path.write_bytes(path.read_bytes()[:-500])
+    return path
+
+
+def flat(folder: Path) -> Path:
+    sitk.WriteImage(sitk.GetImageFromArray(body_array(SMALL)[5]), str(folder / "scan.nii.gz"))
+    return folder / "scan.nii.gz"
+
+
+def time_series(folder: Path) -> Path:
+    array = np.stack([body_array(SMALL), body_array(SMALL)])
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=False), str(folder / "scan.nii.gz"))
+    return folder / "scan.nii.gz"
+
+
+def not_a_number(folder: Path) -> Path:
+    array = body_array(SMALL)
+    array[3, 4, 5] = np.nan
+    return save(array, folder / "scan.nii.gz")
+
+
+def ct_only(folder: Path) -> Path:
+    write(ct_series(5), folder / "study")
+    return folder / "study"
+
+
+def missing_slice(folder: Path) -> Path:
+    series = pet_series((body_array(SMALL) * 1000).astype(np.int16))
+    write([*series[:4], *series[5:]], folder / "study")
+    return folder / "study"
+
+
+def empty_folder(folder: Path) -> Path:
+    (folder / "study").mkdir()
+    return folder / "study"
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda folder: folder / "absent.nii.gz", "does not exist"),
+        (truncated, "truncated"),
+        (flat, "three-dimensional"),
+        (time_series, "three-dimensional"),
+        (not_a_number, "NaN"),
+        (lambda folder: save(np.zeros(SMALL, np.float32), folder / "scan.nii.gz"), "no uptake"),
+        (ct_only, "no PET series"),
+        (missing_slice, "1 slice is missing"),
+        (empty_folder, "no scan"),
+        (lambda folder: Path(__file__), "is not a"),
+    ],
+    ids=["missing", "truncated", "2-D", "4-D", "NaN", "zeros", "CT", "missing slice", "empty folder", "other file"],
+)
+def test_bad_input_gets_one_line_exit_code_3_and_no_file(make, word: str, run, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    code, out, err = run(path, "-s", "-p")
+    assert code == 3
+    assert out == ""
+    assert len(err) == 1
+    assert word in err[0]
+    assert str(tmp_path) not in err[0]
+    assert not (tmp_path / "out").exists() or files_in(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("kind", ["absent", "unreadable", "without a manifest"])
+def test_a_bad_model_gets_exit_code_4(kind: str, run, scan: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    if kind == "unreadable":
+        model.write_bytes(b"\x08\x0a" + os.urandom(200))
+    if kind == "without a manifest":
+        model.write_bytes(onnx_model(None))
+    code, _, err = run(scan, "--model", model)
+    assert code == 4
+    assert len(err) == 1
+    assert files_in(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("arguments", [("-d", "tpu"), ("-d", "gpu"), ("--backend", "abacus")], ids=str)
+def test_a_bad_device_gets_exit_code_5(arguments: tuple[str, str], run, scan: Path) -> None:
+    code, _, err = run(scan, *arguments)
+    assert code == 5
+    assert len(err) == 1
+
+
+@pytest.mark.parametrize("arguments", [("--threshold", "2"), ("--overlap", "1"), ("--threads", "0")], ids=str)
+def test_impossible_options_get_exit_code_2(arguments: tuple[str, str], run, scan: Path) -> None:
+    code, _, err = run(scan, *arguments)
+    assert code == 2
+    assert len(err) == 1
+
+
+def test_unknown_options_get_exit_code_2(scan: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([str(scan), "--magic"])
+    assert stop.value.code == 2
+
+
+def test_an_output_folder_that_cannot_be_written_gets_exit_code_2(run, scan: Path, tmp_path: Path) -> None:
+    # A file in the way stops root too, whom no permission stops.
+    (tmp_path / "out").write_text("in the way")
+    code, _, err = run(scan)
+    assert code == 2
+    assert len(err) == 1
+    assert "cannot be written" in err[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root; the test above stands in")
+def test_a_read_only_output_folder_gets_exit_code_2(run, scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(mode=0o500)
+    assert run(scan)[0] == 2
+
+
+def test_the_installed_command_works_and_says_its_version() -> None:
+    version = subprocess.run(
+        [Path(sys.executable).with_name("petseg-run"), "--version"], capture_output=True, text=True, check=True
+    )
+    assert version.stdout.startswith("petseg 0.")

@@ -1,0 +1,167 @@
+"""Image files: geometry survives exactly, and what is not a PET volume is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from petseg_runtime import InputError, Unit, Volume, read_volume
+from petseg_runtime.io.images import read_mask, write_image
+
+FORMATS = (".nii", ".nii.gz", ".mha", ".nrrd")
+
+
+def save(array: np.ndarray, path: Path) -> Path:
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=False), str(path))
+    return path
+
+
+def body(shape: tuple[int, ...] = (8, 9, 10)) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0.5, 5, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_voxels_and_geometry_come_back(volume: Volume, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"scan{suffix}"
+    write_image(volume.array, volume.geometry, path)
+    read = read_volume(path)
+    np.testing.assert_array_equal(read.array, volume.array)
+    # NIfTI keeps geometry in float32; the corners of the scan stay within a hundredth of a millimetre.
+    corners = np.array([[0, 0, 0], volume.geometry.shape])
+    np.testing.assert_allclose(read.geometry.to_lps_mm(corners), volume.geometry.to_lps_mm(corners), atol=1e-2)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_mask_has_exactly_the_geometry_of_the_scan_that_was_read(volume: Volume, suffix: str, tmp_path: Path) -> None:
+    write_image(volume.array, volume.geometry, tmp_path / f"scan{suffix}")
+    scan = read_volume(tmp_path / f"scan{suffix}")
+    write_image((scan.array > 6).astype(np.uint8), scan.geometry, tmp_path / "mask.nii.gz")
+    one, other = (sitk.ReadImage(str(tmp_path / name)) for name in (f"scan{suffix}", "mask.nii.gz"))
+    assert one.GetSize() == other.GetSize()
+    for get in (sitk.Image.GetSpacing, sitk.Image.GetOrigin, sitk.Image.GetDirection):
+        np.testing.assert_allclose(get(one), get(other), rtol=0, atol=2e-5)
+
+
+def test_array_axes_are_z_y_x_and_world_is_lps(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(body())
+    image.SetSpacing((2.0, 3.0, 4.0))
+    image.SetOrigin((-10.0, 20.0, 5.0))
+    image.SetDirection((0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
+    sitk.WriteImage(image, str(tmp_path / "scan.mha"))
+    geometry = read_volume(tmp_path / "scan.mha").geometry
+    assert geometry.spacing_mm == (4.0, 3.0, 2.0)
+    # ITK's own conversion is the reference.
+    for index in ([0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3], [7, 8, 9]):
+        expected = image.TransformIndexToPhysicalPoint(index[::-1])
+        np.testing.assert_allclose(geometry.to_lps_mm(index), expected, atol=1e-9)
+
+
+def test_the_unit_is_unknown_unless_said(tmp_path: Path) -> None:
+    path = save(body(), tmp_path / "scan.nii.gz")
+    assert read_volume(path).unit is Unit.UNKNOWN
+    assert read_volume(path, "suvbw").unit is Unit.SUVBW
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.float64, np.int32])
+def test_every_number_type_becomes_float32(dtype: type, tmp_path: Path) -> None:
+    array = (body() * 100).astype(dtype)
+    volume = read_volume(save(array, tmp_path / "scan.nii.gz"))
+    assert volume.array.dtype == np.float32
+    np.testing.assert_array_equal(volume.array, array.astype(np.float32))
+
+
+def test_a_mask_is_one_where_the_file_is_not_zero(tmp_path: Path) -> None:
+    labels = np.zeros((4, 5, 6), np.int16)
+    labels[1, 2, 3], labels[2, 2, 2] = 7, -1
+    mask, geometry = read_mask(save(labels, tmp_path / "mask.nii.gz"))
+    assert mask.dtype == np.uint8
+    assert mask.sum() == 2
+    assert geometry.shape == (4, 5, 6)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        read_volume(tmp_path / "absent.nii.gz")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("kept", [0.05, 0.5, 0.98])
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_truncated_file_is_refused(suffix: str, kept: float, compress: bool, tmp_path: Path) -> None:
+    path = tmp_path / f"scan{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(body((30, 30, 30))), str(path), useCompression=compress)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with pytest.raises(InputError, match=r"truncated|damaged|cannot be read"):
+        read_volume(path)
+
+
+def test_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
+    path = save(body(), tmp_path / "scan.nii.gz")
+    path.write_bytes(path.read_bytes()[:-8] + b"\0\0\0\0" + path.read_bytes()[-4:])
+    with pytest.raises(InputError, match="damaged"):
+        read_volume(path)
+
+
+def test_a_text_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scan.nii.gz").write_text("this is no image")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_volume(tmp_path / "scan.nii.gz")
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (3, 8, 8, 8), (1, 20, 20)], ids=["2-D", "4-D", "one slice"])
+def test_other_dimensions_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="three-dimensional"):
+        read_volume(save(body(shape), tmp_path / "scan.nii.gz"))
+
+
+def test_colours_are_refused(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(body((8, 8, 8, 3)), isVector=True)
+    sitk.WriteImage(image, str(tmp_path / "scan.nrrd"))
+    with pytest.raises(InputError, match="3 numbers a voxel"):
+        read_volume(tmp_path / "scan.nrrd")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_values_that_are_no_numbers_are_refused(value: float, dtype: type, suffix: str, tmp_path: Path) -> None:
+    array = body().astype(dtype)
+    array[1, 2, 3] = value
+    with pytest.raises(InputError, match="holds 1 voxels that are NaN or infinite"):
+        read_volume(save(array, tmp_path / f"scan{suffix}"))
+
+
+def test_a_time_series_of_one_is_a_volume(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_volume(save(body()[None], tmp_path / "scan.nii.gz")).array, body())
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((8, 8, 8), np.float32), "same value"),
+        (np.full((8, 8, 8), 4.0, np.float32), "same value"),
+        (-body(), "no positive value"),
+        ((body() > 2).astype(np.uint8), "label map"),
+    ],
+    ids=["zeros", "constant", "negative", "mask"],
+)
+def test_what_is_no_pet_is_refused(array: np.ndarray, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=reason):
+        read_volume(save(array, tmp_path / "scan.nii.gz"))
+
+
+def test_a_header_that_claims_a_giant_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "scan.nrrd").write_bytes(
+        b"NRRD0004\ntype: float\ndimension: 3\nsizes: 9000 9000 9000\nencoding: raw\nendian: little\n\n" + b"0" * 64
+    )
+    with pytest.raises(InputError, match="more than a PET scan"):
+        read_volume(tmp_path / "scan.nrrd")
+
+
+def test_ct_is_refused(tmp_path: Path) -> None:
+    hounsfield = np.random.default_rng(0).normal(-300, 500, (12, 12, 12)).clip(-1024, 3000).astype(np.int16)
+    with pytest.raises(InputError, match="CT"):
+        read_volume(save(hounsfield, tmp_path / "ct.nii.gz"))

@@ -1,0 +1,101 @@
+"""The manifest inside the model file, and refusing files that cannot be trusted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import onnx_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from petseg_runtime.errors import ModelError
+from petseg_runtime.manifest import ModelManifest, graph_sha256, read_model
+
+
+def test_what_was_written_is_read(known_model: Path, manifest: ModelManifest) -> None:
+    read = read_model(known_model).manifest
+    assert (read.name, read.patch_size, read.preprocessing) == ("known", (16, 16, 16), manifest.preprocessing)
+    assert read.training == manifest.training
+
+
+def test_json_round_trip(manifest: ModelManifest) -> None:
+    assert ModelManifest.from_json(manifest.to_json()) == manifest
+
+
+def test_the_digest_is_of_the_graph_with_its_weights(known_model: Path) -> None:
+    # The onnx package parses the same bytes independently.
+    model = onnx.load(known_model)
+    recorded = json.loads(next(p.value for p in model.metadata_props if p.key == "petseg.manifest"))["weights_sha256"]
+    assert graph_sha256(known_model.read_bytes()) == recorded
+    model.graph.initializer[0].raw_data = b"\0\0\0\0"
+    assert graph_sha256(model.SerializeToString()) != recorded
+
+
+def test_changed_weights_are_refused(known_model: Path, tmp_path: Path) -> None:
+    content = bytearray(known_model.read_bytes())
+    position = content.find(b"\x00\x00\x20\x41")  # the float 10.0 in the graph
+    content[position + 2] ^= 0x01
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(content)
+    with pytest.raises(ModelError, match="damaged"):
+        read_model(damaged)
+
+
+def test_a_model_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    bare = tmp_path / "bare.onnx"
+    bare.write_bytes(onnx_model(None))
+    with pytest.raises(ModelError, match=r'no "petseg.manifest"'):
+        read_model(bare)
+
+
+def test_an_absent_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_model(tmp_path / "absent.onnx")
+
+
+@settings(max_examples=100, deadline=None)
+@given(cut=st.floats(0.01, 0.99))
+def test_a_truncated_model_is_refused(cut: float, known_model: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    content = known_model.read_bytes()
+    truncated = tmp_path_factory.getbasetemp() / "truncated.onnx"
+    truncated.write_bytes(content[: int(len(content) * cut)])
+    with pytest.raises(ModelError):
+        read_model(truncated)
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=st.binary(max_size=200))
+def test_garbage_is_refused(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    garbage = tmp_path_factory.getbasetemp() / "garbage.onnx"
+    garbage.write_bytes(content)
+    with pytest.raises(ModelError):
+        read_model(garbage)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("schema_version", 2),
+        ("patch_size", [16, 16, 0]),
+        ("overlap", 1.0),
+        ("threshold", 0.0),
+        ("channels", [{"modality": "CT", "unit": "hu"}]),
+        ("preprocessing", {"spacing_mm": [2, 4, 4], "body_threshold": 2.0, "body_margin_mm": 20}),
+        ("preprocessing", {"spacing_mm": [2, 4, 0], "body_threshold": 0.2, "body_margin_mm": 20}),
+        ("a_field_of_a_later_version", 1),
+    ],
+)
+def test_a_manifest_that_cannot_be_honoured_is_refused(field: str, value: object, manifest: ModelManifest) -> None:
+    fields = json.loads(manifest.to_json()) | {field: value}
+    with pytest.raises(ModelError, match="manifest"):
+        ModelManifest.from_json(json.dumps(fields))
+
+
+def test_there_are_no_defaults_for_preprocessing(manifest: ModelManifest) -> None:
+    fields = json.loads(manifest.to_json())
+    del fields["preprocessing"]["body_margin_mm"]
+    with pytest.raises(ModelError, match="body_margin_mm"):
+        ModelManifest.from_json(json.dumps(fields))
