@@ -56,7 +56,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
     Images that were cropped around the tumour never fill a window, as a patient's scan does, and a network that
     sees only them takes the warmest tissue of any window for tumour. For them, with probability `tissue_share`,
-    the patch shows tumour-free tissue of the same patient where it leaves the image, in place of air.
+    the patch shows tumour-free tissue of the same patient where it leaves the image, in place of air; and nothing
+    else, if it was not to hold the tumour.
     """
 
     def __init__(
@@ -89,22 +90,26 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         case = index % len(self.images)
         patch_mm = tuple(side * step for side, step in zip(self.patch_size, self.spacing_mm))
         transform = draw_spatial_transform(self.augmentation, (patch_mm[0], patch_mm[1], patch_mm[2]), rng)
-        start = self._draw_start(case, rng)
+        with_tumour = bool(rng.random() < self.tumour_share)
+        start = self._draw_start(case, with_tumour, rng)
         surroundings: Tensor | float = self.airs[case]
         if rng.random() < self.tissue_share:
             surroundings = tile_by_reflection(self.tissues[case], self.patch_size, rng)
+            if not with_tumour:
+                z, y, x = self.images[case].shape
+                start = (z, y, x)  # beyond the image: nothing but tissue
         image, mask = extract_patch(
             self.images[case], self.masks[case], start, self.patch_size, self.spacing_mm, transform, surroundings
         )
         return {"image": augment_intensity(image, self.augmentation, rng)[None], "mask": mask[None]}
 
-    def _draw_start(self, case: int, rng: np.random.Generator) -> Shape:
+    def _draw_start(self, case: int, with_tumour: bool, rng: np.random.Generator) -> Shape:
         patch = np.array(self.patch_size)
         room = np.array(self.images[case].shape) - patch
         # Up to a quarter of a window outside the scan, as far as a shifted grid of windows reaches.
         lowest, highest = np.minimum(room, 0) - patch // 4, np.maximum(room, 0) + patch // 4
         voxels = self.tumour_voxels[case]
-        if len(voxels) and rng.random() < self.tumour_share:
+        if with_tumour and len(voxels):
             start = np.clip(voxels[rng.integers(len(voxels))] - rng.integers(0, patch), lowest, highest)
         else:
             start = rng.integers(lowest, highest + 1)

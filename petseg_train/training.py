@@ -38,7 +38,7 @@ class SegmentationModule(lightning.LightningModule):
         self.save_hyperparameters()
         self.config = TrainingConfig.from_dict(config)
         self.network = build_network(self.config)
-        self.loss = soft_dice_loss()
+        self.loss = soft_dice_loss(self.config.cross_entropy_weight)
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         logits = self.network(batch["image"].to(memory_format=torch.channels_last_3d))

@@ -36,7 +36,7 @@ class WindowInvariance:
 
 
 def window_invariance(
-    segmenter: Segmenter, volume: Volume, rng: np.random.Generator, shifts: int = 4
+    segmenter: Segmenter, volume: Volume, rng: np.random.Generator, shifts: int = 3
 ) -> WindowInvariance:
     """Score one scan.
 
