@@ -96,10 +96,19 @@ class PatchDataModule(lightning.LightningDataModule):
 
 
 def build_network(config: TrainingConfig) -> nn.Module:
-    """The network of the config, with weights that follow from its seed."""
+    """The network of the config, with weights that follow from its seed.
+
+    Raises
+    ------
+    UsageError : if the patch cannot be halved as often as the network halves it, and still have two voxels a side.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = NETWORKS[config.network](**config.network_settings)
+    if any(side % network.factor or side < 2 * network.factor for side in config.patch_size):
+        raise UsageError(
+            f"patch_size is {config.patch_size}, expected multiples of {network.factor}, from {2 * network.factor} on."
+        )
     return network.to(memory_format=torch.channels_last_3d)
 
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from petseg_runtime.io.images import write_image
 from petseg_runtime.manifest import MANIFEST_KEY, Channel, ModelManifest, PreprocessingSpec, graph_sha256
 from petseg_runtime.volume import Geometry, Unit, Volume
 
@@ -114,3 +115,39 @@ def volume(request: pytest.FixtureRequest) -> Volume:
 @pytest.fixture
 def axial_volume() -> Volume:
     return Volume(body_array(GEOMETRIES["axial"].shape), GEOMETRIES["axial"], Unit.SUVBW)
+
+
+@pytest.fixture(scope="session")
+def cohort_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
+    rows = ["case,centre,image,mask,stage"]
+    for number, (centre, spacing) in enumerate([("north", 4.0), ("north", 4.0), ("south", 5.0), ("south", 5.0)]):
+        geometry = Geometry((20, 24, 26), (spacing, spacing, spacing))
+        array = body_array(geometry.shape, number)
+        name = f"case{number}"
+        write_image(array, geometry, folder / f"{name}.nii.gz")
+        write_image((array > 6).astype(np.uint8), geometry, folder / f"{name}_mask.nii.gz")
+        rows.append(f"{name},{centre},{name}.nii.gz,{name}_mask.nii.gz,II")
+    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
+    return folder / "cohort.csv"
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cpu preset, smaller still, so that an epoch takes a second."""
+    path = tmp_path_factory.mktemp("config") / "tiny.json"
+    path.write_text(
+        '{"preset": "cpu", "network_settings": {"base_filters": 4, "levels": 3}, "patch_size": [16, 16, 16],'
+        ' "epochs": 4, "precision": "32-true", "tuning_share": 0.25, "tuning_every_epochs": 2}'
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(cohort_csv: Path, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of an uninterrupted run of the tiny config."""
+    from petseg_train.cohort import read_cohort
+    from petseg_train.config import load_config
+    from petseg_train.training import fit
+
+    return fit(read_cohort(cohort_csv), load_config(str(tiny_config)), tmp_path_factory.mktemp("run") / "whole")

@@ -1,0 +1,163 @@
+"""Export: the ONNX file is complete in itself, computes what PyTorch computes, and drift is not passed over."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import GEOMETRIES, body_array
+from petseg_export.to_onnx import export_onnx
+from petseg_export.verify import check_parity, compare, require_agreement
+
+from petseg_runtime import BackendError, ModelError, Segmenter, UsageError, Volume
+from petseg_runtime.manifest import read_model
+from petseg_train.inference import torch_segmenter
+from petseg_train.training import SegmentationModule, load_module
+
+PETSEG_EXPORT = Path(sys.executable).with_name("petseg-export")
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SegmentationModule, Path]:
+    path = tmp_path_factory.mktemp("export") / "tiny.onnx"
+    module, _ = export_onnx(trained, path, "tiny", "3", {"data": "synthetic", "licence": "Apache-2.0"})
+    return module, path
+
+
+@pytest.fixture
+def scan() -> Volume:
+    return Volume(body_array(GEOMETRIES["oblique"].shape), GEOMETRIES["oblique"])
+
+
+def test_the_file_is_complete_in_itself(exported: tuple[SegmentationModule, Path]) -> None:
+    module, path = exported
+    manifest = read_model(path).manifest
+    assert (manifest.name, manifest.version) == ("tiny", "3")
+    assert manifest.preprocessing == module.config.preprocessing
+    assert manifest.patch_size == module.config.patch_size
+    assert manifest.training["data"] == "synthetic"
+    assert len(manifest.training["checkpoint_sha256"]) == 64
+    assert manifest.training["network"]["name"] == "residual_scse_unet"
+    assert manifest.training["commit"]
+
+
+def test_no_path_of_the_exporting_machine_is_in_the_file(exported: tuple[SegmentationModule, Path]) -> None:
+    content = exported[1].read_bytes()
+    assert b"site-packages" not in content
+    assert str(Path(__file__).parents[2]).encode() not in content
+
+
+def test_one_input_one_output_any_batch(exported: tuple[SegmentationModule, Path]) -> None:
+    graph = onnx.load(exported[1]).graph
+    (image,), (probability,) = graph.input, graph.output
+    assert (image.name, probability.name) == ("image", "probability")
+    sides = [(d.dim_param or d.dim_value) for d in image.type.tensor_type.shape.dim]
+    assert sides[1:] == [1, 16, 16, 16]
+    assert isinstance(sides[0], str)
+    assert sum(node.op_type == "Sigmoid" for node in graph.node if "probability" in node.output) == 1
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_windows_give_pytorchs_probabilities(
+    backend: str, batch: int, exported: tuple[SegmentationModule, Path]
+) -> None:
+    from petseg_runtime.backends import open_backend
+
+    module, path = exported
+    windows = np.random.default_rng(0).normal(size=(batch, 1, 16, 16, 16)).astype(np.float32)
+    with torch.inference_mode():
+        expected = torch.sigmoid(module.network(torch.from_numpy(windows))).numpy()
+    found = open_backend(path.read_bytes(), backend, "cpu")[0].predict(windows)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_parity_is_measured_on_a_volume(exported: tuple[SegmentationModule, Path], scan: Volume) -> None:
+    agreement = check_parity(*exported, scan, "scan")
+    assert agreement.differing_voxels == 0
+    assert agreement.largest_probability_difference <= 1e-3
+
+
+def test_a_model_that_drifted_from_its_checkpoint_is_refused(
+    exported: tuple[SegmentationModule, Path], trained: Path, scan: Volume
+) -> None:
+    other = load_module(trained)
+    with torch.no_grad():
+        other.network.head.bias += 0.05
+    with pytest.raises(ModelError, match="does not compute what the checkpoint computes"):
+        check_parity(other, exported[1], scan, "scan")
+
+
+def test_verify_compares_all_backends_with_the_first(exported: tuple[SegmentationModule, Path], scan: Volume) -> None:
+    module, path = exported
+    segmenters = [torch_segmenter(module), Segmenter(path, "cpu", "onnxruntime"), Segmenter(path, "cpu", "openvino")]
+    agreements = compare(segmenters, scan, "scan")
+    assert [agreement.backend.split()[0] for agreement in agreements] == ["ONNX", "OpenVINO"]
+    require_agreement(agreements)
+    for drift in (
+        {"largest_probability_difference": 2e-3},
+        {"mask_dsc": 0.99},
+        {"mtv_difference": 0.01},
+        {"tlg_difference": 0.01},
+    ):
+        with pytest.raises(BackendError, match="Out of tolerance"):
+            require_agreement([agreements[0], replace(agreements[1], **drift)])
+
+
+def test_commands(trained: Path, cohort_csv: Path, tmp_path: Path) -> None:
+    volume = cohort_csv.parent / "case0.nii.gz"
+    (tmp_path / "training.json").write_text('{"licence": "CC0"}')
+    model = tmp_path / "model.onnx"
+    done = subprocess.run(
+        [PETSEG_EXPORT, "onnx", trained, "--volume", volume, "-o", model, "--training", tmp_path / "training.json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "largest probability difference" in done.stdout
+    assert "masks identical" in done.stdout
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["model.onnx"]
+    assert read_model(model).manifest.training["licence"] == "CC0"
+    verified = subprocess.run(
+        [PETSEG_EXPORT, "verify", model, "--volume", volume, "--checkpoint", trained],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "OpenVINO" in verified.stdout
+    assert "DRIFT" not in verified.stdout
+
+
+def test_verify_ends_with_5_on_drift(
+    exported: tuple[SegmentationModule, Path], trained: Path, cohort_csv: Path, tmp_path: Path
+) -> None:
+    """A checkpoint that is not the model's own stands for a backend that drifted."""
+    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint["state_dict"]["network.head.bias"] += 0.05
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    done = subprocess.run(
+        [PETSEG_EXPORT, "verify", exported[1], "--volume", cohort_csv.parent / "case0.nii.gz",
+         "--checkpoint", tmp_path / "other.ckpt"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5
+    assert "DRIFT" in done.stdout
+
+
+def test_another_suffix_is_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.onnx"):
+        export_onnx(trained, tmp_path / "model.engine", "x", "1", {})
+
+
+def test_a_training_record_that_is_not_json_is_refused(trained: Path, cohort_csv: Path, tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text("nothing")
+    done = subprocess.run(
+        [PETSEG_EXPORT, "onnx", trained, "--volume", cohort_csv.parent / "case0.nii.gz",
+         "-o", tmp_path / "m.onnx", "--training", tmp_path / "training.json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "not a readable JSON" in done.stderr
+    assert not list(tmp_path.glob("*.onnx"))

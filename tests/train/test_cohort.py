@@ -1,0 +1,109 @@
+"""A cohort is a CSV; what is wrong with it is said before anything is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from petseg_runtime import Volume
+from petseg_runtime.errors import InputError, UsageError
+from petseg_runtime.io.images import read_image, write_image
+from petseg_runtime.preprocessing import preprocess
+from petseg_runtime.volume import Geometry
+from petseg_train.cohort import load_training_cases, read_cohort
+from petseg_train.config import PREPROCESSING, PRESETS, TrainingConfig, load_config
+
+
+def test_rows_become_cases_with_their_other_columns(cohort_csv: Path) -> None:
+    cases = read_cohort(cohort_csv)
+    assert [case.name for case in cases] == ["case0", "case1", "case2", "case3"]
+    assert [case.centre for case in cases] == ["north", "north", "south", "south"]
+    assert cases[0].extra == {"stage": "II"}
+
+
+def test_training_sees_what_the_runtime_sees(cohort_csv: Path) -> None:
+    case = read_cohort(cohort_csv)[2]
+    (loaded,) = load_training_cases([case], PREPROCESSING)
+    expected = preprocess(read_image(case.image), PREPROCESSING)
+    np.testing.assert_array_equal(loaded.image, expected.array)
+    assert loaded.air == expected.air
+    assert loaded.mask.shape == loaded.image.shape
+    assert loaded.image[loaded.mask > 0].mean() > 2
+
+
+def changed(csv: Path, edit, name: str) -> Path:
+    table = edit(pd.read_csv(csv))
+    table.to_csv(csv.parent / name, index=False)
+    return csv.parent / name
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda table: table.drop(columns="mask"), "lacks the columns mask"),
+        (lambda table: table.assign(image="absent.nii.gz"), "does not exist"),
+        (lambda table: table.assign(case="same"), "twice"),
+        (lambda table: table.iloc[:0], "no rows"),
+        (lambda table: table.assign(mask=None), "empty cell"),
+    ],
+    ids=["column", "file", "twice", "empty", "cell"],
+)
+def test_a_cohort_that_cannot_be_used_is_refused(edit, reason: str, cohort_csv: Path) -> None:
+    with pytest.raises(InputError, match=reason):
+        read_cohort(changed(cohort_csv, edit, "changed.csv"))
+
+
+def test_a_missing_csv_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read_cohort(tmp_path / "absent.csv")
+
+
+def test_a_mask_on_another_grid_is_refused(cohort_csv: Path, tmp_path: Path) -> None:
+    case = read_cohort(cohort_csv)[0]
+    shifted = Geometry((20, 24, 26), (4.0, 4.0, 4.0), origin_lps_mm=(10.0, 0.0, 0.0))
+    write_image(np.ones((20, 24, 26), np.uint8), shifted, tmp_path / "mask.nii.gz")
+    with pytest.raises(InputError, match="does not lie on"):
+        case.__class__(case.name, case.centre, case.image, tmp_path / "mask.nii.gz", {}).read()
+
+
+def test_the_paper_preset_is_the_paper() -> None:
+    paper = PRESETS["paper"]
+    assert paper.preprocessing.spacing_mm == (2.0, 4.0, 4.0)
+    assert paper.patch_size == (64, 128, 128)  # z, y, x of the paper's 128 x 128 x 64
+    assert (paper.batch_size, paper.epochs, paper.restart_epochs) == (2, 400, 25)
+    assert paper.learning_rate == (1e-4, 1e-6)
+    assert paper.adam_betas == (0.9, 0.99)
+    assert paper.augmentation.probability == 0.2
+    assert paper.network_settings == {"base_filters": 24}
+    assert (paper.cross_entropy_weight, paper.tissue_share) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_config_survives_the_checkpoint(preset: str) -> None:
+    assert TrainingConfig.from_dict(PRESETS[preset].to_dict()) == PRESETS[preset]
+
+
+def test_a_json_file_changes_a_preset(tiny_config: Path) -> None:
+    config = load_config(str(tiny_config))
+    assert config.patch_size == (16, 16, 16)
+    assert config.learning_rate == PRESETS["cpu"].learning_rate
+    assert load_config("cpu", network="standard_unet").network == "standard_unet"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"epoch": 3}', '{"network": "vnet"}', '{"epochs": 0}', '{"preset": "gpu"}', "not json"], ids=str
+)
+def test_a_config_that_cannot_be_used_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UsageError):
+        load_config(str(tmp_path / "config.json"))
+
+
+def test_a_volume_of_the_wrong_kind_never_reaches_training(cohort_csv: Path, tmp_path: Path) -> None:
+    mask_as_image = read_cohort(cohort_csv)[0].mask
+    with pytest.raises(InputError, match="label map"):
+        read_image(mask_as_image)
+    assert isinstance(read_cohort(cohort_csv)[0].read()[0], Volume)

@@ -1,0 +1,104 @@
+"""Patches: reproducible from seed, epoch and index, shared between processes, as varied as the runtime's windows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from petseg_train.augmentation import Augmentation
+from petseg_train.cohort import TrainingCase
+from petseg_train.dataset import PatchDataset, PatchSampler, tumour_free_tissue
+
+SPACING_MM = (2.0, 4.0, 4.0)
+PLAIN = Augmentation(probability=0.0)
+
+
+def case(shape: tuple[int, int, int] = (24, 20, 28)) -> TrainingCase:
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=shape).astype(np.float32)
+    mask = np.zeros(shape, np.uint8)
+    mask[10:14, 8:12, 18:22] = 1
+    image[mask > 0] = 9.0
+    return TrainingCase("one", image, mask, air=-3.0)
+
+
+def dataset(**changes: object) -> PatchDataset:
+    settings = {"augmentation": Augmentation(), "seed": 7, **changes}
+    return PatchDataset([case(), case((40, 18, 18))], (16, 16, 16), SPACING_MM, **settings)  # type: ignore[arg-type]
+
+
+def test_a_patch_follows_from_seed_epoch_and_index() -> None:
+    one, other = dataset(), dataset()
+    torch.testing.assert_close(one[3, 1]["image"], other[3, 1]["image"], rtol=0, atol=0)
+    assert not torch.equal(one[3, 1]["image"], one[4, 1]["image"])
+    assert not torch.equal(one[3, 1]["image"], dataset(seed=8)[3, 1]["image"])
+
+
+def test_shapes_and_types() -> None:
+    sample = dataset()[0, 0]
+    for key in ("image", "mask"):
+        assert sample[key].shape == (1, 16, 16, 16)
+        assert sample[key].dtype == torch.float32
+    assert set(sample["mask"].unique().tolist()) <= {0.0, 1.0}
+
+
+def test_patches_hold_tumour_as_often_as_asked() -> None:
+    always = dataset(augmentation=PLAIN, tumour_share=1.0)
+    assert all(always[epoch, 0]["mask"].sum() > 0 for epoch in range(60))
+    anywhere = dataset(augmentation=PLAIN, tumour_share=0.0)
+    held = [bool(anywhere[epoch, 0]["mask"].sum() > 0) for epoch in range(200)]
+    assert 0.05 < np.mean(held) < 0.9
+
+
+def test_the_tumour_lies_anywhere_in_the_patch() -> None:
+    always = dataset(augmentation=PLAIN, tumour_share=1.0)
+    centres = np.array([np.argwhere(always[epoch, 0]["mask"][0].numpy()).mean(axis=0) for epoch in range(200)])
+    assert (centres.min(axis=0) < 4).all()
+    assert (centres.max(axis=0) > 11).all()
+
+
+def test_some_patches_reach_into_the_air() -> None:
+    anywhere = dataset(augmentation=PLAIN, tumour_share=0.0)
+    air = [float((anywhere[epoch, 0]["image"] == -3.0).float().mean()) for epoch in range(200)]
+    assert max(air) > 0.25
+    assert min(air) == 0.0
+
+
+def test_with_tissue_around_no_patch_shows_air_and_some_show_only_tissue() -> None:
+    crops = dataset(augmentation=PLAIN, tissue_share=1.0, tumour_share=0.5)
+    samples = [crops[epoch, 0] for epoch in range(100)]
+    assert all((sample["image"] != -3.0).all() for sample in samples)
+    assert any(sample["mask"].sum() == 0 for sample in samples)
+    assert all(sample["image"][sample["mask"] == 0].max() < 9.0 for sample in samples)
+
+
+def test_tumour_free_tissue_is_the_largest_slab_beside_the_tumour() -> None:
+    one = case()
+    # The tumour ends at 14, 12, 22 of 24, 20, 28 and begins at 10, 8, 18; two voxels of blur on each side. The slabs'
+    # sizes: 8 x 20 x 28, 8 x 20 x 28, 6 x 24 x 28, 6 x 24 x 28, 16 x 24 x 20, 4 x 24 x 20: the fifth is the largest.
+    np.testing.assert_array_equal(tumour_free_tissue(one), one.image[:, :, :16])
+    empty = TrainingCase("none", one.image, np.zeros_like(one.mask), air=-3.0)
+    np.testing.assert_array_equal(tumour_free_tissue(empty), one.image)
+    full = TrainingCase("all", one.image, np.ones_like(one.mask), air=-3.0)
+    np.testing.assert_array_equal(tumour_free_tissue(full), np.full((1, 1, 1), -3.0))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_an_epoch_without_overlap(world_size: int) -> None:
+    samplers = [PatchSampler(10, 7, rank, world_size) for rank in range(world_size)]
+    for sampler in samplers:
+        sampler.set_epoch(5)
+    keys = [list(sampler) for sampler in samplers]
+    assert {len(share) for share in keys} == {10 // world_size}
+    seen = [index for share in keys for _, index in share]
+    assert len(seen) == len(set(seen))
+    assert {epoch for share in keys for epoch, _ in share} == {5}
+
+
+def test_every_epoch_has_its_own_order() -> None:
+    sampler = PatchSampler(50, 7)
+    first = [index for _, index in sampler]
+    sampler.set_epoch(1)
+    assert sorted(first) == sorted(index for _, index in sampler) == list(range(50))
+    assert first != [index for _, index in sampler]

@@ -1,0 +1,238 @@
+"""Training: it resumes exactly after being killed, shares work between processes, and is scored on other centres."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from petseg_runtime.errors import ModelError, UsageError
+from petseg_train.cohort import read_cohort
+from petseg_train.comparators import ellipsoid, t40
+from petseg_train.config import load_config
+from petseg_train.evaluation import evaluate, summarise
+from petseg_train.inference import torch_segmenter
+from petseg_train.training import SegmentationModule, build_network, fit, load_module, split_tuning
+from petseg_train.window_invariance import window_invariance
+
+PETSEG_TRAIN = Path(sys.executable).with_name("petseg-train")
+
+
+def petseg_train(*arguments: object) -> list[str]:
+    return [str(PETSEG_TRAIN), *(str(argument) for argument in arguments)]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+
+
+def test_a_run_leaves_its_settings_logs_and_metrics(trained: Path) -> None:
+    run = json.loads((trained.parent / "run.json").read_text())
+    assert len(run["splits"]["tuning"]) == 1
+    assert len(run["splits"]["training"]) == 3
+    assert json.loads((trained.parent / "done.json").read_text())["metrics"].keys() == {"train/loss", "tune/dsc"}
+    assert list((trained.parent / "lightning_logs").glob("events.out.tfevents.*"))
+
+
+def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_run(
+    trained: Path, cohort_csv: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "killed"
+    command = petseg_train("fit", cohort_csv, "-o", run_dir, "--config", tiny_config)
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (run_dir / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert (run_dir / "last.ckpt").exists()
+    stopped_at = torch.load(run_dir / "last.ckpt", weights_only=True)["epoch"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert stopped_at < 3, "the run was over before it was killed"
+    for name, tensor in weights(trained).items():
+        torch.testing.assert_close(weights(run_dir / "last.ckpt")[name], tensor, rtol=0, atol=0)
+
+
+def test_a_finished_run_is_not_trained_again(trained: Path, cohort_csv: Path, tiny_config: Path) -> None:
+    before = trained.stat().st_mtime_ns
+    fit(read_cohort(cohort_csv), load_config(str(tiny_config)), trained.parent)
+    assert trained.stat().st_mtime_ns == before
+
+
+def test_a_run_folder_of_other_settings_is_refused(trained: Path, cohort_csv: Path, tiny_config: Path) -> None:
+    with pytest.raises(UsageError, match="other settings"):
+        fit(read_cohort(cohort_csv), load_config(str(tiny_config), epochs=9), trained.parent)
+
+
+def test_too_few_cases_are_refused(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="do not fill a batch"):
+        fit(read_cohort(cohort_csv)[:1], load_config(str(tiny_config)), tmp_path)
+
+
+def test_two_processes_train_one_model(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    config = json.loads(tiny_config.read_text()) | {"epochs": 1, "batch_size": 1, "tuning_share": 0.5}
+    (tmp_path / "ddp.json").write_text(json.dumps(config))
+    done = subprocess.run(
+        petseg_train(
+            "fit", cohort_csv, "-o", tmp_path / "run", "--config", tmp_path / "ddp.json",
+            "--devices", 2, "--accelerator", "cpu", "--threads", 1,
+        ),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "distributed_backend=gloo" in done.stderr
+    assert "MEMBER: 2/2" in done.stderr
+    # Two cases, one for each process: a single step of both gradients.
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def test_a_patch_the_network_cannot_halve_is_refused(tiny_config: Path) -> None:
+    for patch_size in ((16, 16, 20), (8, 16, 16)):
+        with pytest.raises(UsageError, match="multiples of 8, from 16 on"):
+            build_network(load_config(str(tiny_config), patch_size=patch_size))
+
+
+def test_the_first_weights_follow_from_the_seed(tiny_config: Path) -> None:
+    config = load_config(str(tiny_config))
+    one, other = build_network(config), build_network(config)
+    for left, right in zip(one.parameters(), other.parameters()):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+def test_the_learning_rate_restarts_every_25_epochs() -> None:
+    config = load_config("paper", network_settings={"base_filters": 2})
+    module = SegmentationModule(config.to_dict())
+    settings = module.configure_optimizers()
+    optimiser, schedule = settings["optimizer"], settings["lr_scheduler"]["scheduler"]
+    assert isinstance(optimiser, torch.optim.Adam)
+    assert settings["lr_scheduler"]["interval"] == "epoch"
+    rates = []
+    for _ in range(51):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    # eta = 1e-6 + (1e-4 - 1e-6) (1 + cos(pi t / 25)) / 2
+    expected = [1e-6 + (1e-4 - 1e-6) * (1 + np.cos(np.pi * (epoch % 25) / 25)) / 2 for epoch in range(51)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    assert optimiser.param_groups[0]["betas"] == (0.9, 0.99)
+
+
+def test_the_tuning_share_is_drawn_from_the_seed(cohort_csv: Path, tiny_config: Path) -> None:
+    cases, config = read_cohort(cohort_csv), load_config(str(tiny_config))
+    training, tuning = split_tuning(cases, config)
+    assert sorted(case.name for case in training + tuning) == [case.name for case in cases]
+    assert split_tuning(cases, config) == (training, tuning)
+    assert {split_tuning(cases, load_config(str(tiny_config), seed=seed))[1][0].name for seed in range(20)} > {
+        tuning[0].name
+    }
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "foreign.ckpt").write_bytes(b"no checkpoint")
+    with pytest.raises(ModelError, match="not a checkpoint"):
+        load_module(tmp_path / "foreign.ckpt")
+
+
+def test_evaluation_scores_the_model_beside_its_rivals(trained: Path, cohort_csv: Path) -> None:
+    cases = read_cohort(cohort_csv)[:2]
+    results = evaluate(torch_segmenter(load_module(trained)), cases, "tiny", invariance_seed=0)
+    assert results["model"].tolist() == ["tiny", "t40", "ellipsoid"] * 2
+    # The ball is 12 and everything else below 2, so 40 % of the maximum finds it to the voxel.
+    assert (results.loc[results["model"] == "t40", ["dsc", "precision", "recall"]] == 1.0).all(axis=None)
+    assert (results.loc[results["model"] == "t40", "volume_error"].abs() < 1e-9).all()
+    assert results.loc[results["model"] == "tiny", "window_invariance"].between(0, 1).all()
+
+
+def test_the_summary_is_that_of_the_papers_table() -> None:
+    results = pd.DataFrame(
+        {
+            "case": list("abcd"),
+            "centre": ["x", "x", "y", "y"],
+            "model": "m",
+            "dsc": [0.2, 0.4, 0.7, 0.9],
+            "precision": 1.0,
+            "recall": 0.5,
+        }
+    )
+    summary = summarise(results).set_index("centre")
+    assert summary.loc["x", "dsc_mean"] == pytest.approx(0.3)
+    assert summary.loc["x", "dsc_std"] == pytest.approx(np.sqrt(0.02))
+    # over the centres: mean of 0.3 and 0.8, and their deviation
+    assert summary.loc["average", "dsc_mean"] == pytest.approx(0.55)
+    assert summary.loc["average", "dsc_std"] == pytest.approx(0.5 / np.sqrt(2))
+    assert summary.loc["average", "cases"] == 4
+
+
+def test_cross_validation_leaves_each_centre_out_and_resumes(
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    config = json.loads(tiny_config.read_text()) | {"epochs": 1, "batch_size": 1, "tuning_share": 0.5}
+    (tmp_path / "cv.json").write_text(json.dumps(config))
+    command = petseg_train(
+        "cross-validate", cohort_csv, "-o", tmp_path / "cv", "--config", tmp_path / "cv.json",
+        "--network", "residual_scse_unet", "--threads", 1,
+    )  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    splits = json.loads((tmp_path / "cv" / "splits.json").read_text())["folds"]
+    assert splits["north"]["test"] == ["case0", "case1"]
+    for fold in splits.values():
+        names = fold["training"] + fold["tuning"] + fold["test"]
+        assert sorted(names) == ["case0", "case1", "case2", "case3"]
+    results = pd.read_csv(tmp_path / "cv" / "results.csv")
+    assert results.groupby("model").size().to_dict() == {"residual_scse_unet": 4, "t40": 4, "ellipsoid": 4}
+    checkpoint = tmp_path / "cv" / "residual_scse_unet" / "north" / "last.ckpt"
+    before = checkpoint.stat().st_mtime_ns
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert checkpoint.stat().st_mtime_ns == before
+    assert "average" in again.stdout
+
+
+def test_an_unknown_centre_is_refused(cohort_csv: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        petseg_train("fit", cohort_csv, "-o", tmp_path, "--leave-out", "west"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "there are north, south" in done.stderr
+
+
+def test_a_network_of_single_voxels_is_window_invariant(known_model: Path, axial_volume) -> None:
+    from petseg_runtime import Segmenter
+
+    scored = window_invariance(Segmenter(known_model), axial_volume, np.random.default_rng(0))
+    assert scored.lowest == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_network_that_looks_at_the_window_is_not(axial_volume, manifest) -> None:
+    class WindowMean:
+        name = "window mean"
+
+        def predict(self, windows: np.ndarray) -> np.ndarray:
+            return (windows > windows.mean(axis=(2, 3, 4), keepdims=True)).astype(np.float32)
+
+    from petseg_runtime import Segmenter
+
+    segmenter = Segmenter.from_backend(manifest, WindowMean())
+    assert window_invariance(segmenter, axial_volume, np.random.default_rng(0)).lowest < 0.9
+
+
+def test_rivals_by_hand(axial_volume) -> None:
+    np.testing.assert_array_equal(t40(axial_volume) > 0, axial_volume.array >= 4.8)
+    share = ellipsoid(axial_volume).mean()
+    assert share == pytest.approx(4 / 3 * np.pi * 0.3**3, rel=0.05)  # semi-axes of 0.3 of the box's sides
