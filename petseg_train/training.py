@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from petseg_runtime.errors import ModelError, UsageError
@@ -27,7 +27,7 @@ from petseg_train.config import TrainingConfig
 from petseg_train.dataset import PatchDataset, PatchSampler
 from petseg_train.losses import soft_dice_loss
 from petseg_train.metrics import dice
-from petseg_train.networks import NETWORKS
+from petseg_train.networks import NETWORKS, Network
 
 
 class SegmentationModule(lightning.LightningModule):
@@ -92,10 +92,11 @@ class PatchDataModule(lightning.LightningDataModule):
         return DataLoader(self.patches, batch_size=self.config.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[int]:
-        return DataLoader(range(len(self.tuning)), batch_size=None)  # the cases differ in size, so their indices travel
+        # The cases differ in size, so their indices travel. A range is a dataset in all but its declared type.
+        return DataLoader(range(len(self.tuning)), batch_size=None)  # type: ignore[arg-type]
 
 
-def build_network(config: TrainingConfig) -> nn.Module:
+def build_network(config: TrainingConfig) -> Network:
     """The network of the config, with weights that follow from its seed.
 
     Raises
@@ -109,7 +110,7 @@ def build_network(config: TrainingConfig) -> nn.Module:
         raise UsageError(
             f"patch_size is {config.patch_size}, expected multiples of {network.factor}, from {2 * network.factor} on."
         )
-    return network.to(memory_format=torch.channels_last_3d)
+    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 def split_tuning(cases: Sequence[Case], config: TrainingConfig) -> tuple[list[Case], list[Case]]:

@@ -74,7 +74,8 @@ def export_onnx(
 
 def _to_onnx(network: nn.Module, patch_size: tuple[int, int, int]) -> onnx.ModelProto:
     # Exported in the default memory layout, and with a batch of two: a batch of one would be taken for a constant.
-    exported = _WithSigmoid(network).eval().to(memory_format=torch.contiguous_format)
+    exported = _WithSigmoid(network).eval()
+    exported.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in torch's stubs
     image = torch.zeros(2, 1, *patch_size)
     program = torch.onnx.export(
         exported,
