@@ -1,6 +1,6 @@
 # The slim runtime: petseg-run and nothing to build or train with.
 #   docker build -t petseg .
-#   docker run --rm --network none -v /path/to/scans:/scans petseg /scans/scan.nii.gz -o /scans/out
+#   docker run --rm --network none --user "$(id -u):$(id -g)" -v /path/to/scans:/scans petseg /scans/scan.nii.gz
 FROM python:3.13-slim AS build
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./

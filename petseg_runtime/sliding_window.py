@@ -95,8 +95,3 @@ def sliding_window_probabilities(
             progress(done, len(starts))
     total /= weight
     return np.ascontiguousarray(total[inside])
-
-
-def flips_in_axial_plane() -> list[tuple[int, ...]]:
-    """Axes `(z, y, x)` to mirror for test-time augmentation: none, y, x, both."""
-    return [(), (1,), (2,), (1, 2)]

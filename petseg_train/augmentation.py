@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from monai.transforms import AdjustContrast
+from monai.utils import convert_to_tensor
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
@@ -137,14 +138,14 @@ def _sampling_grid(
 def augment_intensity(patch: Tensor, settings: Augmentation, rng: np.random.Generator) -> Tensor:
     """Gamma, contrast stretching and Gaussian noise on an image patch `(z, y, x)`."""
     if settings.happens(rng):
-        patch = AdjustContrast(gamma=rng.uniform(*settings.gamma))(patch)
+        patch = convert_to_tensor(AdjustContrast(gamma=rng.uniform(*settings.gamma))(patch))
     if settings.happens(rng):
         low = patch.min()
         patch = low + (patch - low) * float(rng.uniform(*settings.contrast))
     if settings.happens(rng):
         sd = float(rng.uniform(*settings.noise_sd)) * patch.std()
         patch = patch + sd * torch.from_numpy(rng.standard_normal(patch.shape, dtype=np.float32))
-    return torch.as_tensor(patch)
+    return patch
 
 
 def _cut(layers: Tensor, start: Shape, patch: Shape) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__d
 Cohort = Annotated[Path, typer.Argument(help="CSV with the columns case, centre, image, mask")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="run folder; an interrupted run in it goes on")]
 Config = Annotated[str, typer.Option(help="paper, cpu, or a JSON file of changed fields")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default all")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default all")]
 
 
 class Network(StrEnum):
@@ -41,9 +42,9 @@ def fit(
     cohort: Cohort,
     output: Output,
     config: Config = "paper",
-    network: Annotated[Network, typer.Option(help="network to train")] = Network.residual_scse_unet,
+    network: Annotated[Network | None, typer.Option(help="network to train, in place of the config's")] = None,
     leave_out: Annotated[str | None, typer.Option(help="centre to keep out of the training")] = None,
-    devices: Annotated[int, typer.Option(help="processes of data-parallel training")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="processes of data-parallel training")] = 1,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
     threads: Threads = None,
 ) -> None:
@@ -54,7 +55,8 @@ def fit(
 
     _set_threads(threads)
     cases = _select(read_cohort(cohort), leave_out, keep=False)
-    checkpoint = train(cases, load_config(config, network=network.value), output, devices, accelerator)
+    changes = {} if network is None else {"network": network.value}
+    checkpoint = train(cases, load_config(config, **changes), output, devices, accelerator)
     print(f"wrote {checkpoint}")
 
 
@@ -64,10 +66,12 @@ def evaluate(
     cohort: Cohort,
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write, a row a case and method")],
     centre: Annotated[str | None, typer.Option(help="evaluate on this centre only")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
     window_invariance: Annotated[bool, typer.Option(help="also shift the windows and compare the masks")] = True,
     threads: Threads = None,
 ) -> None:
     """Score a checkpoint on a cohort, with T40 and the ellipsoid beside it."""
+    from petseg_runtime.outputs.files import prepare_folder
     from petseg_train.cohort import read_cohort
     from petseg_train.evaluation import evaluate as score
     from petseg_train.evaluation import summarise
@@ -76,7 +80,8 @@ def evaluate(
 
     _set_threads(threads)
     cases = _select(read_cohort(cohort), centre, keep=True)
-    module = load_module(checkpoint)
+    module = load_module(checkpoint, accelerator)
+    prepare_folder(output.parent)
     seed = module.config.seed if window_invariance else None
     results = score(torch_segmenter(module), cases, module.config.network, seed)
     results.to_csv(output, index=False)
@@ -143,15 +148,20 @@ def _select(cases: list[Case], centre: str | None, keep: bool) -> list[Case]:
 
 
 def _print_summary(summary: pd.DataFrame) -> None:
+    from petseg_train.evaluation import METRICS
+
     table = Table()
     for heading in ("model", "centre", "cases", "DSC", "precision", "recall"):
-        table.add_column(heading, justify="left" if heading in ("model", "centre") else "right")
+        table.add_column(heading, justify="left" if heading in ("model", "centre") else "right", no_wrap=True)
     for row in summary.to_dict("records"):
-        scores = [
-            f"{row[f'{metric}_mean']:.2f} ± {row[f'{metric}_std']:.2f}" for metric in ("dsc", "precision", "recall")
-        ]
+        scores = [_mean_and_deviation(row[f"{name}_mean"], row[f"{name}_std"]) for name in METRICS]
         table.add_row(row["model"], row["centre"], str(row["cases"]), *scores)
     Console(highlight=False).print(table)
+
+
+def _mean_and_deviation(mean: float, deviation: float) -> str:
+    """`0.80 ± 0.03`; one case has no deviation."""
+    return f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"
 
 
 if __name__ == "__main__":

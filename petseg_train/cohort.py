@@ -23,6 +23,9 @@ from petseg_runtime.volume import FloatArray, MaskArray, Volume
 
 REQUIRED_COLUMNS = ("case", "centre", "image", "mask")
 
+# Image and mask are written by different programs, which round their geometry differently.
+SAME_GRID_MM = 0.5
+
 
 @dataclass(frozen=True)
 class Case:
@@ -43,12 +46,9 @@ class Case:
         """
         volume = read_volume(self.image)
         mask, geometry = read_mask(self.mask)
-        same = geometry.shape == volume.geometry.shape and np.allclose(
-            geometry.to_lps_mm([[0, 0, 0], geometry.shape]),
-            volume.geometry.to_lps_mm([[0, 0, 0], geometry.shape]),
-            atol=0.5,
-        )
-        if not same:
+        corners = np.vstack([np.zeros(3), np.diag(geometry.shape)])  # the first voxel's, and one along each axis
+        apart_mm = np.abs(geometry.to_lps_mm(corners) - volume.geometry.to_lps_mm(corners)).max()
+        if geometry.shape != volume.geometry.shape or apart_mm > SAME_GRID_MM:
             raise InputError(
                 f"Case {self.name}: the mask's grid {geometry.shape} does not lie on the image's grid "
                 f"{volume.geometry.shape}. Resample the mask onto the image."
@@ -74,7 +74,7 @@ def read_cohort(csv: Path) -> list[Case]:
     InputError : if the file or a required column is absent, a case is named twice, or an image or mask does not exist.
     """
     try:
-        table = pd.read_csv(csv, dtype={"case": str, "centre": str})
+        table = pd.read_csv(csv, dtype=dict.fromkeys(REQUIRED_COLUMNS, str))
     except (OSError, ValueError) as error:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV: {error}") from error
     absent = [column for column in REQUIRED_COLUMNS if column not in table.columns]

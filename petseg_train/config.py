@@ -57,8 +57,20 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
             raise UsageError(f"Network {self.network!r} is unknown; there are {', '.join(NETWORKS)}.")
-        if self.epochs < 1 or self.batch_size < 1 or self.restart_epochs < 1:
-            raise UsageError("epochs, restart_epochs and batch_size must be at least 1.")
+        counts = ("epochs", "batch_size", "restart_epochs", "patches_per_case", "tuning_every_epochs")
+        shares = ("tuning_share", "tumour_share", "tissue_share")
+        for name, fits, expected in (
+            *((name, getattr(self, name) >= 1, "at least 1") for name in counts),
+            *((name, 0 <= getattr(self, name) <= 1, "0 to 1") for name in shares),
+            ("patch_size", len(self.patch_size) == 3, "three sides (z, y, x)"),
+            ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
+            ("threshold", 0 < self.threshold < 1, "between 0 and 1"),
+            ("learning_rate", self.learning_rate[0] >= self.learning_rate[1] > 0, "the highest, then the lowest"),
+            ("cross_entropy_weight", self.cross_entropy_weight >= 0, "at least 0"),
+            ("precision", self.precision in ("32-true", "bf16-mixed", "16-mixed"), "32-true, bf16-mixed or 16-mixed"),
+        ):
+            if not fits:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected {expected}.")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,7 +90,7 @@ class TrainingConfig:
             if "augmentation" in fields:
                 fields["augmentation"] = Augmentation(**_tuples(fields["augmentation"]))
             return TrainingConfig(**_tuples(fields))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             raise UsageError(f"The training configuration cannot be used: {error}.") from error
 
 
@@ -113,10 +125,20 @@ def load_config(name_or_path: str, **changes: Any) -> TrainingConfig:
         raise UsageError(
             f"Config {name_or_path!r} is neither a preset ({', '.join(PRESETS)}) nor a readable JSON file: {error}"
         ) from error
-    preset = PRESETS.get(fields.pop("preset", "paper"))
-    if preset is None:
-        raise UsageError(f"Config {name_or_path!r} starts from an unknown preset; there are {', '.join(PRESETS)}.")
-    return replace(TrainingConfig.from_dict({**preset.to_dict(), **fields}), **changes)
+    name = fields.pop("preset", "paper") if isinstance(fields, dict) else None
+    if name not in tuple(PRESETS):
+        raise UsageError(f"Config {name_or_path!r} is not a JSON object that starts from {' or '.join(PRESETS)}.")
+    return replace(TrainingConfig.from_dict(_merged(PRESETS[name].to_dict(), fields)), **changes)
+
+
+def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`fields` with `changes`, which may name some fields of a nested dict and leave the others."""
+    nested = {
+        key: _merged(fields[key], change)
+        for key, change in changes.items()
+        if isinstance(change, dict) and isinstance(fields.get(key), dict)
+    }
+    return {**fields, **changes, **nested}
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

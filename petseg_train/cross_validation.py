@@ -10,11 +10,13 @@ from pathlib import Path
 import pandas as pd
 
 from petseg_runtime.errors import UsageError
+from petseg_runtime.outputs.files import prepare_folder, whole_file
 from petseg_train.cohort import Case
 from petseg_train.config import TrainingConfig
 from petseg_train.evaluation import evaluate, summarise
 from petseg_train.inference import torch_segmenter
-from petseg_train.training import fit, load_module, split_tuning
+from petseg_train.networks import NETWORKS
+from petseg_train.training import build_network, fit, load_module, split_tuning
 
 
 def cross_validate(
@@ -22,41 +24,45 @@ def cross_validate(
 ) -> pd.DataFrame:
     """Train and test every fold; returns the summary and writes `splits.json`, `results.csv` and `summary.csv`.
 
-    Each fold has a run folder `<network>/<centre>` in `output`; what is finished there is not done again.
+    Each fold has a run folder `<network>/<centre>` in `output`; what is finished there is not done again. Networks may be
+    added later, or trained by processes side by side: the tables hold every fold that is finished in `output`.
 
     Raises
     ------
-    UsageError : if the cohort has one centre only, or `output` holds another study.
+    UsageError : if the cohort has one centre only, or `output` holds a study of other folds or settings.
     """
     centres = list(dict.fromkeys(case.centre for case in cases))
     if len(centres) < 2:
         raise UsageError(f"Leaving one centre out needs two centres or more; the cohort has {centres}.")
-    output.mkdir(parents=True, exist_ok=True)
+    configs = [replace(config, network=network) for network in networks]
+    for fold_config in configs:  # all of them, before hours of training
+        build_network(fold_config)
+    prepare_folder(output)
     _write_splits(cases, centres, config, output / "splits.json")
-    tables = []
-    for network in networks:
-        fold_config = replace(config, network=network)
+    for fold_config in configs:
         for centre in centres:
-            tables.append(_fold(cases, centre, fold_config, output / network / centre, accelerator))
+            _run_fold(cases, centre, fold_config, output / fold_config.network / centre, accelerator)
+    finished = [output / network / centre / "results.csv" for network in NETWORKS for centre in centres]
+    tables = [pd.read_csv(path, dtype={"case": str, "centre": str}) for path in finished if path.exists()]
     # T40 and the ellipsoid come with every network; once is enough.
     results = pd.concat(tables).drop_duplicates(["case", "model"])
-    results.to_csv(output / "results.csv", index=False)
+    _write_table(results, output / "results.csv")
     summary = summarise(results)
-    summary.to_csv(output / "summary.csv", index=False)
+    _write_table(summary, output / "summary.csv")
     return summary
 
 
-def _fold(cases: Sequence[Case], centre: str, config: TrainingConfig, run_dir: Path, accelerator: str) -> pd.DataFrame:
-    results = run_dir / "results.csv"
-    if not results.exists():
-        checkpoint = fit([case for case in cases if case.centre != centre], config, run_dir, accelerator=accelerator)
+def _run_fold(cases: Sequence[Case], centre: str, config: TrainingConfig, run_dir: Path, accelerator: str) -> None:
+    checkpoint = fit([case for case in cases if case.centre != centre], config, run_dir, accelerator=accelerator)
+    if not (run_dir / "results.csv").exists():
+        segmenter = torch_segmenter(load_module(checkpoint, accelerator))
         test = [case for case in cases if case.centre == centre]
-        segmenter = torch_segmenter(load_module(checkpoint))
-        table = evaluate(segmenter, test, config.network, invariance_seed=config.seed)
-        partial = results.with_suffix(".partial")
-        table.to_csv(partial, index=False)
-        partial.replace(results)
-    return pd.read_csv(results, dtype={"case": str, "centre": str})
+        _write_table(evaluate(segmenter, test, config.network, config.seed), run_dir / "results.csv")
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    with whole_file(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def _write_splits(cases: Sequence[Case], centres: Sequence[str], config: TrainingConfig, path: Path) -> None:
@@ -71,4 +77,5 @@ def _write_splits(cases: Sequence[Case], centres: Sequence[str], config: Trainin
     text = json.dumps({"seed": config.seed, "folds": splits}, indent=1)
     if path.exists() and path.read_text() != text:
         raise UsageError(f"{path.parent.name} holds a study with other folds. Choose another folder with --output.")
-    path.write_text(text)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)

@@ -20,7 +20,7 @@ from petseg_train.augmentation import (
 )
 from petseg_train.cohort import TrainingCase
 
-# A scanner's blur carries uptake about 6 mm beyond the tumour.
+# A scanner's blur carries uptake some millimetres beyond the tumour.
 _BLUR_VOXELS = 2
 
 
@@ -56,8 +56,9 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
     Images that were cropped around the tumour never fill a window, as a patient's scan does, and a network that
     sees only them takes the warmest tissue of any window for tumour. For them, with probability `tissue_share`,
-    the patch shows tumour-free tissue of the same patient where it leaves the image, in place of air; and nothing
-    else, if it was not to hold the tumour.
+    the patch shows tumour-free tissue of the same patient where it leaves the image, in place of air. If it is not
+    one that must hold tumour, it then begins beyond the image and shows nothing else (but for a corner of the image
+    that a rotation may bring in).
     """
 
     def __init__(

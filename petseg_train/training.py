@@ -1,13 +1,18 @@
 """Training with Lightning: the module, the run folder, and exact resume.
 
-A run folder holds `config.json`, `splits.json`, `last.ckpt` (after each epoch), `lightning_logs` for TensorBoard and
+A run folder holds `run.json` (settings and split), `last.ckpt` (after each epoch), `lightning_logs` for TensorBoard and
 `done.json`. Calling `fit` on it again goes on where it stopped: all randomness follows from the seed, the epoch and
-the index of a patch, so the weights are those of an uninterrupted run.
+the index of a patch, so on a CPU the weights are those of an uninterrupted run, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import signal
+import subprocess
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +22,13 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from petseg_runtime.errors import ModelError, UsageError
+from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_runtime.sliding_window import sliding_window_probabilities
 from petseg_train.cohort import Case, TrainingCase, load_training_cases
 from petseg_train.config import TrainingConfig
@@ -39,6 +47,14 @@ class SegmentationModule(lightning.LightningModule):
         self.config = TrainingConfig.from_dict(config)
         self.network = build_network(self.config)
         self.loss = soft_dice_loss(self.config.cross_entropy_weight)
+        self.trained_epochs, self.trained_by = 0, "unknown"  # of the checkpoint it was loaded from
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["petseg_commit"] = _commit()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trained_epochs = checkpoint["epoch"] + 1
+        self.trained_by = checkpoint.get("petseg_commit", "unknown")
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         logits = self.network(batch["image"].to(memory_format=torch.channels_last_3d))
@@ -105,7 +121,10 @@ def build_network(config: TrainingConfig) -> Network:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = NETWORKS[config.network](**config.network_settings)
+        try:
+            network = NETWORKS[config.network](**config.network_settings)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"network_settings do not fit {config.network}: {error}") from error
     if any(side % network.factor or side < 2 * network.factor for side in config.patch_size):
         raise UsageError(
             f"patch_size is {config.patch_size}, expected multiples of {network.factor}, from {2 * network.factor} on."
@@ -141,6 +160,7 @@ def fit(
         raise UsageError(
             f"{len(training)} training cases do not fill a batch of {config.batch_size} on {devices} devices."
         )
+    module = SegmentationModule(config.to_dict())  # before anything is written: it refuses what cannot be built
     _claim_run_dir(run_dir, {"config": config.to_dict(), "splits": splits})
     checkpoint = run_dir / "last.ckpt"
     if (run_dir / "done.json").exists():
@@ -149,47 +169,78 @@ def fit(
     data = PatchDataModule(
         load_training_cases(training, config.preprocessing), load_training_cases(tuning, config.preprocessing), config
     )
-    trainer = lightning.Trainer(
-        default_root_dir=run_dir,
-        accelerator=accelerator,
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        max_epochs=config.epochs,
-        precision=config.precision,
-        check_val_every_n_epoch=config.tuning_every_epochs,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # PatchSampler shares the patches out itself
-        logger=TensorBoardLogger(run_dir, name="", version="lightning_logs"),
-        callbacks=[
-            ModelCheckpoint(
-                run_dir, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
-            ),
-            RichProgressBar(),
-        ],
-        log_every_n_steps=1,
-        enable_model_summary=False,
-    )
-    trainer.fit(
-        SegmentationModule(config.to_dict()),
-        data,
-        ckpt_path=checkpoint if checkpoint.exists() else None,
-        weights_only=True,
-    )
+    trainer = _trainer(config, run_dir, devices, accelerator)
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    except SIGTERMException as stop:  # a SystemExit that says success
+        raise SystemExit(128 + signal.SIGTERM) from stop
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if not checkpoint.exists() or zipfile.is_zipfile(checkpoint):
+            raise
+        raise ModelError(f"{checkpoint.name} is damaged. Remove it to train from the start.") from error
     if trainer.is_global_zero:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        (run_dir / "done.json").write_text(json.dumps({"epochs": config.epochs, "metrics": metrics}, indent=1))
+        write_json({"epochs": trainer.current_epoch, "metrics": metrics}, run_dir / "done.json")
     return checkpoint
 
 
-def load_module(checkpoint: Path) -> SegmentationModule:
-    """The trained module of a checkpoint, in evaluation mode.
+def _trainer(config: TrainingConfig, run_dir: Path, devices: int, accelerator: str) -> lightning.Trainer:
+    """The trainer of a run.
+
+    Raises
+    ------
+    UsageError : if there is no such accelerator here, or not as many devices.
+    """
+    try:
+        return lightning.Trainer(
+            default_root_dir=run_dir,
+            accelerator=accelerator,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            max_epochs=config.epochs,
+            precision=config.precision,
+            check_val_every_n_epoch=config.tuning_every_epochs,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # PatchSampler shares the patches out itself
+            logger=TensorBoardLogger(run_dir, name="", version="lightning_logs"),
+            callbacks=[
+                ModelCheckpoint(
+                    run_dir, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
+                ),
+                RichProgressBar(),
+            ],
+            plugins=[AtomicCheckpointIO()],
+            log_every_n_steps=1,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise UsageError(f"Training cannot start on {devices} x {accelerator}: {error}") from error
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it when it is whole.
+
+    The checkpoint replaces the only one there is. Lightning's own writing goes through the system's temporary folder, and
+    a move from another file system is a copy, which a kill cuts short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with whole_file(Path(path)) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def load_module(checkpoint: Path, accelerator: str = "cpu") -> SegmentationModule:
+    """The trained module of a checkpoint, ready to predict: on the CPU, or on the GPU if "auto" finds one.
 
     Raises
     ------
     ModelError : if the file is absent or is not a PETSeg checkpoint.
     """
+    device = "cuda" if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()) else "cpu"
     try:
-        module = SegmentationModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+        module = SegmentationModule.load_from_checkpoint(checkpoint, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds on a foreign file
         raise ModelError(f"{checkpoint.name} is not a checkpoint of petseg-train fit: {error}") from error
     return module.eval()
@@ -197,12 +248,28 @@ def load_module(checkpoint: Path) -> SegmentationModule:
 
 def _claim_run_dir(run_dir: Path, settings: dict[str, Any]) -> None:
     """Write the settings of a new run, or check that an old run had the same."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    prepare_folder(run_dir)
     file = run_dir / "run.json"
     text = json.dumps(settings, indent=1)
     if not file.exists():
-        file.write_text(text)
+        with whole_file(file) as temporary:
+            temporary.write_text(text)
     elif file.read_text() != text:
         raise UsageError(
             f"{run_dir.name} holds a run with other settings or cases. Choose another folder with --output."
         )
+
+
+def _commit() -> str:
+    """The commit of this checkout, with "+changes" where it has uncommitted ones; "unknown" where it is none."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return "unknown"
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -13,7 +13,7 @@ import numpy as np
 from petseg_runtime.preprocessing import NetworkInput, preprocess, restore
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.volume import Volume
-from petseg_train.metrics import dice
+from petseg_train.metrics import BoolArray, dice
 
 # Overlaps to compare with the manifest's own.
 OVERLAPS = (0.25, 0.5, 0.625)
@@ -21,7 +21,10 @@ OVERLAPS = (0.25, 0.5, 0.625)
 
 @dataclass(frozen=True)
 class WindowInvariance:
-    """DSC between the mask on the standard window grid and those on shifted grids and at other overlaps."""
+    """DSC between the mask on the standard window grid and those on shifted grids and at other overlaps.
+
+    All NaN where no grid finds anything: masks that are empty agree, and say nothing.
+    """
 
     shifted: tuple[float, ...]
     overlaps: tuple[float, ...]
@@ -32,7 +35,7 @@ class WindowInvariance:
 
     @property
     def lowest(self) -> float:
-        return min(self.shifted + self.overlaps)
+        return float(np.min(self.shifted + self.overlaps))
 
 
 def window_invariance(
@@ -40,21 +43,29 @@ def window_invariance(
 ) -> WindowInvariance:
     """Score one scan.
 
-    The grid is shifted by putting air before the scan, up to half a window on each axis: that moves every window,
-    and changes what the outer ones hold, as another field of view would.
+    The grid is shifted by putting air before and behind the scan, each time and on each axis another random width of up
+    to half a window. That moves the windows, spaces them anew, and changes what the outer ones hold, as another field
+    of view would.
     """
     manifest = segmenter.manifest
     network_input = preprocess(volume, manifest.preprocessing)
+    no_air = [(0, 0)] * 3
 
-    def mask(shift: tuple[int, ...], overlap: float) -> np.ndarray:
-        padded = np.pad(network_input.array, [(first, 0) for first in shift], constant_values=network_input.air)
+    def mask(air: list[tuple[int, int]], overlap: float) -> BoolArray:
+        padded = np.pad(network_input.array, air, constant_values=network_input.air)
         moved = NetworkInput(padded, network_input.air, network_input.frame)
-        probabilities = segmenter.probabilities(moved, overlap)[tuple(slice(first, None) for first in shift)]
-        return restore(np.ascontiguousarray(probabilities), network_input.frame) >= manifest.threshold
+        inside = tuple(slice(before, size - behind) for (before, behind), size in zip(air, padded.shape))
+        probabilities = np.ascontiguousarray(segmenter.probabilities(moved, overlap)[inside])
+        return restore(probabilities, network_input.frame) >= manifest.threshold
 
-    reference = mask((0, 0, 0), manifest.overlap)
-    drawn = [tuple(int(rng.integers(1, side // 2 + 1)) for side in manifest.patch_size) for _ in range(shifts)]
+    def draw() -> list[tuple[int, int]]:
+        return [(int(rng.integers(1, n // 2 + 1)), int(rng.integers(1, n // 2 + 1))) for n in manifest.patch_size]
+
+    reference = mask(no_air, manifest.overlap)
+    shifted = [mask(draw(), manifest.overlap) for _ in range(shifts)]
+    others = [mask(no_air, overlap) for overlap in OVERLAPS if overlap != manifest.overlap]
+    if not reference.any() and not any(found.any() for found in shifted + others):
+        return WindowInvariance((np.nan,) * len(shifted), (np.nan,) * len(others))
     return WindowInvariance(
-        tuple(dice(mask(shift, manifest.overlap), reference) for shift in drawn),
-        tuple(dice(mask((0, 0, 0), overlap), reference) for overlap in OVERLAPS if overlap != manifest.overlap),
+        tuple(dice(found, reference) for found in shifted), tuple(dice(found, reference) for found in others)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,12 +30,13 @@ def onnx(
     from petseg_export.to_onnx import export_onnx
     from petseg_export.verify import check_parity
     from petseg_runtime import read_volume
+    from petseg_runtime.outputs.files import prepare_folder
 
     scan = read_volume(volume)
-    try:
-        provenance = json.loads(training.read_text()) if training else {}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--training {training} is not a readable JSON file: {error}") from error
+    provenance = _read_record(training) if training else {}
+    if output.is_dir():
+        raise UsageError(f"--output {output.name} is a folder, expected the name of an .onnx file.")
+    prepare_folder(output.parent)
     # Under another name until it has passed, so that a model that failed is never found.
     candidate = output.with_name(f".unverified-{output.name}")
     try:
@@ -71,10 +72,11 @@ def verify(
         for path in volume:
             agreements += compare(segmenters, read_volume(path), path.name)
     table = Table(title=f"Reference: {agreements[0].reference}", title_justify="left")
-    for heading in ("backend", "volume", "max |Δp|", "DSC", "voxels", "ΔMTV", "ΔTLG", ""):
+    for heading in ("model", "backend", "volume", "max |Δp|", "DSC", "voxels", "ΔMTV", "ΔTLG", ""):
         table.add_column(heading, overflow="fold")
     for agreement in agreements:
         table.add_row(
+            agreement.model,
             agreement.backend,
             agreement.volume,
             f"{agreement.largest_probability_difference:.1e}",
@@ -86,6 +88,16 @@ def verify(
         )
     console.print(table)
     require_agreement(agreements)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--training {path.name} is not a readable JSON file.") from error
+    if not isinstance(record, dict):
+        raise UsageError(f"--training {path.name} holds a {type(record).__name__}, expected a JSON object.")
+    return record
 
 
 def main() -> None:

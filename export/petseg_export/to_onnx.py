@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,21 +40,27 @@ def export_onnx(
 
     Parameters
     ----------
-    training : provenance for the manifest (data, licence, metrics); the commit and the checkpoint's digest are added.
+    training : provenance for the manifest (data, licence, metrics); the commit that trained, the epochs done, the
+        network and the checkpoint's digest are added.
 
     Raises
     ------
-    ModelError : if the checkpoint cannot be read, or the exported graph is not valid ONNX.
+    ModelError : if the checkpoint cannot be read or is of an unfinished run, or the exported graph is not valid ONNX.
     UsageError : if `output` is not an .onnx file or cannot be written.
     """
     if output.suffix != ".onnx":
         raise UsageError(f"{output.name} does not end in .onnx.")
     module = load_module(checkpoint)
+    if module.trained_epochs < module.config.epochs:
+        raise ModelError(
+            f"{checkpoint.name} has done {module.trained_epochs} of {module.config.epochs} epochs. "
+            "Finish the run with petseg-train fit first."
+        )
     provenance = {
+        "commit": module.trained_by,
         **training,
-        "commit": _commit(),
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        "epochs": module.config.epochs,
+        "epochs": module.trained_epochs,
         "network": {"name": module.config.network, **module.config.network_settings},
     }
     manifest = make_manifest(module.config, name, version, provenance)
@@ -97,20 +102,3 @@ def _to_onnx(network: nn.Module, patch_size: tuple[int, int, int]) -> onnx.Model
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"The exported graph is not valid ONNX: {error}") from error
     return model
-
-
-def _commit() -> str:
-    """The commit of the working tree, with "+changes" where it has uncommitted ones; "unknown" outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -15,13 +15,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from petseg_runtime.errors import BackendError, ModelError
-from petseg_runtime.preprocessing import preprocess
+from petseg_runtime.manifest import ModelManifest
+from petseg_runtime.postprocessing import label_lesions, threshold_mask
+from petseg_runtime.preprocessing import preprocess, restore
+from petseg_runtime.quantification import RegionStatistics, quantify
 from petseg_runtime.segmenter import Segmenter
-from petseg_runtime.volume import Volume
+from petseg_runtime.volume import FloatArray, MaskArray, Volume
 from petseg_train.inference import torch_segmenter
 from petseg_train.metrics import dice
 from petseg_train.training import SegmentationModule
@@ -35,6 +39,7 @@ MAX_RELATIVE_DIFFERENCE = 1e-3
 class Agreement:
     """How far one backend is from the reference on one volume."""
 
+    model: str
     backend: str
     reference: str
     volume: str
@@ -54,31 +59,62 @@ class Agreement:
 
 
 def compare(segmenters: Sequence[Segmenter], volume: Volume, volume_name: str) -> list[Agreement]:
-    """Agreement of each segmenter with the first."""
-    results = []
-    for segmenter in segmenters:
-        network_input = preprocess(volume, segmenter.manifest.preprocessing)
-        probabilities = segmenter.probabilities(network_input, segmenter.manifest.overlap)
-        results.append((segmenter.backend_name, probabilities, segmenter.segment(volume)))
-    reference_name, reference_probabilities, reference = results[0]
+    """Agreement of each segmenter with the first, on a volume in which the first finds a tumour.
+
+    Raises
+    ------
+    ModelError : if a segmenter prepares the volume otherwise than the first, gives a probability that is no number,
+        or the first finds no tumour: two empty masks agree and prove nothing.
+    """
+    reference, *others = segmenters
+    expected = _infer(reference, volume)
+    if not expected.mask.any():
+        raise ModelError(f"{reference.backend_name} finds no tumour in {volume_name}. Pass a scan in which it does.")
     agreements = []
-    for name, probabilities, segmentation in results[1:]:
-        tumour, expected = segmentation.statistics.tumour, reference.statistics.tumour
+    for segmenter in others:
+        if _input_of(segmenter.manifest) != _input_of(reference.manifest):
+            raise ModelError(
+                f"{segmenter.backend_name} and {reference.backend_name} do not run the same model: preprocessing, "
+                "patch size, overlap or threshold differ. Pass the model's own checkpoint."
+            )
+        found = _infer(segmenter, volume)
         agreements.append(
             Agreement(
-                name,
-                reference_name,
+                segmenter.manifest.name,
+                segmenter.backend_name,
+                reference.backend_name,
                 volume_name,
-                float(np.abs(probabilities - reference_probabilities).max()),
-                dice(segmentation.mask > 0, reference.mask > 0),
-                int((segmentation.mask != reference.mask).sum()),
-                _relative(tumour.mtv_ml, expected.mtv_ml),
-                _relative(
-                    tumour.mtv_ml * (tumour.intensity_mean or 0.0), expected.mtv_ml * (expected.intensity_mean or 0.0)
-                ),
+                float(np.abs(found.probabilities - expected.probabilities).max()),
+                dice(found.mask > 0, expected.mask > 0),
+                int((found.mask != expected.mask).sum()),
+                _relative(found.tumour.mtv_ml, expected.tumour.mtv_ml),
+                _relative(_total_uptake(found.tumour), _total_uptake(expected.tumour)),
             )
         )
     return agreements
+
+
+class _Inference(NamedTuple):
+    probabilities: FloatArray  # on the network's grid, where no interpolation hides a difference
+    mask: MaskArray  # on the scan's grid
+    tumour: RegionStatistics
+
+
+def _infer(segmenter: Segmenter, volume: Volume) -> _Inference:
+    network_input = preprocess(volume, segmenter.manifest.preprocessing)
+    probabilities = segmenter.probabilities(network_input, segmenter.manifest.overlap)
+    if not np.isfinite(probabilities).all():
+        raise ModelError(f"{segmenter.backend_name} gives probabilities that are not numbers. Do not use this model.")
+    mask = threshold_mask(restore(probabilities, network_input.frame), segmenter.manifest.threshold)
+    return _Inference(probabilities, mask, quantify(volume, label_lesions(mask)).tumour)
+
+
+def _input_of(manifest: ModelManifest) -> tuple[object, ...]:
+    return manifest.preprocessing, manifest.patch_size, manifest.overlap, manifest.threshold
+
+
+def _total_uptake(region: RegionStatistics) -> float:
+    return region.mtv_ml * (region.intensity_mean or 0.0)
 
 
 def check_parity(module: SegmentationModule, model: Path, volume: Volume, volume_name: str) -> Agreement:
@@ -101,9 +137,9 @@ def check_parity(module: SegmentationModule, model: Path, volume: Volume, volume
 
 def require_agreement(agreements: Sequence[Agreement]) -> None:
     """Raise BackendError naming the backends that left the tolerances."""
-    drifted = sorted({agreement.backend for agreement in agreements if not agreement.within_tolerance})
+    drifted = sorted({f"{a.backend} with {a.model}" for a in agreements if not a.within_tolerance})
     if drifted:
-        raise BackendError(f"Out of tolerance: {'; '.join(drifted)}. Do not use it with this model on this machine.")
+        raise BackendError(f"Out of tolerance: {'; '.join(drifted)}. Do not use them together on this machine.")
 
 
 def _relative(value: float, reference: float) -> float:

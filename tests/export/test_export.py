@@ -44,7 +44,11 @@ def test_the_file_is_complete_in_itself(exported: tuple[SegmentationModule, Path
     assert manifest.training["data"] == "synthetic"
     assert len(manifest.training["checkpoint_sha256"]) == 64
     assert manifest.training["network"]["name"] == "residual_scse_unet"
-    assert manifest.training["commit"]
+    assert manifest.training["epochs"] == 8
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert manifest.training["commit"].removesuffix("+changes") == (commit.stdout.strip() or "unknown")
 
 
 def test_no_path_of_the_exporting_machine_is_in_the_file(exported: tuple[SegmentationModule, Path]) -> None:
@@ -92,6 +96,41 @@ def test_a_model_that_drifted_from_its_checkpoint_is_refused(
         other.network.head.bias += 0.05
     with pytest.raises(ModelError, match="does not compute what the checkpoint computes"):
         check_parity(other, exported[1], scan, "scan")
+
+
+def test_a_model_that_gives_no_numbers_is_refused(trained: Path, tmp_path: Path, scan: Volume) -> None:
+    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint["state_dict"]["network.head.bias"] *= float("nan")
+    torch.save(checkpoint, tmp_path / "nan.ckpt")
+    module, _ = export_onnx(tmp_path / "nan.ckpt", tmp_path / "nan.onnx", "nan", "1", {})
+    with pytest.raises(ModelError, match="not numbers"):
+        check_parity(module, tmp_path / "nan.onnx", scan, "scan")
+
+
+def test_parity_on_a_scan_without_tumour_proves_nothing(
+    exported: tuple[SegmentationModule, Path], trained: Path, scan: Volume
+) -> None:
+    module = load_module(trained)
+    with torch.no_grad():
+        module.network.head.bias -= 100
+    with pytest.raises(ModelError, match="finds no tumour"):
+        check_parity(module, exported[1], scan, "scan")
+
+
+def test_other_preprocessing_is_not_compared(
+    exported: tuple[SegmentationModule, Path], known_model: Path, scan: Volume
+) -> None:
+    with pytest.raises(ModelError, match="do not run the same model"):
+        compare([torch_segmenter(exported[0]), Segmenter(known_model, "cpu", "openvino")], scan, "scan")
+
+
+def test_an_unfinished_run_is_not_exported(trained: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint["epoch"] = 1
+    torch.save(checkpoint, tmp_path / "unfinished.ckpt")
+    with pytest.raises(ModelError, match="2 of 8 epochs"):
+        export_onnx(tmp_path / "unfinished.ckpt", tmp_path / "m.onnx", "m", "1", {})
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_verify_compares_all_backends_with_the_first(exported: tuple[SegmentationModule, Path], scan: Volume) -> None:

@@ -51,9 +51,8 @@ def test_the_dockerfiles_steps_give_a_runtime_that_works(tmp_path: Path) -> None
         place = REPOSITORY / name
         (shutil.copytree if place.is_dir() else shutil.copy)(place, source / name)
     for command in commands:
-        command = command.replace("/opt/petseg", str(prefix))
-        command = re.sub(r"^python ", f"{sys.executable} ", command)
-        subprocess.run(command, shell=True, cwd=source, check=True, capture_output=True)  # noqa: S602  our Dockerfile
+        here = re.sub(r"^python ", f"{sys.executable} ", command.replace("/opt/petseg", str(prefix)))
+        subprocess.run(here, shell=True, cwd=source, check=True, capture_output=True)  # noqa: S602  our Dockerfile
 
     python = prefix / "bin" / "python"
     imported = subprocess.run(

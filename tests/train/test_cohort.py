@@ -94,12 +94,44 @@ def test_a_json_file_changes_a_preset(tiny_config: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"epoch": 3}', '{"network": "vnet"}', '{"epochs": 0}', '{"preset": "gpu"}', "not json"], ids=str
+    "text",
+    [
+        '{"overlap": 1.0}',
+        '{"threshold": 5}',
+        '{"patch_size": [16, 16]}',
+        '{"tuning_share": 2}',
+        '{"precision": "half"}',
+        '{"learning_rate": 0.001}',
+        '{"patches_per_case": 0}',
+        "[1]",
+        '{"preset": ["cpu"]}',
+        '{"epoch": 3}',
+        '{"network": "vnet"}',
+        '{"epochs": 0}',
+        '{"preset": "gpu"}',
+        "not json",
+    ],
+    ids=str,
 )
 def test_a_config_that_cannot_be_used_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UsageError):
         load_config(str(tmp_path / "config.json"))
+
+
+def test_nested_settings_keep_what_is_not_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"preset": "cpu", "network_settings": {"levels": 3}}')
+    assert load_config(str(tmp_path / "config.json")).network_settings == {"base_filters": 16, "levels": 3}
+
+
+def test_a_transposed_mask_is_refused(tmp_path: Path) -> None:
+    geometry = Geometry((6, 8, 8), (4.0, 4.0, 4.0))
+    swapped = Geometry((6, 8, 8), (4.0, 4.0, 4.0), direction_lps=((0, 1, 0), (0, 0, 1), (1, 0, 0)))
+    write_image(np.random.default_rng(0).random((6, 8, 8), np.float32), geometry, tmp_path / "image.nii.gz")
+    write_image(np.ones((6, 8, 8), np.uint8), swapped, tmp_path / "mask.nii.gz")
+    (tmp_path / "cohort.csv").write_text("case,centre,image,mask\n1,a,image.nii.gz,mask.nii.gz\n")
+    with pytest.raises(InputError, match="does not lie on"):
+        read_cohort(tmp_path / "cohort.csv")[0].read()
 
 
 def test_a_volume_of_the_wrong_kind_never_reaches_training(cohort_csv: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from petseg_runtime.errors import ModelError, UsageError
 from petseg_train.cohort import read_cohort
 from petseg_train.comparators import ellipsoid, t40
 from petseg_train.config import load_config
+from petseg_train.cross_validation import cross_validate
 from petseg_train.evaluation import evaluate, summarise
 from petseg_train.inference import torch_segmenter
 from petseg_train.training import SegmentationModule, build_network, fit, load_module, split_tuning
@@ -59,7 +61,7 @@ def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_run(
     assert (run_dir / "last.ckpt").exists()
     stopped_at = torch.load(run_dir / "last.ckpt", weights_only=True)["epoch"]
     subprocess.run(command, check=True, capture_output=True)
-    assert stopped_at < 3, "the run was over before it was killed"
+    assert stopped_at < 7, "the run was over before it was killed"
     for name, tensor in weights(trained).items():
         torch.testing.assert_close(weights(run_dir / "last.ckpt")[name], tensor, rtol=0, atol=0)
 
@@ -78,6 +80,52 @@ def test_a_run_folder_of_other_settings_is_refused(trained: Path, cohort_csv: Pa
 def test_too_few_cases_are_refused(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="do not fill a batch"):
         fit(read_cohort(cohort_csv)[:1], load_config(str(tiny_config)), tmp_path)
+
+
+def test_terminated_is_not_success(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    config = json.loads(tiny_config.read_text()) | {"epochs": 500}
+    (tmp_path / "long.json").write_text(json.dumps(config))
+    process = subprocess.Popen(
+        petseg_train("fit", cohort_csv, "-o", tmp_path / "run", "--config", tmp_path / "long.json"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert not (tmp_path / "run" / "done.json").exists()
+
+
+def test_a_damaged_checkpoint_is_said_and_not_trained_over(
+    trained: Path, cohort_csv: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_text((trained.parent / "run.json").read_text())
+    (tmp_path / "last.ckpt").write_bytes(trained.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="is damaged"):
+        fit(read_cohort(cohort_csv), load_config(str(tiny_config)), tmp_path)
+
+
+def test_a_left_out_centre_is_neither_trained_nor_tuned_on(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    config = json.loads(tiny_config.read_text()) | {"epochs": 1, "batch_size": 1, "tuning_share": 0.5}
+    (tmp_path / "short.json").write_text(json.dumps(config))
+    subprocess.run(
+        petseg_train(
+            "fit", cohort_csv, "-o", tmp_path / "run", "--config", tmp_path / "short.json", "--leave-out", "north"
+        ),
+        check=True,
+        capture_output=True,
+    )
+    splits = json.loads((tmp_path / "run" / "run.json").read_text())["splits"]
+    assert sorted(splits["training"] + splits["tuning"]) == ["case2", "case3"]
+    done = subprocess.run(
+        petseg_train("evaluate", tmp_path / "run" / "last.ckpt", cohort_csv, "-o", tmp_path / "new" / "scores.csv",
+                     "--centre", "north"),
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert set(pd.read_csv(tmp_path / "new" / "scores.csv")["case"]) == {"case0", "case1"}
+    assert "ellipsoid" in done.stdout
 
 
 def test_two_processes_train_one_model(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
@@ -199,6 +247,12 @@ def test_cross_validation_leaves_each_centre_out_and_resumes(
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert checkpoint.stat().st_mtime_ns == before
     assert "average" in again.stdout
+    # A second network joins the study; other settings do not.
+    cases, settings = read_cohort(cohort_csv), load_config(str(tmp_path / "cv.json"))
+    both = cross_validate(cases, settings, ["standard_unet"], tmp_path / "cv")
+    assert set(both["model"]) == {"residual_scse_unet", "standard_unet", "t40", "ellipsoid"}
+    with pytest.raises(UsageError, match="other settings"):
+        cross_validate(cases, replace(settings, epochs=9), ["residual_scse_unet"], tmp_path / "cv")
 
 
 def test_an_unknown_centre_is_refused(cohort_csv: Path, tmp_path: Path) -> None:
@@ -217,6 +271,13 @@ def test_a_network_of_single_voxels_is_window_invariant(known_model: Path, axial
 
     scored = window_invariance(Segmenter(known_model), axial_volume, np.random.default_rng(0))
     assert scored.lowest == pytest.approx(1.0, abs=0.01)
+
+
+def test_finding_nothing_is_not_invariance(known_model: Path, axial_volume) -> None:
+    from petseg_runtime import Segmenter, Volume
+
+    cold = Volume(axial_volume.array.clip(None, 1.05), axial_volume.geometry)
+    assert np.isnan(window_invariance(Segmenter(known_model), cold, np.random.default_rng(0)).mean)
 
 
 def test_a_network_that_looks_at_the_window_is_not(axial_volume, manifest) -> None:
