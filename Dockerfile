@@ -15,5 +15,6 @@ FROM python:3.13-slim
 COPY --from=build /opt/petseg /opt/petseg
 RUN useradd --create-home --uid 10001 petseg
 USER petseg
+ENV ORT_DISABLE_TELEMETRY=1
 WORKDIR /home/petseg
 ENTRYPOINT ["/opt/petseg/bin/petseg-run"]

@@ -6,6 +6,7 @@ Results go to standard output (a table, or JSON lines with --json), everything e
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petseg_runtime import __version__
-from petseg_runtime.errors import BatchError, PetsegError
+from petseg_runtime.errors import BatchError, MemoryBudgetError, PetsegError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,21 +31,29 @@ _MAX_LESION_ROWS = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run petseg-run; returns its exit code (see `petseg_runtime.errors`)."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="replace")
     from rich.console import Console
 
-    messages = Console(stderr=True, soft_wrap=True, highlight=False)
+    messages = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
         _run(options, messages)
     except PetsegError as error:
         _complain(messages, str(error))
+        if options.json and not isinstance(error, BatchError):  # a batch has printed a record for each scan
+            print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
+    except MemoryError:
+        _complain(messages, "The scan does not fit into the memory of this machine.")
+        return MemoryBudgetError.exit_code
     except KeyboardInterrupt:
         _complain(messages, "Interrupted; finished scans are kept.")
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone. Keep the interpreter from failing again as it flushes.
+        # The reader of our output has gone, and the work is not done. Keep the interpreter from failing as it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141
     return 0
 
 
@@ -82,12 +91,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, messages: Console) -> None:
     # Imported here, so that --help and usage errors answer at once.
-    from petseg_runtime.io.scans import find_scans
+    import SimpleITK as sitk
+
     from petseg_runtime.outputs.files import prepare_folder
     from petseg_runtime.runner import RunSettings
     from petseg_runtime.segmenter import Segmenter
     from petseg_runtime.volume import Unit
 
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings hold paths; what matters is checked and said
     settings = RunSettings(
         output=options.output,
         unit=Unit(options.unit or "unknown"),
@@ -98,16 +109,33 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
         overlap=options.overlap,
         tta=options.tta,
     )
-    scans = [scan for path in options.input for scan in find_scans(path)]
+    scans, missing = _find(options, settings, messages)
     if settings.output is not None:
         prepare_folder(settings.output)
     segmenter = Segmenter(options.model, options.device, options.backend, options.threads)
     results = _run_scans(scans, segmenter, settings, options, messages)
-    if not options.json and not options.quiet:
+    if results and not options.json and not options.quiet:
         _print_table(results)
-    failed = len(scans) - len(results)
+    wanted, failed = len(scans) + missing, len(scans) + missing - len(results)
     if failed:
-        raise BatchError(f"{failed} of {len(scans)} scans failed; the others are done.")
+        raise BatchError(f"{failed} of {wanted} scans failed{'; the others are done' if results else ''}.")
+
+
+def _find(options: argparse.Namespace, settings: RunSettings, messages: Console) -> tuple[list[Scan], int]:
+    """The scans of all inputs, under names that do not collide, and how many inputs are refused."""
+    from petseg_runtime.io.scans import find_scans, with_unique_names
+
+    scans: list[Scan] = []
+    missing = 0
+    for path in options.input:
+        try:
+            scans += find_scans(path)
+        except PetsegError as error:
+            if len(options.input) == 1:
+                raise
+            _report_failure(path.name, error, options, messages)
+            missing += 1
+    return with_unique_names(scans, lambda scan: settings.folder_for(scan).resolve()), missing
 
 
 def _run_scans(
@@ -117,7 +145,7 @@ def _run_scans(
     options: argparse.Namespace,
     messages: Console,
 ) -> list[ScanResult]:
-    """Run each scan; a refused one is reported and passed over, unless it is the only one."""
+    """Run each scan; one that fails is reported and passed over, unless it is the only one."""
     from petseg_runtime.runner import run_scan
 
     results = []
@@ -131,15 +159,16 @@ def _run_scans(
             bar.update(task, description=scan.name, completed=number)
             try:
                 result = run_scan(scan, segmenter, settings, show)
-            except PetsegError as error:
-                if len(scans) == 1:
+            except (BrokenPipeError, KeyboardInterrupt):
+                raise
+            except Exception as error:  # whatever a scan does, the scans after it are done
+                if len(options.input) == len(scans) == 1:
                     raise
-                _complain(messages, f"{scan.folder / scan.name}: {error}")
-                if options.json:
-                    print(
-                        json.dumps({"scan": scan.name, "error": str(error), "exit_code": error.exit_code}), flush=True
-                    )
+                known = error if isinstance(error, PetsegError) else _unexpected(error)
+                _report_failure(str(scan.folder / scan.name), known, options, messages)
                 continue
+            if not results and not options.quiet:
+                messages.print(segmenter.choice, style="dim")
             results.append(result)
             if options.json:
                 print(json.dumps(_json_record(result)), flush=True)
@@ -147,6 +176,18 @@ def _run_scans(
                 _print_notes(result, len(scans) > 1, options.verbose, messages)
         bar.update(task, completed=len(scans))
     return results
+
+
+def _unexpected(error: Exception) -> PetsegError:
+    if isinstance(error, MemoryError):
+        return MemoryBudgetError("The scan does not fit into the memory of this machine.")
+    return PetsegError(f"Unexpected {type(error).__name__}: please report it.")
+
+
+def _report_failure(name: str, error: PetsegError, options: argparse.Namespace, messages: Console) -> None:
+    _complain(messages, f"{name}: {error}")
+    if options.json:
+        print(json.dumps({"scan": name, "error": str(error), "exit_code": error.exit_code}), flush=True)
 
 
 def _progress_bar(messages: Console, visible: bool) -> Progress:
@@ -159,7 +200,7 @@ def _progress_bar(messages: Console, visible: bool) -> Progress:
     )
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
@@ -171,15 +212,13 @@ def _progress_bar(messages: Console, visible: bool) -> Progress:
 
 
 def _complain(messages: Console, text: str) -> None:
-    messages.print(f"petseg-run: {' '.join(text.split())}", style="red", markup=False)
+    messages.print(f"petseg-run: {' '.join(text.split())}", style="red")
 
 
 def _print_notes(result: ScanResult, name_them: bool, verbose: bool, messages: Console) -> None:
-    for note in result.notes:
-        messages.print(f"{result.name}: {note}" if name_them else note, style="dim", markup=False)
-    if verbose:
-        stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.timings_s.items())
-        messages.print(f"{result.name}: {stages}", style="dim", markup=False)
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.timings_s.items())
+    for note in (*result.decisions, *result.warnings, *([stages] if verbose else [])):
+        messages.print(f"{result.name}: {note}" if name_them else note, style="dim")
 
 
 def _print_table(results: Sequence[ScanResult]) -> None:
@@ -202,11 +241,11 @@ def _print_table(results: Sequence[ScanResult]) -> None:
                 *(_cell(value) for value in (region.suv_max, region.suv_mean, region.tlg_g)),
                 f"{sum(result.timings_s.values()):.1f}" if number == 0 else "",
             )
-    output = Console(highlight=False, soft_wrap=True)
+    output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     output.print(table)
     for result in results:
         for file in result.files:
-            output.print(f"wrote {file}", markup=False)
+            output.print(f"wrote {file}")
 
 
 def _cell(value: float | None) -> str:
@@ -221,7 +260,8 @@ def _json_record(result: ScanResult) -> dict[str, Any]:
         "statistics": statistics_record(result.statistics),
         "files": [str(file) for file in result.files],
         "timings_s": result.timings_s,
-        "notes": list(result.notes),
+        "decisions": list(result.decisions),
+        "warnings": list(result.warnings),
     }
 
 

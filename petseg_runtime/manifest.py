@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ from petseg_runtime.volume import Shape, Triple
 
 MANIFEST_KEY = "petseg.manifest"
 SCHEMA_VERSION = 1
+# Beyond these a manifest is damaged: half a metre of 1 mm voxels, and ten windows over each voxel of an axis.
+MAX_PATCH_SIDE = 512
+MAX_OVERLAP = 0.9
 
 _GRAPH_FIELD = 7
 _METADATA_FIELD = 14
@@ -44,9 +48,10 @@ class PreprocessingSpec:
     padding: str = "air"
 
     def __post_init__(self) -> None:
-        _require(len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0, "spacing_mm", self.spacing_mm)
+        usable = len(self.spacing_mm) == 3 and all(0 < spacing < math.inf for spacing in self.spacing_mm)
+        _require(usable, "spacing_mm", self.spacing_mm)
         _require(0 < self.body_threshold < 1, "body_threshold", self.body_threshold)
-        _require(self.body_margin_mm >= 0, "body_margin_mm", self.body_margin_mm)
+        _require(0 <= self.body_margin_mm < math.inf, "body_margin_mm", self.body_margin_mm)
         _require(self.normalisation == "zscore_body", "normalisation", self.normalisation)
         _require(self.padding == "air", "padding", self.padding)
 
@@ -87,13 +92,13 @@ class ModelManifest:
 
     def __post_init__(self) -> None:
         _require(self.schema_version == SCHEMA_VERSION, "schema_version", self.schema_version)
-        _require(
-            [channel.modality for channel in self.channels] == ["PT"],
-            "channels",
-            [channel.modality for channel in self.channels],
-        )
-        _require(len(self.patch_size) == 3 and min(self.patch_size) > 0, "patch_size", self.patch_size)
-        _require(0 <= self.overlap < 1, "overlap", self.overlap)
+        _require(isinstance(self.name, str) and isinstance(self.version, str), "name and version", self.name)
+        _require(isinstance(self.labels, dict), "labels", self.labels)
+        _require(isinstance(self.training, dict), "training", self.training)
+        _require(self.channels == (Channel("PT", "any"),), "channels", self.channels)
+        sides = all(isinstance(side, int) and 0 < side <= MAX_PATCH_SIDE for side in self.patch_size)
+        _require(len(self.patch_size) == 3 and sides, "patch_size", self.patch_size)
+        _require(0 <= self.overlap <= MAX_OVERLAP, "overlap", self.overlap)
         _require(0 < self.threshold < 1, "threshold", self.threshold)
 
     def to_json(self) -> str:

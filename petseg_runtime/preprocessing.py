@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from petseg_runtime.errors import InputError
+from petseg_runtime.errors import InputError, MemoryBudgetError
 from petseg_runtime.manifest import PreprocessingSpec
 from petseg_runtime.volume import Box, FloatArray, Geometry, MaskArray, Shape, Triple, Volume
 
@@ -20,6 +20,8 @@ from petseg_runtime.volume import Box, FloatArray, Geometry, MaskArray, Shape, T
 _THRESHOLD_ROUNDS = 20
 # A body of fewer voxels than this gives no meaningful mean and standard deviation.
 _MIN_BODY_VOXELS = 64
+# Ten patients of two metres at 4 x 4 x 2 mm; each float32 copy takes 1.2 GB.
+MAX_NETWORK_VOXELS = 300_000_000
 
 
 @dataclass(frozen=True)
@@ -60,22 +62,30 @@ def preprocess(volume: Volume, spec: PreprocessingSpec) -> NetworkInput:
 
     Raises
     ------
-    InputError : if the scan holds no body (all zero, constant, or too few voxels above the threshold).
+    InputError : if the scan holds no body (all zero, constant, or too few voxels above the threshold), or NaN.
+    MemoryBudgetError : if it is far larger than a patient.
     """
     geometry = volume.geometry
+    if not np.isfinite(volume.array).all():
+        raise InputError("The volume holds NaN or infinite voxels. Repair the scan; PETSeg fills no gaps.")
     canonical = geometry.orientation.to_canonical(volume.array)
     threshold = _body_threshold(volume.array, spec.body_threshold)
     box = _body_box(canonical > threshold, geometry.canonical_spacing_mm, spec.body_margin_mm)
     cropped = np.ascontiguousarray(canonical[box])
     shape = _resampled_shape(cropped.shape, geometry.canonical_spacing_mm, spec.spacing_mm)
+    if np.prod(shape, dtype=np.float64) > MAX_NETWORK_VOXELS:
+        raise MemoryBudgetError(
+            f"On the network's grid the scan has {' x '.join(map(str, shape))} voxels, more than "
+            f"{MAX_NETWORK_VOXELS:.0e}. Check its voxel size, or cut it."
+        )
     array = _resample(cropped, geometry.canonical_spacing_mm, spec.spacing_mm, shape)
 
-    body = array[array > threshold]
-    if body.size < _MIN_BODY_VOXELS or body.std() == 0:
+    body = array[array > threshold].astype(np.float64)
+    mean, std = (float(body.mean()), float(body.std())) if body.size else (0.0, 0.0)
+    if body.size < _MIN_BODY_VOXELS or not std > 0:
         raise InputError(
             f"The scan holds no body: {body.size} voxels with distinct uptake above air. Pass the PET of a patient."
         )
-    mean, std = float(body.mean(dtype=np.float64)), float(body.std(dtype=np.float64))
     array -= np.float32(mean)
     array /= np.float32(std)
     return NetworkInput(array, -mean / std, Frame(geometry, box, spec.spacing_mm, shape))

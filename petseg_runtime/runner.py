@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -13,7 +13,7 @@ from petseg_runtime.outputs.preview import write_preview
 from petseg_runtime.outputs.records import run_record, statistics_record
 from petseg_runtime.quantification import ScanStatistics
 from petseg_runtime.segmentation import Segmentation
-from petseg_runtime.segmenter import Segmenter
+from petseg_runtime.segmenter import Segmenter, check_options
 from petseg_runtime.sliding_window import Progress
 from petseg_runtime.volume import Unit, Volume
 
@@ -40,19 +40,23 @@ class RunSettings:
     overlap: float | None = None
     tta: bool = False
 
+    def __post_init__(self) -> None:
+        check_options(self.overlap, self.threshold)
+
     def folder_for(self, scan: Scan) -> Path:
         return scan.beside if self.output is None else self.output / scan.folder
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What came out of one scan: its quantities, the files written, and what there is to say about it."""
+    """What came out of one scan: its quantities, the files written, what was decided on the way, and what to mind."""
 
     name: str
     statistics: ScanStatistics
     files: tuple[Path, ...]
     timings_s: dict[str, float]
-    notes: tuple[str, ...]
+    decisions: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: Progress | None = None) -> ScanResult:
@@ -77,11 +81,18 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
         **segmentation.timings_s,
         "writing": round(perf_counter() - started, 4),
     }
-    notes = (*volume.notes, *_unit_notes(volume), segmenter.choice)
     record = folder / f"{scan.name}_run.json"
-    used = {key: value for key, value in asdict(settings).items() if key not in ("output",)}
-    write_json(run_record(segmenter, timings_s, notes, used), record)
-    return ScanResult(scan.name, segmentation.statistics, (*files, record), timings_s, notes)
+    result = ScanResult(
+        scan.name, segmentation.statistics, (*files, record), timings_s, volume.notes, _unit_warnings(volume)
+    )
+    used = {
+        "unit": settings.unit.value,
+        "overlap": segmenter.manifest.overlap if settings.overlap is None else settings.overlap,
+        "threshold": segmenter.manifest.threshold if settings.threshold is None else settings.threshold,
+        "tta": settings.tta,
+    }
+    write_json(run_record(segmenter, used, timings_s, result.decisions, result.warnings), record)
+    return result
 
 
 def _write(
@@ -103,7 +114,7 @@ def _write(
     return tuple(files)
 
 
-def _unit_notes(volume: Volume) -> tuple[str, ...]:
+def _unit_warnings(volume: Volume) -> tuple[str, ...]:
     if volume.unit is Unit.SUVBW:
         return ()
     if volume.unit is Unit.BQML:

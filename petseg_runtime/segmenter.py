@@ -10,8 +10,8 @@ from typing import Self
 import numpy as np
 
 from petseg_runtime.backends import Backend, open_backend
-from petseg_runtime.errors import UsageError
-from petseg_runtime.manifest import ModelManifest, read_model
+from petseg_runtime.errors import ModelError, UsageError
+from petseg_runtime.manifest import MAX_OVERLAP, ModelManifest, read_model
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
 from petseg_runtime.preprocessing import NetworkInput, preprocess, restore
 from petseg_runtime.quantification import quantify
@@ -20,6 +20,9 @@ from petseg_runtime.sliding_window import Progress, sliding_window_probabilities
 from petseg_runtime.volume import FloatArray, Volume
 
 BUNDLED_MODEL = "petseg-sts-cpu.onnx"
+
+# How far a probability may leave [0, 1] by rounding.
+_ROUNDING = 1e-3
 
 # Axes (z, y, x) mirrored by test-time augmentation: the paper's mirroring in the axial plane.
 _NO_MIRRORING: tuple[tuple[int, ...], ...] = ((),)
@@ -84,6 +87,10 @@ class Segmenter:
     def backend_name(self) -> str:
         return self._backend.name
 
+    @property
+    def device(self) -> str:
+        return self._backend.device
+
     def segment(
         self,
         volume: Volume,
@@ -108,11 +115,7 @@ class Segmenter:
         """
         overlap = self.manifest.overlap if overlap is None else overlap
         threshold = self.manifest.threshold if threshold is None else threshold
-        if not 0 <= overlap <= 0.9:
-            raise UsageError(f"overlap is {overlap}, expected 0 to 0.9.")
-        if not 0 < threshold < 1:
-            raise UsageError(f"threshold is {threshold}, expected a number between 0 and 1.")
-
+        check_options(overlap, threshold)
         clock = _Clock()
         network_input = preprocess(volume, self.manifest.preprocessing)
         clock.stop("preprocessing")
@@ -143,12 +146,39 @@ class Segmenter:
                 self.manifest.patch_size,
                 overlap,
                 network_input.air,
-                self._backend.predict,
+                self._predict,
                 report,
             )
             total += np.flip(mirrored, axes)
         total /= np.float32(len(mirrorings))
+        # Probabilities that are not numbers would fall below every threshold, and a tumour vanish in silence.
+        if not (total.min() >= -_ROUNDING and total.max() <= 1 + _ROUNDING):
+            raise ModelError(
+                f"The model gave values from {total.min()} to {total.max()}, expected probabilities. Do not use it."
+            )
         return total
+
+    def _predict(self, windows: FloatArray) -> FloatArray:
+        probabilities = self._backend.predict(windows)
+        if probabilities.shape != windows.shape:
+            raise ModelError(
+                f"The model made {probabilities.shape} of windows {windows.shape}, expected the same shape. "
+                "Export it again."
+            )
+        return probabilities
+
+
+def check_options(overlap: float | None, threshold: float | None) -> None:
+    """Refuse what no model can be run with; None stands for the model's own.
+
+    Raises
+    ------
+    UsageError : if `overlap` is not 0 to 0.9, or `threshold` not between 0 and 1.
+    """
+    if overlap is not None and not 0 <= overlap <= MAX_OVERLAP:
+        raise UsageError(f"overlap is {overlap}, expected 0 to {MAX_OVERLAP}.")
+    if threshold is not None and not 0 < threshold < 1:
+        raise UsageError(f"threshold is {threshold}, expected a number between 0 and 1.")
 
 
 class _Clock:

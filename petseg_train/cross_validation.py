@@ -24,8 +24,8 @@ def cross_validate(
 ) -> pd.DataFrame:
     """Train and test every fold; returns the summary and writes `splits.json`, `results.csv` and `summary.csv`.
 
-    Each fold has a run folder `<network>/<centre>` in `output`; what is finished there is not done again. Networks may be
-    added later, or trained by processes side by side: the tables hold every fold that is finished in `output`.
+    Each fold has a run folder `<network>/<centre>` in `output`; what is finished there is not done again. Networks may
+    be added later, or trained by processes side by side: the tables hold every fold that is finished in `output`.
 
     Raises
     ------

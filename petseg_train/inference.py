@@ -18,6 +18,10 @@ class TorchBackend:
         self._module = module.eval()
 
     @property
+    def device(self) -> str:
+        return str(self._module.device)
+
+    @property
     def name(self) -> str:
         return f"PyTorch {torch.__version__}, {self._module.device}, f32"
 

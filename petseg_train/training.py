@@ -220,8 +220,8 @@ def _trainer(config: TrainingConfig, run_dir: Path, devices: int, accelerator: s
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it when it is whole.
 
-    The checkpoint replaces the only one there is. Lightning's own writing goes through the system's temporary folder, and
-    a move from another file system is a copy, which a kill cuts short.
+    The checkpoint replaces the only one there is. Lightning's own writing goes through the system's temporary folder,
+    and a move from another file system is a copy, which a kill cuts short.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from petseg_runtime.errors import ModelError
 from petseg_runtime.volume import FloatArray
 
 
@@ -11,8 +12,23 @@ class Backend(Protocol):
     """A loaded network. `predict` may be called from several threads at once."""
 
     @property
+    def device(self) -> str:
+        """Where it runs: "cpu" or "gpu:N"."""
+
+    @property
     def name(self) -> str:
         """Backend, version, device and precision, as the record of a run shows them."""
 
     def predict(self, windows: FloatArray) -> FloatArray:
         """Tumour probabilities `(n, 1, z, y, x)` of normalised windows `(n, c, z, y, x)`, float32."""
+
+
+def check_one_input_and_output(inputs: int, outputs: int) -> None:
+    """Refuse a network that is not windows in, probabilities out.
+
+    Raises
+    ------
+    ModelError : if it has more inputs or outputs, which a backend would leave unset or pass over in silence.
+    """
+    if (inputs, outputs) != (1, 1):
+        raise ModelError(f"The model has {inputs} inputs and {outputs} outputs, expected one of each. Export it again.")

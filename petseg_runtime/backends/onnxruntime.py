@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+from petseg_runtime.backends.base import check_one_input_and_output
 from petseg_runtime.errors import BackendError, ModelError
 from petseg_runtime.volume import FloatArray
 
+# Its telemetry writes to the user's cache folder and sends; it is decided as the library loads.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     import onnxruntime
 except ImportError as missing:
@@ -56,6 +61,8 @@ class OnnxRuntimeBackend:
                 raise ModelError(f"ONNX Runtime cannot load the model: {reason}") from error
             raise BackendError(f"ONNX Runtime cannot run the model on GPU {gpu}: {reason}") from error
         check_provider(self._session.get_providers(), wanted)
+        check_one_input_and_output(len(self._session.get_inputs()), len(self._session.get_outputs()))
+        self.device = "cpu" if gpu is None else f"gpu:{gpu}"
         self._where = "CPU" if gpu is None else f"CUDA GPU {gpu}"
         self._input = self._session.get_inputs()[0].name
 
@@ -64,13 +71,11 @@ class OnnxRuntimeBackend:
         return f"ONNX Runtime {onnxruntime.__version__}, {self._where}, f32"
 
     def predict(self, windows: FloatArray) -> FloatArray:
-        probabilities: FloatArray = self._session.run(None, {self._input: windows})[0]
+        try:
+            probabilities: FloatArray = self._session.run(None, {self._input: windows})[0]
+        except Exception as error:  # likewise
+            raise BackendError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
         return probabilities
-
-
-def has_cuda() -> bool:
-    """Whether this build of ONNX Runtime has the CUDA provider; says nothing of the driver."""
-    return CUDA in onnxruntime.get_available_providers()
 
 
 def check_provider(active: list[str], wanted: str) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
-import openvino
-
+from petseg_runtime.backends.base import check_one_input_and_output
 from petseg_runtime.errors import BackendError, ModelError
 from petseg_runtime.volume import FloatArray
+
+if "openvino" not in sys.modules:
+    # OpenVINO reports its import over the network. Where its telemetry package is absent it uses a stub of its own.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        del sys.modules["openvino_telemetry"]
+else:
+    import openvino
 
 
 class OpenVinoBackend:
@@ -35,11 +45,14 @@ class OpenVinoBackend:
             network = core.read_model(model)
         except RuntimeError as error:
             raise ModelError(f"OpenVINO cannot load the model: {_first_line(error)}") from error
+        check_one_input_and_output(len(network.inputs), len(network.outputs))
         try:
-            self._compiled = core.compile_model(network, "CPU", settings)
+            self.compiled = core.compile_model(network, "CPU", settings)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot run the model on this CPU: {_first_line(error)}") from error
         self._requests = threading.local()
+
+    device = "cpu"
 
     @property
     def name(self) -> str:
@@ -48,9 +61,11 @@ class OpenVinoBackend:
     def predict(self, windows: FloatArray) -> FloatArray:
         # One request a thread: a request holds the buffers of one inference.
         if not hasattr(self._requests, "mine"):
-            self._requests.mine = self._compiled.create_infer_request()
-        outputs = self._requests.mine.infer([windows], share_inputs=True)
-        probabilities: FloatArray = outputs[0]
+            self._requests.mine = self.compiled.create_infer_request()
+        try:
+            probabilities: FloatArray = self._requests.mine.infer([windows], share_inputs=True)[0]
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
         return probabilities
 
 

@@ -16,13 +16,12 @@ from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom_header import Header, group_by_study, read_headers
 from petseg_runtime.io.dicom_pixels import check_pixel_format, read_slice
 from petseg_runtime.io.dicom_series import choose_pet_series
+from petseg_runtime.io.plausible import check_grid, check_uptake
 from petseg_runtime.io.suv import merge_attributes, suvbw_factor
 from petseg_runtime.volume import FloatArray, Geometry, Unit, Volume
 
-__all__ = ["Header", "choose_pet_series", "group_by_study", "read_headers", "read_pet_series"]
+__all__ = ["Header", "choose_pet_series", "group_by_study", "pet_volume", "read_headers", "read_pet_series"]
 
-# A header that claims more is not believed: a total-body scan has 440 x 440 x 1600 voxels.
-MAX_VOXELS = 1_000_000_000
 # How far a voxel may lie from the straight grid, in voxels. Rounded positions deviate by a few hundredths, a
 # missing slice by a half and more.
 GRID_TOLERANCE = 0.1
@@ -59,16 +58,22 @@ def read_pet_series(files: Sequence[Path]) -> Volume:
     ----------
     PS3.3 C.7.6.2.1.1 (position and orientation), C.8.9 (PET).
     """
-    series, choice = choose_pet_series(_only_study(read_headers(files)))
+    return pet_volume(read_headers(files))
+
+
+def pet_volume(headers: Sequence[Header]) -> Volume:
+    """The same from headers that have been read."""
+    series, choice = choose_pet_series(_only_study(headers))
     _check_alike(series)
     ordered, geometry = _stack(series)
+    _check_complete(series)
     for header in ordered:
         check_pixel_format(header)
     factor, origin = suvbw_factor(merge_attributes(header.suv for header in ordered))
     return Volume(_read_voxels(ordered, geometry, factor), geometry, Unit.SUVBW, (choice, origin))
 
 
-def _only_study(headers: list[Header]) -> list[Header]:
+def _only_study(headers: Sequence[Header]) -> list[Header]:
     """The study with a PET; the only one, so that no two patients or visits are mixed."""
     if not headers:
         raise InputError("None of the files is DICOM. Pass the files of a PET series.")
@@ -82,6 +87,15 @@ def _only_study(headers: list[Header]) -> list[Header]:
             f"The files are of {len(with_pet)} studies or patients, expected one. Pass one study at a time."
         )
     return (with_pet or studies)[0]
+
+
+def _check_complete(series: Sequence[Header]) -> None:
+    """Refuse a series with fewer slices than it says: at its ends, positions tell of no gap."""
+    declared = series[0].declared_slices or 0
+    if len(series) < declared:
+        raise InputError(
+            f"NumberOfSlices (0054,0081) is {declared}, but there are {len(series)} slices. Pass the whole series."
+        )
 
 
 def _check_alike(series: Sequence[Header]) -> None:
@@ -123,8 +137,7 @@ def _stack(series: Sequence[Header]) -> tuple[list[Header], Geometry]:
             f"The slices are shifted against each other by up to {max(off_zyx[1] * dy, off_zyx[2] * dx):.1f} mm across "
             "their normal, as with a tilted gantry. Pass a series that is not tilted."
         )
-    if rows * columns * len(series) > MAX_VOXELS:
-        raise InputError(f"The series claims {len(series)} x {rows} x {columns} voxels, more than a PET can have.")
+    check_grid((len(series), rows, columns), (dz, dy, dx), "The series")
     direction = np.stack([normal, column, row], axis=1)
     geometry = Geometry(
         shape=(len(series), rows, columns),
@@ -198,10 +211,7 @@ def _read_voxels(ordered: Sequence[Header], geometry: Geometry, factor: float) -
     for index, header in enumerate(ordered):
         with np.errstate(over="ignore", invalid="ignore"):
             array[index] = read_slice(header) * factor
-        if not np.isfinite(array[index]).all():
-            raise InputError(f"{header.path.name} holds values that are not finite in SUV. Pass another series.")
-    if not array.max() > 0:
-        raise InputError("The PET series holds no value above 0: there is no uptake in it. Pass another series.")
+    check_uptake(array, "The PET series")
     return array
 
 

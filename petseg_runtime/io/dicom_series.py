@@ -184,14 +184,9 @@ def _difference(one: _Series, two: _Series) -> str:
 
 def _note(chosen: _Series, everything: list[_Series]) -> str:
     if len(everything) == 1:
-        note = f"Took {chosen}, the only series."
-    else:
-        others = [series for series in everything if series is not chosen]
-        note = f"Took {chosen} out of {len(everything)} series; left out: {_listed(others)}."
-    declared = chosen.first.declared_slices
-    if declared and declared != len(chosen.headers):
-        note += f" NumberOfSlices (0054,0081) says {declared} slices, there are {len(chosen.headers)}."
-    return note
+        return f"Took {chosen}, the only series."
+    others = [series for series in everything if series is not chosen]
+    return f"Took {chosen} out of {len(everything)} series; left out: {_listed(others)}."
 
 
 def _listed(series: list[_Series]) -> str:

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
 from petseg_runtime.errors import InputError
-from petseg_runtime.io.nifti_check import check_nifti
+from petseg_runtime.io.meta_and_nrrd import check_mha, check_nrrd
+from petseg_runtime.io.nifti import check_nifti, straightened
+from petseg_runtime.io.plausible import check_grid, check_modality, check_uptake
 from petseg_runtime.volume import FloatArray, Geometry, MaskArray, Unit, Volume
 
-IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd")
+# By suffix: what ITK passes over in silence, and ITK's reader, which by itself would judge by the suffix's case.
+_FORMATS = {
+    ".nii.gz": (check_nifti, "NiftiImageIO"),
+    ".nii": (check_nifti, "NiftiImageIO"),
+    ".mha": (check_mha, "MetaImageIO"),
+    ".nrrd": (check_nrrd, "NrrdImageIO"),
+}
+IMAGE_SUFFIXES = tuple(_FORMATS)
+# Largest deviation of a cosine from the nearest straight grid: the rounding of three decimals.
+RIGHT_ANGLE_TOLERANCE = 1e-3
 
-# More voxels than any PET: a total-body scan of 440 x 440 x 1600. A header that claims more is not believed.
-MAX_VOXELS = 1_000_000_000
-# A PET holds many thousands of different values, a label map a handful.
-_LABEL_MAP_VALUES = 16
-# Reconstructions without a positivity constraint go a little below zero; CT goes down to -1000.
-MOST_NEGATIVE_UPTAKE = 0.1
+
+class _Image(NamedTuple):
+    image: sitk.Image
+    geometry: Geometry
+    notes: tuple[str, ...]
+
+
+def image_suffix(path: Path) -> str:
+    """The suffix that tells the format, in lower case; empty if it is none of ours, or in mixed case (as for ITK)."""
+    return next((suffix for suffix in IMAGE_SUFFIXES if path.name.endswith((suffix, suffix.upper()))), "")
 
 
 def read_image(path: Path, unit: Unit = Unit.UNKNOWN) -> Volume:
@@ -31,12 +47,13 @@ def read_image(path: Path, unit: Unit = Unit.UNKNOWN) -> Volume:
 
     Raises
     ------
-    InputError : if the file is absent, unreadable, not three-dimensional, or holds NaN, nothing, or labels.
+    InputError : if the file is absent, unreadable, not three-dimensional, or holds NaN, nothing, CT or labels.
     """
-    image = _read(path, sitk.sitkFloat32)
+    image, geometry, notes = _read(path, sitk.sitkFloat32)
     array: FloatArray = sitk.GetArrayFromImage(image)
-    _check_uptake(array, path)
-    return Volume(array, _geometry(image, path), unit)
+    check_uptake(array, path.name)
+    check_modality(array, path.name)
+    return Volume(array, geometry, unit, notes)
 
 
 def read_mask(path: Path) -> tuple[MaskArray, Geometry]:
@@ -46,8 +63,8 @@ def read_mask(path: Path) -> tuple[MaskArray, Geometry]:
     ------
     InputError : if the file is absent, unreadable or not three-dimensional.
     """
-    image = _read(path, sitk.sitkUnknown)
-    return (sitk.GetArrayViewFromImage(image) != 0).astype(np.uint8), _geometry(image, path)
+    image, geometry, _ = _read(path, sitk.sitkUnknown)
+    return (sitk.GetArrayViewFromImage(image) != 0).astype(np.uint8), geometry
 
 
 def write_image(array: MaskArray | FloatArray, geometry: Geometry, path: Path) -> None:
@@ -60,73 +77,55 @@ def write_image(array: MaskArray | FloatArray, geometry: Geometry, path: Path) -
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def _read(path: Path, pixel_type: int) -> sitk.Image:
-    if not path.is_file():
+def _read(path: Path, pixel_type: int) -> _Image:
+    if not image_suffix(path) or not path.is_file():
         raise InputError(f"{path.name} does not exist. Pass a {', '.join(IMAGE_SUFFIXES)} file or a DICOM folder.")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        str(path).encode()
+    except UnicodeEncodeError as error:  # ITK would end the process
+        raise InputError("A file or folder name is not valid UTF-8. Rename it.") from error
+    check, reader_name = _FORMATS[image_suffix(path)]
+    check(path)
+    try:
+        image = _execute(path, path.name, reader_name, pixel_type)
     except RuntimeError as error:
-        raise InputError(f"{path.name} cannot be read as an image: {_reason(error)}. Get the file again.") from error
-    size = reader.GetSize()
+        if "orthonormal" not in str(error):
+            raise InputError(
+                f"{path.name} cannot be read: damaged, truncated or of another kind. Get the file again."
+            ) from error
+        with straightened(path) as copy:
+            image = _execute(copy, path.name, reader_name, pixel_type)
+        note = "The scan's axes are off the right angle by a rounding of decimals; the nearest straight grid is used."
+        return _Image(image, _geometry(image, path), (note,))
+    return _Image(image, _geometry(image, path), ())
+
+
+def _execute(path: Path, name: str, reader_name: str, pixel_type: int) -> sitk.Image:
+    """Check what the header claims, then read the voxels."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(reader_name)
+    reader.SetFileName(str(path))
+    reader.SetOutputPixelType(pixel_type)
+    reader.ReadImageInformation()
+    size, spacing = reader.GetSize(), reader.GetSpacing()
     if len(size) == 4 and size[3] == 1:  # one volume, written as a time series of one
         size = size[:3]
         reader.SetExtractSize([*size, 0])
     if len(size) != 3 or min(size) < 2:
-        raise InputError(f"{path.name} is {' x '.join(map(str, size))} voxels, expected one three-dimensional volume.")
+        raise InputError(f"{name} is {' x '.join(map(str, size))} voxels, expected one three-dimensional volume.")
     if reader.GetNumberOfComponents() != 1:
-        raise InputError(f"{path.name} has {reader.GetNumberOfComponents()} numbers a voxel, expected one.")
-    if np.prod(size, dtype=np.float64) > MAX_VOXELS:
-        raise InputError(f"{path.name} claims {' x '.join(map(str, size))} voxels, more than a PET scan can have.")
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        check_nifti(path)
-    reader.SetOutputPixelType(pixel_type)
-    try:
-        return reader.Execute()
-    except RuntimeError as error:
-        raise InputError(f"The voxels of {path.name} cannot be read: {_reason(error)}. Get the file again.") from error
-
-
-def _check_uptake(array: FloatArray, path: Path) -> None:
-    if not np.isfinite(array).all():
-        raise InputError(
-            f"{path.name} holds {int((~np.isfinite(array)).sum())} voxels that are NaN or infinite. "
-            "Repair the scan; PETSeg does not fill gaps in it."
-        )
-    low, high = float(array.min()), float(array.max())
-    if low == high:
-        raise InputError(f"{path.name} holds the same value ({low:g}) in every voxel: there is no uptake in it.")
-    if high <= 0:
-        raise InputError(f"{path.name} holds no positive value (largest {high:g}), expected PET uptake.")
-    if low < -MOST_NEGATIVE_UPTAKE * high:
-        raise InputError(
-            f"{path.name} holds values from {low:g} to {high:g}, and PET has no such negative uptake: is it CT? "
-            "Pass the PET."
-        )
-    if _is_label_map(array):
-        raise InputError(f"{path.name} holds a few whole numbers only: a mask or label map, not a PET scan.")
+        raise InputError(f"{name} has {reader.GetNumberOfComponents()} numbers a voxel, expected one.")
+    check_grid((size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), name)
+    return reader.Execute()
 
 
 def _geometry(image: sitk.Image, path: Path) -> Geometry:
     x, y, z = image.GetSize()
-    rows = np.asarray(image.GetDirection()).reshape(3, 3)[:, ::-1]
     sx, sy, sz = image.GetSpacing()
     ox, oy, oz = image.GetOrigin()
-    try:
-        return Geometry((z, y, x), (sz, sy, sx), (ox, oy, oz), tuple(tuple(map(float, row)) for row in rows))  # type: ignore[arg-type]
-    except ValueError as error:
-        raise InputError(f"{path.name} has a geometry that cannot be right: {error}.") from error
-
-
-def _is_label_map(array: FloatArray) -> bool:
-    sample = array.ravel()[:: max(1, array.size // 1_000_000)]
-    values = np.unique(sample)
-    return len(values) <= _LABEL_MAP_VALUES and bool((values == np.round(values)).all())
-
-
-def _reason(error: RuntimeError) -> str:
-    """Why ITK refused, without its text, which holds the path."""
-    if "orthonormal" in str(error):
-        return "its axes are not at right angles"
-    return "damaged, truncated or of another kind"
+    direction = np.asarray(image.GetDirection()).reshape(3, 3)[:, ::-1]
+    u, _, vt = np.linalg.svd(direction)
+    if np.abs(u @ vt - direction).max() > RIGHT_ANGLE_TOLERANCE:
+        raise InputError(f"The axes of {path.name} are not at right angles. Resample it to a straight grid.")
+    a, b, c = (tuple(float(cosine) for cosine in row) for row in direction)
+    return Geometry((z, y, x), (sz, sy, sx), (ox, oy, oz), (a, b, c))  # type: ignore[arg-type]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from petseg_runtime.errors import InputError
-from petseg_runtime.io.dicom import group_by_study, read_headers, read_pet_series
-from petseg_runtime.io.images import IMAGE_SUFFIXES, read_image
+from petseg_runtime.errors import InputError, UsageError
+from petseg_runtime.io.dicom import Header, group_by_study, pet_volume, read_headers
+from petseg_runtime.io.images import IMAGE_SUFFIXES, image_suffix, read_image
 from petseg_runtime.volume import Unit, Volume
 
 # Names that petseg-run itself writes; a second run over the same folder leaves them alone.
@@ -18,21 +19,20 @@ RESULT_SUFFIXES = ("_petseg.nii.gz", "_prob.nii.gz")
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan to read.
+    """One scan to read: an image file, or the DICOM headers of one study.
 
     Attributes
     ----------
     name : stem of the results' names.
     folder : where it lies, relative to the input's own folder; results keep this structure.
     beside : the folder that results go to by default.
-    files : one image, or the files of one DICOM study.
     """
 
     name: str
     folder: Path
     beside: Path
-    files: tuple[Path, ...]
-    is_dicom: bool
+    image: Path | None = None
+    dicom: tuple[Header, ...] = field(default=(), repr=False)
 
     def read(self, unit: Unit = Unit.UNKNOWN) -> Volume:
         """Read it; DICOM says its unit itself, and `unit` speaks for the other formats.
@@ -41,7 +41,7 @@ class Scan:
         ------
         InputError : if the scan is refused.
         """
-        return read_pet_series(self.files) if self.is_dicom else read_image(self.files[0], unit)
+        return read_image(self.image, unit) if self.image is not None else pet_volume(self.dicom)
 
 
 def read_volume(path: Path | str, unit: Unit | str = Unit.UNKNOWN) -> Volume:
@@ -52,7 +52,10 @@ def read_volume(path: Path | str, unit: Unit | str = Unit.UNKNOWN) -> Volume:
     Raises
     ------
     InputError : if there is no scan, more than one, or it is refused.
+    UsageError : if `unit` is none of "suvbw", "bqml" and "unknown".
     """
+    if unit not in tuple(Unit):
+        raise UsageError(f"unit is {unit!r}, expected {', '.join(Unit)}.")
     scans = find_scans(Path(path))
     if len(scans) > 1:
         raise InputError(f"{Path(path).name} holds {len(scans)} scans, expected one. Pass one of them.")
@@ -69,49 +72,69 @@ def find_scans(path: Path) -> list[Scan]:
     ------
     InputError : if `path` does not exist, or there is no scan in it.
     """
-    if path.is_file():
-        if not _is_image(path):
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read: {error.strerror}.") from error
+    if is_file:
+        if not image_suffix(path):
             raise InputError(
                 f"{path.name} is not a {', '.join(IMAGE_SUFFIXES)} file. For DICOM, pass the folder of the series."
             )
-        return [Scan(_stem(path), Path(), path.parent, (path,), is_dicom=False)]
-    if not path.is_dir():
+        return [Scan(_stem(path), Path(), path.parent, path)]
+    if not is_folder:
         raise InputError(f"{path.name} does not exist. Pass a scan, a DICOM folder, or a folder of scans.")
 
-    found = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-    images = [file for file in found if _is_image(file) and not file.name.endswith(RESULT_SUFFIXES)]
-    scans = [Scan(_stem(file), file.parent.relative_to(path), file.parent, (file,), is_dicom=False) for file in images]
-    headers = read_headers([file for file in found if not _is_image(file)])
-    scans += [_study(tuple(sorted(header.path for header in study)), path) for study in group_by_study(headers)]
+    files = _files_in(path)
+    images = [file for file in files if image_suffix(file) and not file.name.endswith(RESULT_SUFFIXES)]
+    scans = [Scan(_stem(file), file.parent.relative_to(path), file.parent, file) for file in images]
+    headers = read_headers([file for file in files if not image_suffix(file)])
+    scans += [_study(study, path) for study in group_by_study(headers)]
     if not scans:
         raise InputError(f"{path.name} holds no scan: no {', '.join(IMAGE_SUFFIXES)} file and no DICOM file.")
-    return _with_unique_names(sorted(scans, key=lambda scan: (scan.folder, scan.name)))
+    return sorted(scans, key=lambda scan: (scan.folder, scan.name))
 
 
-def _study(files: tuple[Path, ...], root: Path) -> Scan:
-    """A DICOM study is named after the folder that holds all of it."""
-    folder = Path(os.path.commonpath([file.parent for file in files]))
-    if folder == root:
-        return Scan(folder.resolve().name, Path(), folder.resolve().parent, files, is_dicom=True)
-    return Scan(folder.name, folder.parent.relative_to(root), folder.parent, files, is_dicom=True)
+def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) -> list[Scan]:
+    """Number the scans whose results would overwrite each other, and drop a scan that is given twice.
 
-
-def _with_unique_names(scans: list[Scan]) -> list[Scan]:
-    """Number the scans whose results would overwrite each other: two studies in one folder, a.nii beside a.mha."""
-    count = Counter((scan.folder, scan.name) for scan in scans)
-    seen: Counter[tuple[Path, str]] = Counter()
+    Two studies in one folder collide, or a.nii beside a.mha, or the a.nii of two folders when `place`, the folder of a
+    scan's results, is the same.
+    """
+    scans = list(dict.fromkeys(scans))
+    wanted = Counter((place(scan), scan.name) for scan in scans)
+    taken = {key for key, count in wanted.items() if count == 1}
     unique = []
     for scan in scans:
-        key = (scan.folder, scan.name)
-        seen[key] += 1
-        unique.append(replace(scan, name=f"{scan.name}-{seen[key]}") if count[key] > 1 else scan)
+        name, number = scan.name, 0
+        if wanted[place(scan), scan.name] > 1:
+            while number == 0 or (place(scan), name) in taken:
+                number += 1
+                name = f"{scan.name}-{number}"
+        taken.add((place(scan), name))
+        unique.append(replace(scan, name=name))
     return unique
 
 
-def _is_image(path: Path) -> bool:
-    return path.name.lower().endswith(IMAGE_SUFFIXES)
+def _files_in(folder: Path) -> list[Path]:
+    """Every ordinary file below a folder, hidden ones left out: they are locks and the leavings of other systems."""
+
+    def refuse(error: OSError) -> None:
+        # Going on would lose slices in silence.
+        raise InputError(f"A folder in {folder.name} cannot be read: {error.strerror}.") from error
+
+    found = [Path(root) / name for root, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return sorted(file for file in found if not file.name.startswith(".") and file.is_file())
+
+
+def _study(headers: list[Header], root: Path) -> Scan:
+    """A DICOM study is named after the folder that holds all of it."""
+    folder = Path(os.path.commonpath([header.path.parent for header in headers]))
+    dicom = tuple(sorted(headers, key=lambda header: header.path))
+    if folder == root:
+        return Scan(folder.resolve().name, Path(), folder.resolve().parent, dicom=dicom)
+    return Scan(folder.name, folder.parent.relative_to(root), folder.parent, dicom=dicom)
 
 
 def _stem(path: Path) -> str:
-    suffix = next(suffix for suffix in IMAGE_SUFFIXES[::-1] if path.name.lower().endswith(suffix))
-    return path.name[: -len(suffix)]
+    return path.name[: -len(image_suffix(path))]

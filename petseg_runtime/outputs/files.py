@@ -22,9 +22,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises
     ------
-    UsageError : if the folder cannot be written, or the disk is full.
+    UsageError : if the folder cannot be written, the disk is full, or the name is not UTF-8.
     """
     temporary = path.with_name(f"{_TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # ITK would end the process
+        raise UsageError("The name of a scan or output folder is not valid UTF-8. Rename it.") from error
     try:
         yield temporary
         os.replace(temporary, path)

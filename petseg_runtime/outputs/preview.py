@@ -58,8 +58,9 @@ def render_preview(volume: Volume, mask: MaskArray) -> RgbArray:
 
 def write_preview(volume: Volume, mask: MaskArray, path: Path) -> None:
     """Write the preview as PNG."""
+    picture = sitk.GetImageFromArray(render_preview(volume, mask), isVector=True)
     with whole_file(path) as temporary:
-        sitk.WriteImage(sitk.GetImageFromArray(render_preview(volume, mask), isVector=True), str(temporary))
+        sitk.WriteImage(picture, str(temporary))
 
 
 def _plane_spacing(spacing_mm: Triple, projected: int) -> tuple[float, float]:

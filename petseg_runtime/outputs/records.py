@@ -21,9 +21,13 @@ def statistics_record(statistics: ScanStatistics) -> dict[str, Any]:
 
 
 def run_record(
-    segmenter: Segmenter, timings_s: dict[str, float], notes: Sequence[str], settings: dict[str, Any]
+    segmenter: Segmenter,
+    settings: dict[str, Any],
+    timings_s: dict[str, float],
+    decisions: Sequence[str],
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """Content of `_run.json`: model, versions, device, settings, timings and notes; nothing of the patient."""
+    """Content of `_run.json`: what was run on what, how, and what was decided; nothing of the patient."""
     return {
         "petseg_version": __version__,
         "python_version": platform.python_version(),
@@ -33,8 +37,10 @@ def run_record(
             "sha256": segmenter.model_sha256,
         },
         "backend": segmenter.backend_name,
+        "device": segmenter.device,
         "settings": settings,
         "timings_s": timings_s,
-        "notes": list(notes),
+        "decisions": [segmenter.choice, *decisions],
+        "warnings": list(warnings),
         "intended_use": "research",
     }

@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from petseg_runtime.backends import open_backend
 from petseg_runtime.backends.onnxruntime import check_provider
+from petseg_runtime.backends.openvino import OpenVinoBackend
 from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.segmenter import Segmenter
 
@@ -26,10 +28,27 @@ def test_the_known_model_gives_the_sigmoid(name: str, batch: int, known_model: P
 
 
 def test_openvino_computes_in_float32_whatever_the_cpu_prefers(known_model: Path) -> None:
-    # In bfloat16 (8 bits) 1.999 and 2.001 are both 2, and both probabilities 0.5.
-    backend, _ = open_backend(known_model.read_bytes(), "openvino", "cpu")
-    windows = np.full((1, 1, 16, 16, 16), 1.999, np.float32)
-    assert backend.predict(windows)[0, 0, 0, 0, 0] == pytest.approx(1 / (1 + np.exp(0.01)), abs=1e-5)
+    backend = OpenVinoBackend(known_model.read_bytes())
+    assert str(backend.compiled.get_property("INFERENCE_PRECISION_HINT")) == "<Type: 'float32'>"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_network_with_two_inputs_is_refused(backend: str, known_model: Path) -> None:
+    model = onnx.load(known_model)
+    extra = onnx.helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, ["n", 1, "z", "y", "x"])
+    model.graph.input.append(extra)
+    model.graph.node[0].input[1] = "other"
+    with pytest.raises(ModelError, match="2 inputs"):
+        open_backend(model.SerializeToString(), backend, "cpu")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_windows_that_do_not_fit_the_network_are_refused(backend: str, known_model: Path) -> None:
+    model = onnx.load(known_model)
+    for side, value in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], (8, 8, 8)):
+        side.dim_value = value
+    with pytest.raises(BackendError, match="cannot run"):
+        open_backend(model.SerializeToString(), backend, "cpu")[0].predict(np.zeros((1, 1, 16, 16, 16), np.float32))
 
 
 @pytest.mark.parametrize("name", BACKENDS)

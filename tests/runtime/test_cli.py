@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from conftest import GEOMETRIES, body_array, onnx_model
 from runtime.dicom_factory import ct_series, pet_series, write
 
+import petseg_runtime.runner
 from petseg_runtime.cli import main
 from petseg_runtime.io.images import read_mask, write_image
 from petseg_runtime.volume import Geometry
@@ -120,6 +121,103 @@ def test_json_is_one_record_a_scan_and_nothing_else(run, scan: Path) -> None:
 
 def test_quiet_is_quiet(run, scan: Path) -> None:
     assert run(scan, "-q") == (0, "", [])
+
+
+def test_json_tells_of_a_refusal_too(run, tmp_path: Path) -> None:
+    code, out, _ = run(tmp_path / "absent.nii.gz", "--json")
+    assert code == 3
+    assert json.loads(out)["exit_code"] == 3
+
+
+def test_two_scans_of_one_name_do_not_overwrite_each_other(run, tmp_path: Path) -> None:
+    for folder, shape in (("a", SMALL), ("b", (22, 24, 26))):
+        save(body_array(shape), tmp_path / folder / "scan.nii.gz")
+    assert run(tmp_path / "a" / "scan.nii.gz", tmp_path / "b" / "scan.nii.gz", tmp_path / "a" / "scan.nii.gz")[0] == 0
+    masks = {
+        name: read_mask(tmp_path / "out" / name)[0].shape for name in files_in(tmp_path / "out") if "petseg.nii" in name
+    }
+    assert masks == {"scan-1_petseg.nii.gz": SMALL, "scan-2_petseg.nii.gz": (22, 24, 26)}
+
+
+def test_numbered_names_avoid_names_that_are_taken(run, tmp_path: Path) -> None:
+    for name in ("a.nii", "a.mha", "a-1.nrrd"):
+        save(body_array(SMALL), tmp_path / "in" / name)
+    assert run(tmp_path / "in")[0] == 0
+    assert [name for name in files_in(tmp_path / "out") if "petseg.nii" in name] == [
+        "a-1_petseg.nii.gz",
+        "a-2_petseg.nii.gz",
+        "a-3_petseg.nii.gz",
+    ]
+
+
+def test_names_are_shown_as_they_are(run, tmp_path: Path) -> None:
+    save(body_array(SMALL), tmp_path / "in" / "PET [bold] :bone:.nii.gz")
+    _, out, _ = run(tmp_path / "in" / "PET [bold] :bone:.nii.gz")
+    assert out.count("PET [bold] :bone:") >= 2
+
+
+def test_locks_hidden_files_and_pipes_in_a_folder_are_passed_over(run, tmp_path: Path) -> None:
+    save_dicom(tmp_path / "in")
+    save(body_array(SMALL), tmp_path / "in" / "._scan.nii")
+    (tmp_path / "in" / ".#lock").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "in" / "pipe")
+    assert run(tmp_path / "in")[0] == 0
+
+
+def test_an_input_that_is_missing_does_not_stop_the_others(run, scan: Path, tmp_path: Path) -> None:
+    code, _, err = run(scan, tmp_path / "absent.nii.gz")
+    assert code == 7
+    assert "1 of 2 scans failed; the others are done" in err[-1]
+    assert "scan_petseg.nii.gz" in files_in(tmp_path / "out")
+
+
+def test_a_folder_whose_name_is_no_utf8_is_refused_and_the_others_are_done(run, tmp_path: Path) -> None:
+    save_dicom(Path(os.fsdecode(os.fsencode(tmp_path) + b"/in/st\xe4")))
+    save(body_array(SMALL), tmp_path / "in" / "scan.nii.gz")
+    code, _, err = run(tmp_path / "in")
+    assert code == 7
+    assert any("UTF-8" in line for line in err)
+    assert "scan_petseg.nii.gz" in files_in(tmp_path / "out")
+
+
+def test_an_unexpected_error_costs_one_scan_not_the_batch(run, scan: Path, monkeypatch, tmp_path: Path) -> None:
+    save(body_array(SMALL), scan.parent / "other.nii.gz")
+    original = petseg_runtime.runner.write_image
+    calls: list[int] = []
+
+    def fail_once(*arguments: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise IndexError("a bug")
+        original(*arguments)
+
+    monkeypatch.setattr(petseg_runtime.runner, "write_image", fail_once)
+    code, _, err = run(scan.parent)
+    assert code == 7
+    assert any("Unexpected IndexError" in line for line in err)
+    assert len([name for name in files_in(tmp_path / "out") if name.endswith("_petseg.nii.gz")]) == 1
+
+
+def test_nothing_is_written_or_sent_beside_the_results(scan: Path, known_model: Path, tmp_path: Path) -> None:
+    """OpenVINO and ONNX Runtime both report home by default; they leave files in the user's home as they do."""
+    home = tmp_path / "home"
+    home.mkdir()
+    refuse = (
+        "import socket, sys\n"
+        "def no(*a, **k): raise SystemExit('network!')\n"
+        "socket.socket.connect = socket.getaddrinfo = no\n"
+    )
+    for backend in ("openvino", "onnxruntime"):
+        command = f"{refuse}from petseg_runtime.cli import main\nsys.exit(main(sys.argv[1:]))"
+        done = subprocess.run(
+            [sys.executable, "-c", command, scan, "-o", tmp_path / backend, "-m", known_model, "--backend", backend],
+            env={"HOME": str(home), "PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert files_in(home) == []
 
 
 def test_the_choice_of_series_and_backend_is_said(run, tmp_path: Path) -> None:

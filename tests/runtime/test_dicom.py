@@ -307,10 +307,10 @@ def test_a_single_slice_is_no_rival_of_a_volume(tmp_path: Path) -> None:
     assert "left out: PET series 2 (1 slice, " in volume.notes[0]
 
 
-def test_a_shortfall_of_slices_is_noted(tmp_path: Path) -> None:
-    series = edited(pet_series(), put(NumberOfSlices=6))
-    note = read_pet_series(write(series, tmp_path)).notes[0]
-    assert note.endswith("NumberOfSlices (0054,0081) says 6 slices, there are 4.")
+def test_a_shortfall_of_slices_at_an_end_is_refused(tmp_path: Path) -> None:
+    files = write(pet_series()[:-1], tmp_path)
+    with pytest.raises(InputError, match=r"NumberOfSlices \(0054,0081\) is 4, but there are 3 slices"):
+        read_pet_series(files)
 
 
 def test_choose_pet_series_returns_the_headers(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ SPOILT: list[tuple[str, Callable[[list[Dataset]], list[Dataset]], str]] = [
     ("spacing 0", on_all(put(PixelSpacing=[0, 4])), "PixelSpacing (0028,0030) is (0.0, 4.0), expected two positive"),
     ("two frames of reference", on_first(put(FrameOfReferenceUID="1.9")), "FrameOfReferenceUID (0020,0052)"),
     ("no rows", on_all(drop("Rows")), "is None x 3"),
-    ("too large", on_all(put(Rows=65535, Columns=65535)), "more than a PET can have"),
+    ("too large", on_all(put(Rows=65535, Columns=65535)), "more than a PET scan can have"),
     ("truncated claim", on_all(put(Rows=2000, Columns=2000)), "is truncated"),
     ("pixels too long", on_all(put(PixelData=b"\0" * 14)), "14 bytes of PixelData (7FE0,0010), expected 12"),
     ("pixels too short", on_all(put(PixelData=b"\0" * 10)), "is truncated: 10 bytes, expected 12"),
@@ -442,7 +442,7 @@ SPOILT: list[tuple[str, Callable[[list[Dataset]], list[Dataset]], str]] = [
     ("no intercept", on_first(drop("RescaleIntercept")), "RescaleIntercept (0028,1052) absent"),
     ("negative slope", on_first(put(RescaleSlope=-1)), "RescaleSlope (0028,1053) -1"),
     ("slope 0", on_first(put(RescaleSlope=0)), "RescaleSlope (0028,1053) 0 but is not blank"),
-    ("huge slope", on_first(put(RescaleSlope="1e300")), "not finite"),
+    ("huge slope", on_first(put(RescaleSlope="1e300")), "NaN or infinite"),
     ("no uptake", on_all(put(PixelData=b"\0" * 12)), "no value above 0"),
     ("two weights", on_first(put(PatientWeight=71)), "PatientWeight (0010,1030) has 2 different values"),
     ("no weight", on_all(drop("PatientWeight")), "PatientWeight (0010,1030) is absent"),

@@ -85,6 +85,13 @@ def test_garbage_is_refused(content: bytes, tmp_path_factory: pytest.TempPathFac
         ("channels", [{"modality": "CT", "unit": "hu"}]),
         ("preprocessing", {"spacing_mm": [2, 4, 4], "body_threshold": 2.0, "body_margin_mm": 20}),
         ("preprocessing", {"spacing_mm": [2, 4, 0], "body_threshold": 0.2, "body_margin_mm": 20}),
+        ("patch_size", [16.5, 16, 16]),
+        ("overlap", 0.95),
+        ("name", None),
+        ("labels", ["tumour"]),
+        ("channels", [{"modality": "PT", "unit": "suvbw"}]),
+        ("preprocessing", {"spacing_mm": [2, 4, float("nan")], "body_threshold": 0.2, "body_margin_mm": 20}),
+        ("preprocessing", {"spacing_mm": [2, 4, 4], "body_threshold": 0.2, "body_margin_mm": float("inf")}),
         ("a_field_of_a_later_version", 1),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import GEOMETRIES, OBLIQUE, body_array
 
-from petseg_runtime import InputError, Segmenter, UsageError, Volume
+from petseg_runtime import InputError, MemoryBudgetError, ModelError, Segmenter, UsageError, Volume
 from petseg_runtime.volume import Geometry, Unit
 
 
@@ -97,6 +97,36 @@ def test_every_stage_is_timed(axial_volume: Volume, segmenter: Segmenter) -> Non
 def test_impossible_options_are_refused(options: dict, axial_volume: Volume, segmenter: Segmenter) -> None:
     with pytest.raises(UsageError, match="expected"):
         segmenter.segment(axial_volume, **options)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda windows: windows * np.nan, "expected probabilities"),
+        (lambda windows: windows * 40, "expected probabilities"),
+        (lambda windows: windows[:, :, ::2, ::2, ::2], "expected the same shape"),
+    ],
+    ids=["NaN", "logits", "half size"],
+)
+def test_a_network_that_gives_no_probabilities_is_refused(answer, reason: str, axial_volume, manifest) -> None:
+    class Wrong:
+        name, device, predict = "wrong", "cpu", staticmethod(answer)
+
+    with pytest.raises(ModelError, match=reason):
+        Segmenter.from_backend(manifest, Wrong()).segment(axial_volume)
+
+
+def test_a_giant_is_refused_before_memory_is_taken(segmenter: Segmenter) -> None:
+    geometry = Geometry((40, 40, 40), (2000.0, 2000.0, 2000.0))
+    with pytest.raises(MemoryBudgetError, match="voxel size"):
+        segmenter.segment(Volume(body_array(geometry.shape).clip(0.5), geometry))
+
+
+def test_nan_in_a_volume_is_refused(axial_volume: Volume, segmenter: Segmenter) -> None:
+    array = axial_volume.array.copy()
+    array[3, 3, 3] = np.nan
+    with pytest.raises(InputError, match="NaN"):
+        segmenter.segment(Volume(array, axial_volume.geometry))
 
 
 def test_an_empty_scan_is_refused(segmenter: Segmenter) -> None:

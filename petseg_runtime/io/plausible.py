@@ -1,0 +1,75 @@
+"""What any PET volume must look like, whatever file it came from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from petseg_runtime.errors import InputError
+from petseg_runtime.volume import FloatArray, Shape, Triple
+
+# More voxels than any PET: a total-body scan has 440 x 440 x 1600.
+MAX_VOXELS = 1_000_000_000
+# Small-animal scanners go down to 0.3 mm, old whole-body ones up to 10; beyond it is a wrong unit.
+SPACING_RANGE_MM = (0.2, 20.0)
+# A PET holds many thousands of different values, a label map a handful.
+_LABEL_MAP_VALUES = 16
+# Reconstructions without a positivity constraint go a little below zero; CT goes down to -1000.
+_MOST_NEGATIVE = 0.1
+
+
+def check_grid(shape: Shape, spacing_mm: Triple, name: str) -> None:
+    """Refuse a header before anything is allocated for it.
+
+    Raises
+    ------
+    InputError : if it claims more voxels than a PET has, or voxels of an impossible size.
+    """
+    if np.prod(shape, dtype=np.float64) > MAX_VOXELS:
+        raise InputError(f"{name} claims {_by(shape)} voxels, more than a PET scan can have.")
+    low, high = SPACING_RANGE_MM
+    if not all(low <= spacing <= high for spacing in spacing_mm):
+        spacing = _by(tuple(f"{value:g}" for value in spacing_mm))
+        raise InputError(f"{name} has voxels of {spacing} mm (z, y, x), expected {low:g} to {high:g} mm a side.")
+
+
+def check_uptake(array: FloatArray, name: str) -> None:
+    """Refuse voxels `(z, y, x)` without uptake to segment.
+
+    Raises
+    ------
+    InputError : if a voxel is NaN or infinite, or none is above 0.
+    """
+    odd = int(np.count_nonzero(~np.isfinite(array)))
+    if odd:
+        raise InputError(f"{name} holds {odd} voxels that are NaN or infinite. Repair the scan; PETSeg fills no gaps.")
+    high = float(array.max())
+    if high <= 0:
+        raise InputError(f"{name} holds no value above 0 (largest {high:g}): there is no uptake in it.")
+
+
+def check_modality(array: FloatArray, name: str) -> None:
+    """Refuse voxels `(z, y, x)` of a file that does not say its modality, and that look like another one's.
+
+    Raises
+    ------
+    InputError : if they are all alike, or look like CT or a label map.
+    """
+    low, high = float(array.min()), float(array.max())
+    if low == high:
+        raise InputError(f"{name} holds the same value ({low:g}) in every voxel: there is no uptake in it.")
+    if low < -_MOST_NEGATIVE * high:
+        raise InputError(
+            f"{name} holds values from {low:g} to {high:g}; PET has no such negative uptake. Is it CT? Pass the PET."
+        )
+    if _is_label_map(array):
+        raise InputError(f"{name} holds a few whole numbers only: a mask or label map, not a PET scan.")
+
+
+def _is_label_map(array: FloatArray) -> bool:
+    sample = array.ravel()[:: max(1, array.size // 1_000_000)]
+    values = np.unique(sample)
+    return len(values) <= _LABEL_MAP_VALUES and bool((values == np.round(values)).all())
+
+
+def _by(sides: tuple[object, ...]) -> str:
+    return " x ".join(map(str, sides))

@@ -1,0 +1,259 @@
+"""Preview: left is left, up is up and front is front in every geometry, for the grey picture and for the red line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import GEOMETRIES
+
+from petseg_runtime.outputs.preview import render_preview
+from petseg_runtime.volume import Geometry, Unit, Volume
+
+# The two directions of each panel, rows from the top and columns from the left, as indices into (L, P, S) and the
+# sign in which the picture runs: axial from front to back, coronal and sagittal from head to feet, axial and coronal
+# from the patient's right to the left, sagittal from front to back.
+L, P, S = 0, 1, 2
+PANELS = {"axial": ((P, 1), (L, 1)), "coronal": ((S, -1), (L, 1)), "sagittal": ((S, -1), (P, 1))}
+
+# Far enough from the middle, along each axis of every geometry, that a ball of 12 mm lies in one half; three distances,
+# so that no two axes can be exchanged.
+OFFSET_LPS_MM = (40.0, -28.0, 18.0)
+RADIUS_MM = 12.0
+
+TISSUE = 3.0  # SUV of what is neither lesion nor hot; grey, so that only the page around the panels is white
+HOT = 12.0
+
+UPRIGHT = sorted(set(GEOMETRIES) - {"oblique"})  # the geometries whose axes lie along the patient's
+
+GLYPHS = {
+    "R": """
+        ####.
+        #...#
+        ####.
+        #..#.
+        #...#
+    """,
+    "L": """
+        #....
+        #....
+        #....
+        #....
+        #####
+    """,
+    "A": """
+        .###.
+        #...#
+        #####
+        #...#
+        #...#
+    """,
+}
+
+
+def ball(geometry: Geometry, offset_lps_mm: np.ndarray | tuple[float, ...], radius_mm: float = RADIUS_MM) -> np.ndarray:
+    """Voxels within `radius_mm` of the point that lies `offset_lps_mm` from the middle of the scan."""
+    position_lps_mm = geometry.to_lps_mm(np.stack(np.indices(geometry.shape), axis=-1))
+    middle_lps_mm = geometry.to_lps_mm((np.array(geometry.shape) - 1) / 2)
+    return np.linalg.norm(position_lps_mm - middle_lps_mm - np.asarray(offset_lps_mm), axis=-1) < radius_mm
+
+
+def extent_lps_mm(geometry: Geometry) -> np.ndarray:
+    """Size of the scan along L, P, S; exact where its axes lie along the patient's."""
+    return np.abs(geometry.direction_lps) @ (np.array(geometry.shape) * geometry.spacing_mm)
+
+
+def tissue(geometry: Geometry, unit: Unit = Unit.SUVBW) -> Volume:
+    return Volume(np.full(geometry.shape, TISSUE, np.float32), geometry, unit)
+
+
+def no_lesion(geometry: Geometry) -> np.ndarray:
+    return np.zeros(geometry.shape, np.uint8)
+
+
+def panels_of(picture: np.ndarray) -> dict[str, np.ndarray]:
+    """The panels of a page, parted by its white gaps."""
+    assert picture.dtype == np.uint8
+    assert picture.shape[2] == 3
+    printed = np.append((picture < 255).any(axis=(0, 2)), False)
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], printed.astype(int)))))
+    assert len(edges) == 6, f"{len(edges) // 2} panels, expected three"
+    panels = {}
+    for name, first, last in zip(PANELS, edges[::2], edges[1::2]):
+        rows = np.flatnonzero((picture[:, first:last] < 255).any(axis=(1, 2)))
+        panels[name] = picture[rows[0] : rows[-1] + 1, first:last]
+    return panels
+
+
+def red(panel: np.ndarray) -> np.ndarray:
+    return (panel[..., 0] > 180) & (panel[..., 1] < 60)
+
+
+def black(panel: np.ndarray) -> np.ndarray:
+    return panel.max(axis=2) < 60
+
+
+def from_the_middle(there: np.ndarray) -> np.ndarray:
+    """Rows and columns of the marked pixels, counted down and to the right from the middle of the panel."""
+    assert there.any()
+    return np.argwhere(there) - (np.array(there.shape) - 1) / 2
+
+
+@pytest.mark.parametrize("octant", [1, -1], ids=["left front head", "right back feet"])
+@pytest.mark.parametrize("name", sorted(GEOMETRIES))
+def test_right_is_left_in_the_picture_the_head_up_and_the_front_up_or_left(name: str, octant: int) -> None:
+    geometry = GEOMETRIES[name]
+    lesion_lps_mm = octant * np.array(OFFSET_LPS_MM)
+    array = np.where(ball(geometry, -lesion_lps_mm), HOT, TISSUE).astype(np.float32)  # a bladder, not in the mask
+    picture = render_preview(Volume(array, geometry, Unit.SUVBW), ball(geometry, lesion_lps_mm).astype(np.uint8))
+    for panel_name, panel in panels_of(picture).items():
+        half = [np.sign(lesion_lps_mm[axis] * sign) for axis, sign in PANELS[panel_name]]
+        # Every pixel of the line lies in the lesion's half, every black pixel in the opposite one.
+        assert (from_the_middle(red(panel)) * half > 0).all(), panel_name
+        assert (from_the_middle(black(panel)) * half < 0).all(), panel_name
+
+
+@pytest.mark.parametrize("name", UPRIGHT)
+def test_the_line_lies_at_the_lesions_place_in_millimetres(name: str) -> None:
+    geometry = GEOMETRIES[name]
+    picture = render_preview(tissue(geometry), ball(geometry, OFFSET_LPS_MM).astype(np.uint8))
+    for panel_name, panel in panels_of(picture).items():
+        axes, signs = (np.array(column) for column in zip(*PANELS[panel_name]))
+        pixel_mm = extent_lps_mm(geometry)[axes] / panel.shape[:2]
+        line_mm = from_the_middle(red(panel)) * pixel_mm
+        middle_mm = (line_mm.min(axis=0) + line_mm.max(axis=0)) / 2
+        # Half a voxel of 7.5 mm, by which the voxels of a ball may lie beside it.
+        np.testing.assert_allclose(middle_mm, np.array(OFFSET_LPS_MM)[axes] * signs, atol=4.0, err_msg=panel_name)
+
+
+@pytest.mark.parametrize("name", UPRIGHT)
+def test_the_panels_share_one_scale(name: str) -> None:
+    geometry = GEOMETRIES[name]
+    panels = panels_of(render_preview(tissue(geometry), no_lesion(geometry)))
+    pixel_mm = extent_lps_mm(geometry)[P] / panels["axial"].shape[0]
+    for panel_name, panel in panels.items():
+        expected = [extent_lps_mm(geometry)[axis] / pixel_mm for axis, _ in PANELS[panel_name]]
+        np.testing.assert_allclose(panel.shape[:2], expected, atol=1.5, err_msg=panel_name)
+
+
+def test_a_sphere_is_round_although_the_voxels_are_not_cubes() -> None:
+    geometry = Geometry((60, 40, 20), (2.0, 3.0, 6.0))  # a cube of 120 mm
+    sphere = ball(geometry, (0.0, 0.0, 0.0), radius_mm=36.0)
+    for panel in panels_of(render_preview(tissue(geometry), sphere.astype(np.uint8))).values():
+        radius_pixels = 36.0 / (120.0 / panel.shape[0])
+        distances = np.linalg.norm(from_the_middle(red(panel)), axis=1)
+        # A voxel of 6 mm has steps of four pixels.
+        np.testing.assert_allclose(distances, radius_pixels, atol=3.0)
+        assert np.argwhere(red(panel)).min() == pytest.approx(panel.shape[0] / 2 - radius_pixels, abs=2.5)
+
+
+def test_only_the_outline_is_red_and_the_uptake_inside_is_seen() -> None:
+    geometry = GEOMETRIES["axial"]
+    lesion = ball(geometry, OFFSET_LPS_MM)
+    array = np.where(lesion, HOT, TISSUE).astype(np.float32)
+    for panel in panels_of(render_preview(Volume(array, geometry, Unit.SUVBW), lesion.astype(np.uint8))).values():
+        rows, columns = np.nonzero(red(panel))
+        middle = panel[(rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2]
+        np.testing.assert_array_equal(middle, 0)
+
+
+def test_the_outline_is_closed_at_the_edge_of_the_scan() -> None:
+    geometry = GEOMETRIES["axial"]
+    for panel in panels_of(render_preview(tissue(geometry), np.ones(geometry.shape, np.uint8))).values():
+        border = np.ones(panel.shape[:2], bool)
+        border[1:-1, 1:-1] = False
+        np.testing.assert_array_equal(red(panel), border)
+
+
+def test_an_empty_mask_draws_no_red(volume: Volume) -> None:
+    assert not red(render_preview(volume, no_lesion(volume.geometry))).any()
+
+
+def test_a_single_hot_voxel_shows_in_every_panel() -> None:
+    geometry = GEOMETRIES["axial"]
+    volume = tissue(geometry)
+    volume.array[ball(geometry, OFFSET_LPS_MM, radius_mm=6.0)] = 100.0
+    for panel in panels_of(render_preview(volume, no_lesion(geometry))).values():
+        assert black(panel).any()
+
+
+def test_in_suv_ten_is_black_and_five_is_half_grey_whatever_else_is_hot() -> None:
+    geometry = GEOMETRIES["axial"]
+    array = np.full(geometry.shape, 5.0, np.float32)
+    array[ball(geometry, (0.0, 0.0, 0.0))] = 10.0
+    array[0, 0, 0] = 500.0
+    for panel in panels_of(render_preview(Volume(array, geometry, Unit.SUVBW), no_lesion(geometry))).values():
+        assert panel[panel.shape[0] // 2, panel.shape[1] // 2].tolist() == [0, 0, 0]
+        assert panel[-1, -1].tolist() == [127, 127, 127]
+
+
+def test_in_suv_air_is_white() -> None:
+    geometry = GEOMETRIES["axial"]
+    picture = render_preview(Volume(np.zeros(geometry.shape, np.float32), geometry, Unit.SUVBW), no_lesion(geometry))
+    letters = picture[..., 0] < 255
+    assert 0 < letters.sum() < 500
+
+
+@pytest.mark.parametrize("unit", [Unit.UNKNOWN, Unit.BQML])
+def test_without_suv_the_grey_does_not_depend_on_the_scale_of_the_numbers(unit: Unit, volume: Volume) -> None:
+    none = no_lesion(volume.geometry)
+    one, other = (
+        render_preview(Volume(volume.array * np.float32(scale), volume.geometry, unit), none).astype(int)
+        for scale in (1.0, 4096.0)
+    )
+    assert np.abs(one - other).max() <= 1
+    assert one.min() == 0  # the ball of 12 in a body of 1 is black
+
+
+def test_without_suv_a_stray_hot_voxel_does_not_bleach_the_body() -> None:
+    geometry = GEOMETRIES["axial"]
+    array = tissue(geometry).array
+    array[ball(geometry, (0.0, 0.0, 0.0))] = 2 * TISSUE  # 0.3 % of the scan: black, and tissue half of it
+    array[0, 0, 0] = 1e6  # 0.004 % of the scan
+    panels = panels_of(render_preview(Volume(array, geometry, Unit.UNKNOWN), no_lesion(geometry)))
+    for panel in panels.values():
+        assert panel[panel.shape[0] // 2, panel.shape[1] // 2].tolist() == [0, 0, 0]
+        assert panel[-1, -1].tolist() == [127, 127, 127]
+
+
+def test_without_suv_a_scan_of_zeros_is_a_white_page_and_no_division_by_zero() -> None:
+    geometry = GEOMETRIES["axial"]
+    with np.errstate(all="raise"):
+        picture = render_preview(Volume(np.zeros(geometry.shape, np.float32), geometry), no_lesion(geometry))
+    assert (picture == 255).mean() > 0.98
+
+
+def glyph_in(half: np.ndarray, background: np.ndarray) -> str:
+    """The letter in a part of a panel, as a table of five rows; empty if there is none."""
+    ink = (half != background).any(axis=-1)
+    if not ink.any():
+        return ""
+    rows, columns = np.nonzero(ink)
+    ink = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    assert ink.shape[0] % 5 == 0
+    assert ink.shape[1] % 5 == 0
+    cells = ink[:: ink.shape[0] // 5, :: ink.shape[1] // 5]
+    return "\n".join("".join("#" if cell else "." for cell in row) for row in cells)
+
+
+@pytest.mark.parametrize(
+    ("panel_name", "left", "right"), [("axial", "R", "L"), ("coronal", "R", "L"), ("sagittal", "A", "")]
+)
+@pytest.mark.parametrize("name", sorted(GEOMETRIES))
+def test_letters_say_which_side_is_which(name: str, panel_name: str, left: str, right: str) -> None:
+    geometry = GEOMETRIES[name]
+    panel = panels_of(render_preview(tissue(geometry), no_lesion(geometry)))[panel_name]
+    middle = panel.shape[1] // 2
+    for letter, half in ((left, panel[:, :middle]), (right, panel[:, middle:])):
+        expected = "\n".join(GLYPHS[letter].split()) if letter else ""
+        assert glyph_in(half, panel[0, 0]) == expected
+    ink = np.argwhere((panel != panel[0, 0]).any(axis=-1))
+    assert (ink[:, 0].min() + ink[:, 0].max()) / 2 == pytest.approx(panel.shape[0] / 2, abs=2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (1, 60, 2), (60, 1, 1)], ids=str)
+def test_a_tiny_volume_has_a_preview_without_letters(shape: tuple[int, int, int]) -> None:
+    geometry = Geometry(shape, (1.0, 1.0, 1.0))
+    for panel in panels_of(render_preview(tissue(geometry), np.ones(shape, np.uint8))).values():
+        assert red(panel).any()
+    for panel in panels_of(render_preview(tissue(geometry), no_lesion(geometry))).values():
+        assert (panel == panel[0, 0]).all()
