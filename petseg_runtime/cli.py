@@ -148,7 +148,7 @@ def _run_scans(
     """Run each scan; one that fails is reported and passed over, unless it is the only one."""
     from petseg_runtime.runner import run_scan
 
-    results = []
+    results: list[ScanResult] = []
     with _progress_bar(messages, visible=not options.quiet) as bar:
         task = bar.add_task("", total=len(scans))
         for number, scan in enumerate(scans):

@@ -30,16 +30,9 @@ class Orientation:
     flips: tuple[bool, bool, bool]  # whether that axis runs against S, P, L
 
     def to_canonical(self, array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
-        """View of an array of the scan with axes along S, P, L."""
-        return self._flip(array.transpose(self.axes))
-
-    def from_canonical(self, array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
-        """View of a canonical array in the scan's own axis order: the inverse of `to_canonical`."""
-        return self._flip(array).transpose([self.axes.index(axis) for axis in range(3)])
-
-    def _flip(self, array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
+        """View of an array of the scan with axes along S, P, L. Writing into it writes into the scan's array."""
         z, y, x = (slice(None, None, -1) if flip else slice(None) for flip in self.flips)
-        return array[z, y, x]
+        return array.transpose(self.axes)[z, y, x]
 
 
 class Unit(StrEnum):
