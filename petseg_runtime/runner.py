@@ -86,7 +86,7 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
         scan.name, segmentation.statistics, (*files, record), timings_s, volume.notes, _unit_warnings(volume)
     )
     used = {
-        "unit": settings.unit.value,
+        "unit": volume.unit.value,
         "overlap": segmenter.manifest.overlap if settings.overlap is None else settings.overlap,
         "threshold": segmenter.manifest.threshold if settings.threshold is None else settings.threshold,
         "tta": settings.tta,

@@ -13,7 +13,7 @@ from petseg_runtime.volume import FloatArray, MaskArray, Triple, Unit, Volume
 
 RgbArray = npt.NDArray[np.uint8]
 
-_PIXEL_MM = 1.5
+_LARGEST_PIXEL_MM = 1.5
 _GAP_PIXELS = 12
 _SUV_RANGE = 10.0  # black at this SUV, the usual window of FDG reading
 _OUTLINE = (220, 0, 30)
@@ -38,9 +38,13 @@ def render_preview(volume: Volume, mask: MaskArray) -> RgbArray:
     array, mask = orientation.to_canonical(volume.array), orientation.to_canonical(mask)
     spacing_mm = volume.geometry.canonical_spacing_mm
     white, black = (0.0, _SUV_RANGE) if volume.unit is Unit.SUVBW else (0.0, float(np.percentile(array, 99.9)))
+    pixel_mm = min(_LARGEST_PIXEL_MM, *spacing_mm)  # no voxel of a lesion falls between two pixels
     panels = []
     for axis, marks in ((0, "R L"), (1, "R L"), (2, "A  ")):
-        panel = _panel(array.max(axis=axis), mask.max(axis=axis), _plane_spacing(spacing_mm, axis), white, black)
+        plane_mm = _plane_spacing(spacing_mm, axis)
+        grey = _to_square_pixels(array.max(axis=axis), plane_mm, pixel_mm, sitk.sitkLinear)
+        inside = _to_square_pixels(mask.max(axis=axis), plane_mm, pixel_mm, sitk.sitkNearestNeighbor) > 0
+        panel = _panel((grey - white) / max(black - white, 1e-12), inside)
         panel = panel[::-1] if axis else panel  # canonical z runs up, rows run down
         panel = np.ascontiguousarray(panel)
         _stamp(panel, marks[0], left=True)
@@ -68,27 +72,25 @@ def _plane_spacing(spacing_mm: Triple, projected: int) -> tuple[float, float]:
     return rows, columns
 
 
-def _panel(
-    projection: FloatArray, mask: MaskArray, spacing_mm: tuple[float, float], white: float, black: float
-) -> RgbArray:
-    grey = _to_square_pixels(projection, spacing_mm, sitk.sitkLinear)
-    inside = _to_square_pixels(mask.astype(np.float32), spacing_mm, sitk.sitkLinear) >= 0.5
-    shade = 255 * (1 - np.clip((grey - white) / max(black - white, 1e-12), 0, 1))
+def _panel(darkness: FloatArray, inside: npt.NDArray[np.bool_]) -> RgbArray:
+    shade = 255 * (1 - np.clip(darkness, 0, 1))
     panel = np.repeat(shade[..., None], 3, axis=2).astype(np.uint8)
     panel[inside & ~_eroded(inside)] = _OUTLINE
     return panel
 
 
-def _to_square_pixels(plane: npt.NDArray[np.float32], spacing_mm: tuple[float, float], how: int) -> FloatArray:
+def _to_square_pixels(
+    plane: FloatArray | MaskArray, spacing_mm: tuple[float, float], pixel_mm: float, how: int
+) -> FloatArray:
     image = sitk.GetImageFromArray(np.ascontiguousarray(plane, dtype=np.float32))
     image.SetSpacing(spacing_mm[::-1])
     image.SetOrigin([step / 2 for step in spacing_mm[::-1]])
     resampler = sitk.ResampleImageFilter()
     resampler.SetInterpolator(how)
     resampler.SetUseNearestNeighborExtrapolator(True)
-    resampler.SetOutputSpacing([_PIXEL_MM, _PIXEL_MM])
-    resampler.SetOutputOrigin([_PIXEL_MM / 2, _PIXEL_MM / 2])
-    resampler.SetSize([max(1, round(n * step / _PIXEL_MM)) for n, step in zip(plane.shape[::-1], spacing_mm[::-1])])
+    resampler.SetOutputSpacing([pixel_mm, pixel_mm])
+    resampler.SetOutputOrigin([pixel_mm / 2, pixel_mm / 2])
+    resampler.SetSize([max(1, round(n * step / pixel_mm)) for n, step in zip(plane.shape[::-1], spacing_mm[::-1])])
     resampled: FloatArray = sitk.GetArrayFromImage(resampler.Execute(image))
     return resampled
 
