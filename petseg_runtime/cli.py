@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="petseg-run",
         description="Outline the tumour in FDG PET scans. For research, not for diagnosis.",
         epilog="Exit codes: 0 done, 2 usage, 3 input refused, 4 model refused, 5 backend or device, "
-        "7 some scans of a batch failed.",
+        "6 too large for memory, 7 some scans of a batch failed.",
     )
     parser.add_argument(
         "input", nargs="+", type=Path, help="a .nii, .nii.gz, .mha or .nrrd file, a DICOM folder, or a folder of these"
