@@ -174,7 +174,7 @@ def fit(
         trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     except SIGTERMException as stop:  # a SystemExit that says success
         raise SystemExit(128 + signal.SIGTERM) from stop
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         if not checkpoint.exists() or zipfile.is_zipfile(checkpoint):
             raise
         raise ModelError(f"{checkpoint.name} is damaged. Remove it to train from the start.") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 
 from petseg_runtime.errors import UsageError
 from petseg_train.cli import run_app
+
+if TYPE_CHECKING:
+    from petseg_export.verify import Agreement
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console(highlight=False, soft_wrap=True)
@@ -69,14 +72,21 @@ def verify(
             from petseg_train.training import load_module
 
             segmenters.insert(0, torch_segmenter(load_module(checkpoint)))
-        for path in volume:
-            agreements += compare(segmenters, read_volume(path), path.name)
-    table = Table(title=f"Reference: {agreements[0].reference}", title_justify="left")
-    for heading in ("model", "backend", "volume", "max |Δp|", "DSC", "voxels", "ΔMTV", "ΔTLG", ""):
-        table.add_column(heading, overflow="fold")
+        found = [agreement for path in volume for agreement in compare(segmenters, read_volume(path), path.name)]
+        _print_agreements(found)
+        agreements += found
+    require_agreement(agreements)
+
+
+def _print_agreements(agreements: list[Agreement]) -> None:
+    title = f"{agreements[0].model}, compared with {agreements[0].reference}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("backend", no_wrap=True)
+    table.add_column("volume", overflow="fold")
+    for heading in ("max |Δp|", "DSC", "voxels", "ΔMTV", "ΔTLG", ""):
+        table.add_column(heading, no_wrap=True)
     for agreement in agreements:
         table.add_row(
-            agreement.model,
             agreement.backend,
             agreement.volume,
             f"{agreement.largest_probability_difference:.1e}",
@@ -86,8 +96,8 @@ def verify(
             f"{agreement.tlg_difference:.1e}",
             "ok" if agreement.within_tolerance else "DRIFT",
         )
-    console.print(table)
-    require_agreement(agreements)
+    # Written to a file or a pipe, rich would squeeze it into 80 columns.
+    Console(highlight=False, width=None if console.is_terminal else 100).print(table)
 
 
 def _read_record(path: Path) -> dict[str, Any]:

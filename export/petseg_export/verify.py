@@ -103,8 +103,6 @@ class _Inference(NamedTuple):
 def _infer(segmenter: Segmenter, volume: Volume) -> _Inference:
     network_input = preprocess(volume, segmenter.manifest.preprocessing)
     probabilities = segmenter.probabilities(network_input, segmenter.manifest.overlap)
-    if not np.isfinite(probabilities).all():
-        raise ModelError(f"{segmenter.backend_name} gives probabilities that are not numbers. Do not use this model.")
     mask = threshold_mask(restore(probabilities, network_input.frame), segmenter.manifest.threshold)
     return _Inference(probabilities, mask, quantify(volume, label_lesions(mask)).tumour)
 
