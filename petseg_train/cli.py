@@ -156,7 +156,8 @@ def _print_summary(summary: pd.DataFrame) -> None:
     for row in summary.to_dict("records"):
         scores = [_mean_and_deviation(row[f"{name}_mean"], row[f"{name}_std"]) for name in METRICS]
         table.add_row(row["model"], row["centre"], str(row["cases"]), *scores)
-    Console(highlight=False).print(table)
+    # Written to a file or a pipe, rich would squeeze it into 80 columns.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
 
 
 def _mean_and_deviation(mean: float, deviation: float) -> str:
