@@ -22,7 +22,15 @@ from rich.progress import track
 from rich.table import Table
 
 BACKENDS = ("openvino", "onnxruntime")
-STAGES = ("reading", "preprocessing", "inference", "postprocessing", "quantification", "writing")
+# Stage as the record names it, and as the table's heading.
+STAGES = {
+    "reading": "read",
+    "preprocessing": "prepare",
+    "inference": "infer",
+    "postprocessing": "restore",
+    "quantification": "quantify",
+    "writing": "write",
+}
 
 
 def run_once(scan: Path, backend: str) -> tuple[float, dict[str, float]]:
@@ -54,7 +62,7 @@ def main() -> None:
             stages[backend].append(parts)
 
     table = Table(title=f"petseg-run {options.scan.name}, {options.rounds} rounds, seconds", title_justify="left")
-    for heading in ("backend", "median", "range", "ratio", "start-up", *STAGES):
+    for heading in ("backend", "median", "range", "ratio", "start-up", *STAGES.values()):
         table.add_column(heading, justify="left" if heading == "backend" else "right")
     first = statistics.median(seconds[BACKENDS[0]])
     for backend in BACKENDS:
@@ -68,7 +76,7 @@ def main() -> None:
             f"{median - sum(parts):.2f}",
             *(f"{part:.2f}" for part in parts),
         )
-    Console(width=120).print(table)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":
