@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from time import perf_counter
 
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -61,9 +62,14 @@ def main() -> None:
             seconds[backend].append(whole)
             stages[backend].append(parts)
 
-    table = Table(title=f"petseg-run {options.scan.name}, {options.rounds} rounds, seconds", title_justify="left")
-    for heading in ("backend", "median", "range", "ratio", "start-up", *STAGES.values()):
-        table.add_column(heading, justify="left" if heading == "backend" else "right")
+    table = Table(
+        title=f"petseg-run {options.scan.name}, {options.rounds} rounds, seconds",
+        title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("backend", "median", "range", "ratio", "start", *STAGES.values()):
+        table.add_column(heading, justify="left" if heading == "backend" else "right", no_wrap=True)
     first = statistics.median(seconds[BACKENDS[0]])
     for backend in BACKENDS:
         median = statistics.median(seconds[backend])
