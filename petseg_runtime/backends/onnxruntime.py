@@ -73,7 +73,7 @@ class OnnxRuntimeBackend:
     def predict(self, windows: FloatArray) -> FloatArray:
         try:
             probabilities: FloatArray = self._session.run(None, {self._input: windows})[0]
-        except Exception as error:  # likewise
+        except Exception as error:  # no base class of its own here either
             raise BackendError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
         return probabilities
 
