@@ -49,7 +49,7 @@ class PatchSampler(Sampler[tuple[int, int]]):
 
 
 class PatchDataset(Dataset[dict[str, Tensor]]):
-    """One augmented patch of one case for each key `(epoch, index)`; `patches_per_case` of them an epoch.
+    """One augmented patch of one case for each key `(epoch, index)`; the cases take turns.
 
     With probability `tumour_share` the patch holds a tumour voxel, at a random place in it; otherwise it lies
     anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
@@ -68,7 +68,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         spacing_mm: tuple[float, float, float],
         augmentation: Augmentation,
         seed: int,
-        patches_per_case: int = 1,
+        patches_per_epoch: int | None = None,
         tumour_share: float = 0.67,
         tissue_share: float = 0.0,
     ) -> None:
@@ -77,18 +77,18 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         self.airs = [case.air for case in cases]
         self.tumour_voxels = [np.argwhere(case.mask) for case in cases]
         self.patch_size, self.spacing_mm, self.augmentation = patch_size, spacing_mm, augmentation
-        self.seed, self.patches_per_case = seed, patches_per_case
+        self.seed, self.patches_per_epoch = seed, patches_per_epoch or len(cases)
         self.tumour_share, self.tissue_share = tumour_share, tissue_share
         self.tissues = [torch.from_numpy(tumour_free_tissue(case)) for case in cases]
 
     def __len__(self) -> int:
-        return len(self.images) * self.patches_per_case
+        return self.patches_per_epoch
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         """`image` and `mask`, float32 `(1, z, y, x)`."""
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
-        case = index % len(self.images)
+        case = self.case_of(epoch, index)
         patch_mm = tuple(side * step for side, step in zip(self.patch_size, self.spacing_mm))
         transform = draw_spatial_transform(self.augmentation, (patch_mm[0], patch_mm[1], patch_mm[2]), rng)
         with_tumour = bool(rng.random() < self.tumour_share)
@@ -103,6 +103,10 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             self.images[case], self.masks[case], start, self.patch_size, self.spacing_mm, transform, surroundings
         )
         return {"image": augment_intensity(image, self.augmentation, rng)[None], "mask": mask[None]}
+
+    def case_of(self, epoch: int, index: int) -> int:
+        """The case that a key's patch shows: they take turns, also from epoch to epoch."""
+        return (epoch * self.patches_per_epoch + index) % len(self.images)
 
     def _draw_start(self, case: int, with_tumour: bool, rng: np.random.Generator) -> Shape:
         patch = np.array(self.patch_size)

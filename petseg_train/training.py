@@ -97,7 +97,7 @@ class PatchDataModule(lightning.LightningDataModule):
             config.preprocessing.spacing_mm,
             config.augmentation,
             config.seed,
-            config.patches_per_case,
+            config.patches_per_epoch,
             config.tumour_share,
             config.tissue_share,
         )
@@ -198,7 +198,7 @@ def _trainer(config: TrainingConfig, run_dir: Path, devices: int, accelerator: s
             devices=devices,
             strategy="ddp" if devices > 1 else "auto",
             max_epochs=config.epochs,
-            precision=config.precision,
+            precision=usable_precision(config.precision, accelerator),
             check_val_every_n_epoch=config.tuning_every_epochs,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # PatchSampler shares the patches out itself
@@ -215,6 +215,13 @@ def _trainer(config: TrainingConfig, run_dir: Path, devices: int, accelerator: s
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UsageError(f"Training cannot start on {devices} x {accelerator}: {error}") from error
+
+
+def usable_precision(precision: str, accelerator: str) -> Any:
+    """`precision`, or "32-true" where it is "bf16-mixed" and the CPU would emulate it."""
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    emulated = on_cpu and not torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "32-true" if precision == "bf16-mixed" and emulated else precision
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

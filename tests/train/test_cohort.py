@@ -102,7 +102,7 @@ def test_a_json_file_changes_a_preset(tiny_config: Path) -> None:
         '{"tuning_share": 2}',
         '{"precision": "half"}',
         '{"learning_rate": 0.001}',
-        '{"patches_per_case": 0}',
+        '{"patches_per_epoch": 0}',
         "[1]",
         '{"preset": ["cpu"]}',
         '{"epoch": 3}',
@@ -121,7 +121,7 @@ def test_a_config_that_cannot_be_used_is_refused(text: str, tmp_path: Path) -> N
 
 def test_nested_settings_keep_what_is_not_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"preset": "cpu", "network_settings": {"levels": 3}}')
-    assert load_config(str(tmp_path / "config.json")).network_settings == {"base_filters": 16, "levels": 3}
+    assert load_config(str(tmp_path / "config.json")).network_settings == {"base_filters": 12, "levels": 3}
 
 
 def test_a_transposed_mask_is_refused(tmp_path: Path) -> None:

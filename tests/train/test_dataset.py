@@ -35,6 +35,14 @@ def test_a_patch_follows_from_seed_epoch_and_index() -> None:
     assert not torch.equal(one[3, 1]["image"], dataset(seed=8)[3, 1]["image"])
 
 
+def test_the_length_of_an_epoch_does_not_depend_on_the_cases_which_take_turns() -> None:
+    assert len(dataset()) == 2
+    patches = dataset(patches_per_epoch=3)
+    assert len(patches) == 3
+    drawn = [patches.case_of(epoch, index) for epoch in range(2) for index in range(3)]
+    assert drawn == [0, 1, 0, 1, 0, 1]
+
+
 def test_shapes_and_types() -> None:
     sample = dataset()[0, 0]
     for key in ("image", "mask"):

@@ -23,7 +23,7 @@ from petseg_train.config import load_config
 from petseg_train.cross_validation import cross_validate
 from petseg_train.evaluation import evaluate, summarise
 from petseg_train.inference import torch_segmenter
-from petseg_train.training import SegmentationModule, build_network, fit, load_module, split_tuning
+from petseg_train.training import SegmentationModule, build_network, fit, load_module, split_tuning, usable_precision
 from petseg_train.window_invariance import window_invariance
 
 PETSEG_TRAIN = Path(sys.executable).with_name("petseg-train")
@@ -177,6 +177,15 @@ def test_the_learning_rate_restarts_every_25_epochs() -> None:
     expected = [1e-6 + (1e-4 - 1e-6) * (1 + np.cos(np.pi * (epoch % 25) / 25)) / 2 for epoch in range(51)]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
     assert optimiser.param_groups[0]["betas"] == (0.9, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_bf16", "used"),
+    [("bf16-mixed", False, "32-true"), ("bf16-mixed", True, "bf16-mixed"), ("32-true", True, "32-true")],
+)
+def test_a_cpu_without_bf16_trains_in_32_bits(asked: str, has_bf16: bool, used: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    assert usable_precision(asked, "cpu") == used
 
 
 def test_the_tuning_share_is_drawn_from_the_seed(cohort_csv: Path, tiny_config: Path) -> None:
