@@ -138,7 +138,8 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "tiny.json"
     path.write_text(
         '{"preset": "cpu", "network_settings": {"base_filters": 4, "levels": 3}, "patch_size": [16, 16, 16],'
-        ' "epochs": 8, "patches_per_epoch": null, "restart_epochs": 3, "precision": "32-true", "tuning_share": 0.25, "tuning_every_epochs": 2}'
+        ' "epochs": 8, "patches_per_epoch": null, "restart_epochs": 3, "precision": "32-true", "tuning_share": 0.25,'
+        ' "tuning_every_epochs": 2}'
     )
     return path
 
