@@ -1,4 +1,8 @@
-"""petseg-train: `fit` trains a model, `evaluate` scores one, `cross-validate` leaves one centre out at a time."""
+"""petseg-train: from patients, real or simulated, to a trained and tested model.
+
+`simulate` makes a cohort, `ground-truth` a mask of one scan; `fit` trains a model, `evaluate` scores one, and
+`cross-validate` leaves one centre out at a time.
+"""
 
 from __future__ import annotations
 
@@ -115,6 +119,51 @@ def cross_validate(
     print(f"wrote {output / 'results.csv'} and {output / 'summary.csv'}")
 
 
+@app.command()
+def simulate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder of the cohort; what is missing in it is made")],
+    patients: Annotated[int, typer.Option(help="two a centre or more")] = 232,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed makes the same patients")] = 2021,
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes; default one a CPU")] = None,
+    dicom: Annotated[bool, typer.Option("--dicom", help="write each scan as a DICOM series as well")] = False,
+) -> None:
+    """Simulate the five-centre cohort of cervical tumours, with its truth."""
+    from petseg_train.simulation.calibration import calibration
+    from petseg_train.simulation.cohort import simulate_cohort
+
+    csv = simulate_cohort(output, patients, seed, jobs, dicom)
+    _print_table(calibration(csv))
+    print(f"wrote {csv}")
+
+
+class Method(StrEnum):
+    """Ways to a mask."""
+
+    flab = "flab"
+    flab3 = "flab3"
+    t40 = "t40"
+    t41 = "t41"
+    t50 = "t50"
+    suv25 = "suv2.5"
+    staple = "staple"
+
+
+@app.command("ground-truth")
+def ground_truth(
+    scan: Annotated[Path, typer.Argument(help="NIfTI, MHA or NRRD file, or a DICOM series")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="mask to write (.nii.gz, .mha, .nrrd)")],
+    method: Annotated[Method, typer.Option(help="flab3: three classes; staple: consensus of --mask")] = Method.flab,
+    voi: Annotated[Path | None, typer.Option(help="mask round the tumour that leaves out the bladder")] = None,
+    masks: Annotated[list[Path] | None, typer.Option("--mask", help="for staple; repeatable")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of FLAB's draws: the same seed, the same mask")] = 2021,
+) -> None:
+    """Outline a tumour: FLAB or a threshold in a volume of interest, or the consensus of several masks."""
+    from petseg_train.ground_truth.files import make_mask
+
+    volume_ml = make_mask(scan, output, method.value, voi, masks or [], seed)
+    print(f"wrote {output}: {volume_ml:.1f} ml")
+
+
 def run_app(application: typer.Typer, program: str) -> None:
     """Run a command-line application; a PetsegError becomes one line and its exit code."""
     try:
@@ -158,6 +207,15 @@ def _print_summary(summary: pd.DataFrame) -> None:
         table.add_row(row["model"], row["centre"], str(row["cases"]), *scores)
     # Written to a file or a pipe, rich would squeeze it into 80 columns.
     Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def _print_table(table: pd.DataFrame) -> None:
+    shown = Table()
+    for column in table.columns:
+        shown.add_column(str(column), justify="left" if column == table.columns[0] else "right", no_wrap=True)
+    for row in table.itertuples(index=False):
+        shown.add_row(*map(str, row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(shown)
 
 
 def _mean_and_deviation(mean: float, deviation: float) -> str:

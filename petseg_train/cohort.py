@@ -45,15 +45,7 @@ class Case:
         InputError : if a file is unreadable, or the mask does not lie on the image's grid.
         """
         volume = read_volume(self.image)
-        mask, geometry = read_mask(self.mask)
-        corners = np.vstack([np.zeros(3), np.diag(geometry.shape)])  # the first voxel's, and one along each axis
-        apart_mm = np.abs(geometry.to_lps_mm(corners) - volume.geometry.to_lps_mm(corners)).max()
-        if geometry.shape != volume.geometry.shape or apart_mm > SAME_GRID_MM:
-            raise InputError(
-                f"Case {self.name}: the mask's grid {geometry.shape} does not lie on the image's grid "
-                f"{volume.geometry.shape}. Resample the mask onto the image."
-            )
-        return volume, mask
+        return volume, read_mask_on(volume, self.mask, f"Case {self.name}: the mask")
 
 
 @dataclass(frozen=True)
@@ -64,6 +56,24 @@ class TrainingCase:
     image: FloatArray
     mask: MaskArray
     air: float
+
+
+def read_mask_on(volume: Volume, path: Path, name: str) -> MaskArray:
+    """The mask `(z, y, x)` of a file, which must lie on the volume's grid; `name` is what a refusal calls it.
+
+    Raises
+    ------
+    InputError : if the file is unreadable, or lies on another grid.
+    """
+    mask, geometry = read_mask(path)
+    corners = np.vstack([np.zeros(3), np.diag(geometry.shape)])  # the first voxel's, and one along each axis
+    apart_mm = np.abs(geometry.to_lps_mm(corners) - volume.geometry.to_lps_mm(corners)).max()
+    if geometry.shape != volume.geometry.shape or apart_mm > SAME_GRID_MM:
+        raise InputError(
+            f"{name} has a grid {geometry.shape} that does not lie on the image's grid {volume.geometry.shape}. "
+            "Resample it onto the image."
+        )
+    return mask
 
 
 def read_cohort(csv: Path) -> list[Case]:

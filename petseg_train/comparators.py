@@ -1,4 +1,4 @@
-"""What a network's score is held against: a threshold, and a method that looks at nothing but the scan's box."""
+"""What a network's score is held against beside T40: a method that looks at nothing but the scan's box."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from petseg_runtime.volume import MaskArray, Volume
 # Semi-axes of the ellipsoid as a share of half the box's sides: the best of 0.5, 0.55, ... 1.0 on the 38 sarcoma
 # crops, chosen with the truth, so it is the strongest opponent of its kind.
 _ELLIPSOID_SHARE = 0.6
-
-
-def t40(volume: Volume) -> MaskArray:
-    """T40: every voxel of at least 40 % of the scan's largest value, on the whole image (the paper's rival)."""
-    return (volume.array >= 0.4 * volume.array.max()).astype(np.uint8)
 
 
 def ellipsoid(volume: Volume) -> MaskArray:

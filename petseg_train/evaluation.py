@@ -12,7 +12,8 @@ from rich.progress import track
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.volume import MaskArray, Volume
 from petseg_train.cohort import Case
-from petseg_train.comparators import ellipsoid, t40
+from petseg_train.comparators import ellipsoid
+from petseg_train.ground_truth.thresholds import t40
 from petseg_train.metrics import dice, precision, recall
 from petseg_train.window_invariance import window_invariance
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import zipfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,7 @@ def _claim_run_dir(run_dir: Path, settings: dict[str, Any]) -> None:
         )
 
 
+@cache  # what the process started from, whatever happens to the checkout during the training
 def _commit() -> str:
     """The commit of this checkout, with "+changes" where it has uncommitted ones; "unknown" where it is none."""
     root = Path(__file__).parents[1]

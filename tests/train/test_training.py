@@ -18,10 +18,11 @@ import torch
 
 from petseg_runtime.errors import ModelError, UsageError
 from petseg_train.cohort import read_cohort
-from petseg_train.comparators import ellipsoid, t40
+from petseg_train.comparators import ellipsoid
 from petseg_train.config import load_config
 from petseg_train.cross_validation import cross_validate
 from petseg_train.evaluation import evaluate, summarise
+from petseg_train.ground_truth.thresholds import t40
 from petseg_train.inference import torch_segmenter
 from petseg_train.training import SegmentationModule, build_network, fit, load_module, split_tuning, usable_precision
 from petseg_train.window_invariance import window_invariance

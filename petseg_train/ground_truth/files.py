@@ -1,0 +1,61 @@
+"""A mask for one scan, from files to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from petseg_runtime import read_volume
+from petseg_runtime.errors import UsageError
+from petseg_runtime.io.images import write_image
+from petseg_runtime.outputs.files import prepare_folder, whole_file
+from petseg_runtime.volume import MaskArray, Volume
+from petseg_train.cohort import read_mask_on
+from petseg_train.ground_truth.consensus import staple
+from petseg_train.ground_truth.flab import flab
+from petseg_train.ground_truth.thresholds import fixed_suv, share_of_maximum
+
+_SHARES = {"t40": 0.40, "t41": 0.41, "t50": 0.50}
+
+
+def make_mask(scan: Path, output: Path, method: str, voi: Path | None, masks: Sequence[Path], seed: int) -> float:
+    """Outline the tumour of `scan`, write the mask on the scan's grid, and return its volume in ml.
+
+    Parameters
+    ----------
+    method : "flab" or "flab3" (inside `voi`), "t40", "t41", "t50" or "suv2.5" (inside `voi`, if there is one), or
+        "staple" (the consensus of `masks`).
+
+    Raises
+    ------
+    UsageError : if the method lacks its VOI or its masks.
+    InputError : if a file cannot be read or lies on another grid, or the method refuses it.
+    """
+    volume = read_volume(scan)
+    inside = None if voi is None else read_mask_on(volume, voi, "The VOI") > 0
+    mask = _mask(volume, method, inside, [read_mask_on(volume, path, path.name) for path in masks], seed)
+    prepare_folder(output.parent)
+    with whole_file(output) as temporary:
+        write_image(mask, volume.geometry, temporary)
+    return float(mask.sum()) * volume.geometry.voxel_volume_ml
+
+
+def _mask(
+    volume: Volume, method: str, inside: npt.NDArray[np.bool_] | None, masks: Sequence[MaskArray], seed: int
+) -> MaskArray:
+    if masks and method != "staple":
+        raise UsageError(f"--mask is for --method staple; the method is {method}.")
+    if method == "staple":
+        return staple(masks).mask
+    if method in _SHARES:
+        return share_of_maximum(volume, _SHARES[method], inside)
+    if method == "suv2.5":
+        return fixed_suv(volume, 2.5, inside)
+    if inside is None:
+        raise UsageError(
+            "FLAB works inside a volume of interest. Pass --voi: a mask round the tumour, without the bladder."
+        )
+    return flab(volume.array, inside, np.random.default_rng(seed), classes=3 if method == "flab3" else 2)

@@ -1,0 +1,158 @@
+"""One simulated patient: anatomy, tumour, scan, and the truth on the scan's grid."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import map_coordinates, uniform_filter
+
+from petseg_runtime.volume import FloatArray, Geometry, MaskArray, Unit, Volume
+from petseg_train.simulation.acquisition import Scan, acquire
+from petseg_train.simulation.anatomy import Habitus, paint_anatomy, vary
+from petseg_train.simulation.canvas import SPACING_MM, Canvas, Label
+from petseg_train.simulation.centres import Centre, Scanner
+from petseg_train.simulation.lesion import Lesion, paint_lesion
+from petseg_train.simulation.projection import FIELD_OF_VIEW_MM
+
+F18_HALF_LIFE_S = 6586.2
+_SLICES = (77, 192)  # of the paper's scans
+_HOT = 0.5  # of the tumour's mean uptake: what an expert takes care to leave out
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a patient was scanned: injected activity, weight, time from the injection to the scan, time for a bed."""
+
+    scanner: Scanner
+    dose_mbq: float
+    weight_kg: float
+    uptake_s: float
+    bed_s: float
+
+    @property
+    def becquerel_per_ml(self) -> float:
+        """Activity concentration of SUV 1 at the time of the scan."""
+        return self.dose_mbq * 1e6 * 2 ** (-self.uptake_s / F18_HALF_LIFE_S) / (self.weight_kg * 1000)
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A simulated scan in SUV, with what is where on its grid, and what was drawn for it.
+
+    Attributes
+    ----------
+    tumour, bladder : exact masks `(z, y, x)` of what takes up the tracer; a necrotic core is not part of the tumour.
+    other_uptake : what an expert leaves out of the volume of interest: the bladder, and all else that is hot.
+    noise : standard deviation / mean of the scan's voxels within "muscle" and "liver", where they are seen.
+    """
+
+    centre: str
+    protocol: Protocol
+    lesion: Lesion
+    volume: Volume
+    tumour: MaskArray
+    bladder: MaskArray
+    other_uptake: MaskArray
+    noise: dict[str, float]
+
+
+def simulate_patient(centre: Centre, scanner: Scanner, rng: np.random.Generator) -> Patient:
+    """Draw a patient of the centre and scan it. All randomness comes from `rng`."""
+    habitus = Habitus.draw(rng)
+    protocol = Protocol(
+        scanner=scanner,
+        dose_mbq=_draw(centre.dose_mbq, rng),
+        weight_kg=habitus.weight_kg * float(rng.lognormal(0, 0.05)),
+        uptake_s=60 * float(np.clip(rng.normal(65, 8), 50, 90)),
+        bed_s=_draw(centre.bed_s, rng),
+    )
+    z_mm = _slice_positions(scanner, rng)
+    canvas = Canvas((float(z_mm[0]) - 15, float(z_mm[-1]) + 15), rng)
+    paint_anatomy(canvas, habitus, rng)
+    lesion = paint_lesion(canvas, centre.bladder_suv, rng)
+    vary(canvas, rng)
+    image = acquire(canvas, Scan(scanner, protocol.bed_s, protocol.becquerel_per_ml, z_mm), rng)
+    tumour, bladder = canvas.labels == Label.TUMOUR, canvas.labels == Label.BLADDER
+    hot = (canvas.uptake > _HOT * canvas.uptake[tumour].mean()) & ~tumour & (canvas.labels != Label.NECROSIS)
+    return Patient(
+        centre=centre.name,
+        protocol=protocol,
+        lesion=lesion,
+        volume=Volume(_as_stored(image), _geometry(scanner, z_mm), Unit.SUVBW),
+        tumour=_on_grid(canvas, tumour, scanner, z_mm),
+        bladder=_on_grid(canvas, bladder, scanner, z_mm),
+        other_uptake=_on_grid(canvas, bladder | hot, scanner, z_mm),
+        noise={
+            organ.name.lower(): _noise(image[_on_grid(canvas, canvas.labels == organ, scanner, z_mm, 0.99) > 0])
+            for organ in (Label.MUSCLE, Label.LIVER)
+        },
+    )
+
+
+def record(patient: Patient) -> dict[str, object]:
+    """What was drawn for the patient, as columns of the cohort's CSV."""
+    protocol, lesion = patient.protocol, patient.lesion
+    return {
+        "scanner": protocol.scanner.model,
+        "dose_mbq": round(protocol.dose_mbq, 1),
+        "weight_kg": round(protocol.weight_kg, 1),
+        "uptake_min": round(protocol.uptake_s / 60, 1),
+        "bed_s": round(protocol.bed_s, 1),
+        **{key: round(value, 2) if isinstance(value, float) else value for key, value in asdict(lesion).items()},
+        "touches_bladder": lesion.touches_bladder,
+    }
+
+
+def _draw(mean_and_deviation: tuple[float, float], rng: np.random.Generator) -> float:
+    """A normal value, at least 40 % of the mean."""
+    mean, deviation = mean_and_deviation
+    return float(max(0.4 * mean, rng.normal(mean, deviation)))
+
+
+def _slice_positions(scanner: Scanner, rng: np.random.Generator) -> FloatArray:
+    """Centres of the slices in mm above the cervix: upper thighs to the lumbar spine, kidneys or lower liver."""
+    step = scanner.voxel_mm[1]
+    count = int(np.clip(round(rng.uniform(300, 390) / step), *_SLICES))
+    lowest = min(-85.0, float(rng.normal(-112, 10)))
+    return np.asarray(lowest + step * np.arange(count), dtype=np.float32)
+
+
+def _geometry(scanner: Scanner, z_mm: FloatArray) -> Geometry:
+    in_plane, between = scanner.voxel_mm
+    first = _first_pixel_mm(scanner)
+    shape = (len(z_mm), scanner.matrix, scanner.matrix)
+    return Geometry(shape, (between, in_plane, in_plane), origin_lps_mm=(first, first, float(z_mm[0])))
+
+
+def _first_pixel_mm(scanner: Scanner) -> float:
+    """Place of the image's first pixel: the reconstructed square lies in the middle of the matrix, to half a pixel."""
+    side = round(FIELD_OF_VIEW_MM / scanner.voxel_mm[0])
+    return -((side - 1) / 2 + (scanner.matrix - side) // 2) * scanner.voxel_mm[0]
+
+
+def _noise(values: FloatArray) -> float:
+    """Standard deviation / mean; `nan` for fewer than 100 voxels."""
+    return float(values.std() / values.mean()) if len(values) >= 100 else float("nan")
+
+
+def _on_grid(
+    canvas: Canvas, mask: npt.NDArray[np.bool_], scanner: Scanner, z_mm: FloatArray, share: float = 0.5
+) -> MaskArray:
+    """Voxels of the scan that `mask` fills by `share` or more."""
+    in_plane, between = scanner.voxel_mm
+    filled = uniform_filter(
+        mask.astype(np.float32), [max(1, round(s / SPACING_MM)) for s in (between, in_plane, in_plane)]
+    )
+    plane = _first_pixel_mm(scanner) + in_plane * np.arange(scanner.matrix)
+    places = [(axis - origin[0]) / SPACING_MM for axis, origin in zip((z_mm, plane, plane), canvas.axes)]
+    grid = np.meshgrid(*places, indexing="ij", sparse=False)
+    return (map_coordinates(filled, grid, order=1, cval=0.0) >= share).astype(np.uint8)
+
+
+def _as_stored(image: FloatArray) -> FloatArray:
+    """Rounded as a scanner stores it: 15 bits a slice-independent step."""
+    step = np.float32(max(float(image.max()), 1e-6) / 32767)
+    stored: FloatArray = np.round(image / step) * step
+    return stored

@@ -1,0 +1,210 @@
+"""The simulated cohort: its plan, its physics, one whole patient, and the files of a cohort."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from petseg_runtime import read_volume
+from petseg_runtime.errors import UsageError
+from petseg_runtime.io.images import read_mask
+from petseg_runtime.volume import Unit
+from petseg_train.cohort import read_cohort
+from petseg_train.metrics import dice
+from petseg_train.simulation import cohort as cohort_module
+from petseg_train.simulation.acquisition import Scan, acquire
+from petseg_train.simulation.canvas import Canvas, Label, ellipsoid
+from petseg_train.simulation.centres import CENTRES, DISCOVERY_ST, GEMINI_TF, cohort_plan
+from petseg_train.simulation.cohort import make_patient, simulate_cohort
+from petseg_train.simulation.patient import Patient, simulate_patient
+from petseg_train.simulation.projection import Projector
+from petseg_train.simulation.truth import expert_voi, paper_truth
+
+MONTREAL = CENTRES[2]
+
+
+def test_the_whole_cohort_is_table_1() -> None:
+    plan = cohort_plan(232)
+    counts = Counter((centre.name, scanner.model) for centre, scanner in plan)
+    assert counts == {
+        ("Brest", "Biograph"): 69,
+        ("Nantes", "Biograph"): 18,
+        ("Nantes", "Discovery STE"): 5,
+        ("Montreal", "Discovery 710"): 7,
+        ("Montreal", "Discovery ST"): 19,
+        ("Barcelona", "Gemini TF"): 24,
+        ("Liege", "Gemini TF"): 90,
+    }
+
+
+@given(st.integers(10, 2000))
+def test_a_cohort_of_any_size_has_two_of_each_centre(patients: int) -> None:
+    counts = Counter(centre.name for centre, _ in cohort_plan(patients))
+    assert sum(counts.values()) == patients
+    assert len(counts) == 5
+    assert min(counts.values()) >= 2
+
+
+def test_a_cohort_too_small_is_refused() -> None:
+    with pytest.raises(UsageError, match="9 patients were asked for, expected 10 or more"):
+        cohort_plan(9)
+
+
+@pytest.mark.parametrize("tof_mm", [None, 80.0])
+def test_back_projection_is_the_adjoint_of_projection(tof_mm: float | None) -> None:
+    """<A x, y> = <x, A^T y>, for every angle."""
+    projector = Projector((30, 40), 5.0, 10.0, 7, tof_mm)
+    rng = np.random.default_rng(0)
+    image = rng.random((30 * 40, 2), dtype=np.float32)
+    for angle in range(7):
+        projected = projector.forward(image, angle)
+        sinogram = rng.random(projected.shape, dtype=np.float32)
+        back = projector.backward(sinogram, angle)
+        assert float((projected * sinogram).sum()) == pytest.approx(float((image * back).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("tof_mm", [None, 80.0])
+def test_line_integrals_through_a_disc_are_its_chords(tof_mm: float | None) -> None:
+    """A disc of radius R: 2 sqrt(R^2 - u^2) at the distance u from its middle, in all time bins together."""
+    radius, pixel = 100.0, 2.0
+    axis = (np.arange(200) - 99.5) * pixel
+    disc = (axis[:, None] ** 2 + axis**2 <= radius**2).astype(np.float32).reshape(-1, 1)
+    projector = Projector((200, 200), pixel, 4.0, 5, tof_mm)
+    across = (np.arange(projector.bins) - (projector.bins - 1) / 2) * 4.0
+    chords = 2 * np.sqrt(np.maximum(radius**2 - across**2, 0))
+    for angle in range(5):
+        measured = projector.forward(disc, angle).sum(axis=0)[:, 0]
+        assert not measured[np.abs(across) > radius + 4].any()  # the rim crosses a bin
+        np.testing.assert_allclose(measured[np.abs(across) < 80], chords[np.abs(across) < 80], rtol=0.02)
+
+
+def test_time_of_flight_tells_where_on_the_line() -> None:
+    """A point 100 mm along the line from the middle is seen there, on average."""
+    image = np.zeros((1, 100), np.float32)
+    image[0, 75] = 1.0  # x = 4 * 25.5 mm
+    projector = Projector((1, 100), 4.0, 4.0, 2, 80.0)
+    times = projector.forward(image.reshape(-1, 1), 1)[:, :, 0].sum(axis=1)  # lines along x
+    width = 2 * 80.0 / np.sqrt(8 * np.log(2))
+    places = (np.arange(len(times)) - (len(times) - 1) / 2) * width
+    assert abs((places * times).sum() / times.sum()) == pytest.approx(102.0, abs=10.0)
+
+
+def phantom(z_mm: float = 60.0) -> Canvas:
+    """A cylinder of 200 mm of water with uptake 1, and in it a rod of 80 mm with uptake 4."""
+    canvas = Canvas((-z_mm / 2, z_mm / 2))
+    for radius, suv in ((100.0, 1.0), (40.0, 4.0)):
+        canvas.paint(ellipsoid((0, 0, 0), (radius, radius, 1e6)), (0, 0, 0), 120, Label.MUSCLE, suv)
+    return canvas
+
+
+def scanned(bed_s: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The image of the phantom, and each pixel's distance from the axis in mm."""
+    z_mm = np.arange(-16, 16.1, 4.0, dtype=np.float32)
+    image = acquire(phantom(), Scan(GEMINI_TF, bed_s, 5000.0, z_mm), np.random.default_rng(seed))
+    place = (np.arange(GEMINI_TF.matrix) - (GEMINI_TF.matrix - 1) / 2) * GEMINI_TF.voxel_mm[0]
+    return image, np.hypot(place[:, None], place)
+
+
+def test_the_image_is_in_suv_where_it_is_uniform() -> None:
+    image, distance = scanned(bed_s=1000.0)
+    assert image[2:-2, distance < 25].mean() == pytest.approx(4.0, rel=0.05)
+    assert image[2:-2, (distance > 55) & (distance < 85)].mean() == pytest.approx(1.0, rel=0.1)
+    assert image[:, distance > 130].mean() < 0.02
+
+
+def test_noise_falls_with_the_square_root_of_the_time() -> None:
+    noise = []
+    for bed_s in (100.0, 400.0):
+        image, distance = scanned(bed_s)
+        noise.append(image[2:-2, distance < 25].std())
+    assert noise[0] / noise[1] == pytest.approx(2.0, rel=0.25)
+
+
+@pytest.fixture(scope="module")
+def patient() -> Patient:
+    return simulate_patient(MONTREAL, DISCOVERY_ST, np.random.default_rng([5, 1]))
+
+
+def test_a_patient_is_a_pelvic_scan_of_its_scanner(patient: Patient) -> None:
+    geometry = patient.volume.geometry
+    assert geometry.spacing_mm == (3.27, 5.469, 5.469)
+    assert geometry.shape[1:] == (128, 128)
+    assert 77 <= geometry.shape[0] <= 192
+    assert patient.volume.unit is Unit.SUVBW
+    assert np.isfinite(patient.volume.array).all()
+    assert patient.volume.array.min() >= 0
+
+
+def test_the_masks_hold_what_was_drawn(patient: Patient) -> None:
+    voxel_ml = patient.volume.geometry.voxel_volume_ml
+    vital_ml = patient.lesion.volume_ml - patient.lesion.necrosis_ml
+    assert 2 <= patient.lesion.volume_ml <= 301
+    assert patient.tumour.sum() * voxel_ml == pytest.approx(vital_ml, rel=0.15, abs=1.0)
+    assert patient.bladder.sum() * voxel_ml == pytest.approx(patient.lesion.bladder_ml, rel=0.1, abs=2.0)
+    assert not (patient.tumour & patient.bladder).any()
+    inside = patient.volume.array[patient.bladder > 0]
+    assert np.median(inside) == pytest.approx(patient.lesion.bladder_suv, rel=0.3)
+
+
+def test_the_same_seed_makes_the_same_patient(patient: Patient) -> None:
+    again = simulate_patient(MONTREAL, DISCOVERY_ST, np.random.default_rng([5, 1]))
+    np.testing.assert_array_equal(again.volume.array, patient.volume.array)
+    np.testing.assert_array_equal(again.tumour, patient.tumour)
+
+
+def test_the_experts_volume_leaves_out_the_bladder(patient: Patient) -> None:
+    voi = expert_voi(patient, np.random.default_rng(0))
+    assert not (voi & (patient.bladder > 0)).any()
+    assert voi.sum() > patient.tumour.sum()
+
+
+def test_the_papers_truth_is_near_the_exact_mask(patient: Patient) -> None:
+    truth = paper_truth(patient, np.random.default_rng(0))
+    assert truth.dsc_with_exact == dice(truth.mask > 0, patient.tumour > 0)
+    assert truth.dsc_with_exact >= 0.5
+    assert not (truth.mask & patient.bladder).any()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A patient's folder, with DICOM."""
+    folder = tmp_path_factory.mktemp("simulated") / "montreal-001"
+    make_patient(folder, 3, MONTREAL, DISCOVERY_ST, seed=5, dicom=True)
+    return folder
+
+
+def test_a_patients_files_lie_on_one_grid(folder: Path) -> None:
+    volume = read_volume(folder / "PET.nii.gz")
+    for name in ("mask", "exact", "bladder"):
+        mask, geometry = read_mask(folder / f"{name}.nii.gz")
+        assert geometry == volume.geometry
+        assert mask.any()
+
+
+def test_the_dicom_series_holds_the_same_scan_in_suv(folder: Path) -> None:
+    """Through Bq/ml, weight, dose and decay, as a scanner's own series; rounded to 15 bits a slice and once more."""
+    image, series = read_volume(folder / "PET.nii.gz"), read_volume(folder / "dicom")
+    assert series.unit is Unit.SUVBW
+    np.testing.assert_allclose(series.geometry.origin_lps_mm, image.geometry.origin_lps_mm, atol=1e-3)
+    np.testing.assert_allclose(series.geometry.spacing_mm, image.geometry.spacing_mm, atol=1e-4)
+    np.testing.assert_allclose(series.array, image.array, rtol=2e-3, atol=2e-3)
+
+
+def test_a_finished_cohort_is_not_made_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = json.loads((folder / "patient.json").read_text())
+    monkeypatch.setattr(cohort_module, "_named", lambda plan: [("montreal-001", *plan[0])])
+    (tmp_path / "montreal-001").mkdir()
+    for file in folder.glob("*.*"):
+        (tmp_path / "montreal-001" / file.name).write_bytes(file.read_bytes())
+    csv = simulate_cohort(tmp_path, 10, seed=5)
+    assert pd.read_csv(csv)["volume_ml"].tolist() == [row["volume_ml"]]
+    assert [case.centre for case in read_cohort(csv)] == ["Montreal"]
+    with pytest.raises(UsageError, match="holds a simulated cohort"):
+        simulate_cohort(tmp_path, 10, seed=6)
