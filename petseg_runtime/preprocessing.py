@@ -69,7 +69,7 @@ def preprocess(volume: Volume, spec: PreprocessingSpec) -> NetworkInput:
     if not np.isfinite(volume.array).all():
         raise InputError("The volume holds NaN or infinite voxels. Repair the scan; PETSeg fills no gaps.")
     canonical = geometry.orientation.to_canonical(volume.array)
-    threshold = _body_threshold(volume.array, spec.body_threshold)
+    threshold = body_threshold(volume.array, spec.body_threshold)
     box = _body_box(canonical > threshold, geometry.canonical_spacing_mm, spec.body_margin_mm)
     cropped = np.ascontiguousarray(canonical[box])
     shape = _resampled_shape(cropped.shape, geometry.canonical_spacing_mm, spec.spacing_mm)
@@ -108,7 +108,7 @@ def restore(probabilities: FloatArray, frame: Frame) -> FloatArray:
     return scan
 
 
-def _body_threshold(array: FloatArray, share: float) -> float:
+def body_threshold(array: FloatArray, share: float) -> float:
     """Intensity that parts body from air, in the scan's own unit.
 
     The fixed point of "body is what exceeds `share` of the body's median". It starts from the mean, which

@@ -1,7 +1,7 @@
 """petseg-train: from patients, real or simulated, to a trained and tested model.
 
-`simulate` makes a cohort, `ground-truth` a mask of one scan; `fit` trains a model, `evaluate` scores one, and
-`cross-validate` leaves one centre out at a time.
+`simulate` makes a cohort, `ground-truth` a mask of one scan; `fit` trains a model, `evaluate` scores one,
+`cross-validate` leaves one centre out at a time, and `study` does all of it and writes the paper's tables.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class Network(StrEnum):
 
 
 ALL_NETWORKS = list(Network)
+Networks = Annotated[list[Network], typer.Option("--network", help="repeatable")]
+Work = Annotated[
+    Path | None, typer.Option(help="folder for checkpoints and caches, if they are not to lie in --output")
+]
 
 
 @app.command()
@@ -103,8 +107,10 @@ def cross_validate(
     cohort: Cohort,
     output: Output,
     config: Config = "paper",
-    networks: Annotated[list[Network], typer.Option("--network", help="repeatable")] = ALL_NETWORKS,
+    networks: Networks = ALL_NETWORKS,
+    work: Work = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
+    window_invariance: Annotated[bool, typer.Option(help="also shift the windows and compare the masks")] = True,
     threads: Threads = None,
 ) -> None:
     """Leave each centre out in turn, train on the others, and test on it."""
@@ -113,9 +119,9 @@ def cross_validate(
     from petseg_train.cross_validation import cross_validate as run
 
     _set_threads(threads)
-    _print_summary(
-        run(read_cohort(cohort), load_config(config), [network.value for network in networks], output, accelerator)
-    )
+    names = [network.value for network in networks]
+    cases = read_cohort(cohort)
+    _print_summary(run(cases, load_config(config), names, output, work, accelerator, window_invariance))
     print(f"wrote {output / 'results.csv'} and {output / 'summary.csv'}")
 
 
@@ -162,6 +168,29 @@ def ground_truth(
 
     volume_ml = make_mask(scan, output, method.value, voi, masks or [], seed)
     print(f"wrote {output}: {volume_ml:.1f} ml")
+
+
+@app.command()
+def study(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for report, tables, figures and scores")],
+    cohort: Annotated[Path | None, typer.Argument(help="CSV of patients; default a simulated cohort")] = None,
+    work: Annotated[Path, typer.Option(help="folder for cohort, checkpoints and caches")] = Path("runs/study"),
+    patients: Annotated[int, typer.Option(help="of the simulated cohort")] = 232,
+    config: Annotated[str, typer.Option(help="paper, cpu, smoke, or a JSON file of changed fields")] = "paper",
+    networks: Networks = ALL_NETWORKS,
+    seed: Annotated[int, typer.Option(min=0, help="of the simulated cohort")] = 2021,
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes that simulate; default one a CPU")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
+    threads: Threads = None,
+) -> None:
+    """Repeat the paper's study, and write its report; the same command goes on with what is missing."""
+    from petseg_train.config import load_config
+    from petseg_train.study import run_study
+
+    _set_threads(threads)
+    names = [network.value for network in networks]
+    report = run_study(output, work, load_config(config), names, cohort, patients, seed, jobs, accelerator)
+    print(f"wrote {report}")
 
 
 def run_app(application: typer.Typer, program: str) -> None:

@@ -1,27 +1,35 @@
 """A cohort: a CSV with one row a case, and its cases brought onto the network's grid.
 
-The CSV has the columns case, centre, image and mask (paths relative to the CSV), and any others, which are
-carried along. So any hospital's patients can be trained on and evaluated.
+The CSV has the columns case, centre, image and mask (paths relative to the CSV). Optional are bladder (mask of the
+bladder, for its leakage), exact (a second truth to score against) and stage (FIGO); any others are carried along. So
+any hospital's patients can be trained on and evaluated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from petseg_runtime import read_volume
+from petseg_runtime import __version__, read_volume
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.images import read_mask
 from petseg_runtime.manifest import PreprocessingSpec
+from petseg_runtime.outputs.files import prepare_folder, whole_file
 from petseg_runtime.preprocessing import preprocess, resample_mask
 from petseg_runtime.volume import FloatArray, MaskArray, Volume
 
 REQUIRED_COLUMNS = ("case", "centre", "image", "mask")
+OPTIONAL_MASKS = ("bladder", "exact")
 
 # Image and mask are written by different programs, which round their geometry differently.
 SAME_GRID_MM = 0.5
@@ -29,13 +37,14 @@ SAME_GRID_MM = 0.5
 
 @dataclass(frozen=True)
 class Case:
-    """One patient: where the image and the tumour mask are, and the other columns of the row."""
+    """One patient: where the image and the tumour mask are, further masks by name, and the row's other columns."""
 
     name: str
     centre: str
     image: Path
     mask: Path
-    extra: dict[str, object]
+    extra: dict[str, object] = field(default_factory=dict)
+    masks: dict[str, Path] = field(default_factory=dict)
 
     def read(self) -> tuple[Volume, MaskArray]:
         """The scan and its tumour mask `(z, y, x)` on the same grid.
@@ -96,19 +105,77 @@ def read_cohort(csv: Path) -> list[Case]:
     if twice:
         raise InputError(f"Cohort {csv.name} names cases twice: {twice[:5]}. Give each row its own name.")
     cases = []
-    for row in table.to_dict("records"):
-        extra = {str(key): value for key, value in row.items() if key not in REQUIRED_COLUMNS}
-        case = Case(row["case"], row["centre"], csv.parent / row["image"], csv.parent / row["mask"], extra)
-        for path in (case.image, case.mask):
+    for line, row in enumerate(table.to_dict("records"), start=2):
+        extra = {str(key): value for key, value in row.items() if key not in (*REQUIRED_COLUMNS, *OPTIONAL_MASKS)}
+        masks = {name: csv.parent / row[name] for name in OPTIONAL_MASKS if isinstance(row.get(name), str)}
+        case = Case(row["case"], row["centre"], csv.parent / row["image"], csv.parent / row["mask"], extra, masks)
+        for path in (case.image, case.mask, *masks.values()):
             if not path.exists():
-                raise InputError(f"Cohort {csv.name}, case {case.name}: {path.name} does not exist.")
+                raise InputError(f"Cohort {csv.name}, line {line}, case {case.name}: {path.name} does not exist.")
         cases.append(case)
     return cases
 
 
-def load_training_cases(cases: Iterable[Case], spec: PreprocessingSpec) -> list[TrainingCase]:
-    """Read and preprocess each case once, with the runtime's own preprocessing. Shows a progress bar."""
-    return [_load(case, spec) for case in track(list(cases), description="Preprocessing", transient=True)]
+def check_study_cohort(cases: Sequence[Case]) -> None:
+    """Refuse what a study over centres cannot be done with, before hours of work.
+
+    Raises
+    ------
+    InputError : if there is one centre only, a centre has one case, or a case cannot be read, has a mask on another
+        grid or an empty mask; the message names the case.
+    """
+    centres = Counter(case.centre for case in cases)
+    if len(centres) < 2:
+        raise InputError(f"Leaving one centre out needs two centres or more; the cohort has {list(centres)}.")
+    for case in cases:
+        if centres[case.centre] < 2:
+            raise InputError(
+                f"Case {case.name} is the only one of centre {case.centre}; a centre needs two or more. "
+                "Give it to another centre or leave it out."
+            )
+    for case in track(cases, description="Checking the cohort", transient=True):
+        try:
+            volume, mask = case.read()
+            for name, path in case.masks.items():
+                read_mask_on(volume, path, f"the {name} mask")
+        except InputError as error:
+            named = str(error) if f"ase {case.name}" in str(error) else f"Case {case.name}: {error}"
+            raise InputError(named) from error
+        if not mask.any():
+            raise InputError(
+                f"Case {case.name}: the mask {case.mask.name} is empty. Outline the tumour or leave it out."
+            )
+
+
+def load_training_cases(
+    cases: Iterable[Case], spec: PreprocessingSpec, cache: Path | None = None
+) -> list[TrainingCase]:
+    """Read and preprocess each case, with the runtime's own preprocessing. Shows a progress bar.
+
+    `cache` is a folder that keeps what was preprocessed, under the digest of the files and of the settings: a second
+    run on the same cases reads it from there, and a changed file or setting is never mistaken for the old one.
+    """
+    shown = track(list(cases), description="Preprocessing", transient=True)
+    if cache is None:
+        return [_load(case, spec) for case in shown]
+    prepare_folder(cache)
+    return [_cached(case, spec, cache) for case in shown]
+
+
+def _cached(case: Case, spec: PreprocessingSpec, folder: Path) -> TrainingCase:
+    digest = hashlib.sha256(json.dumps([__version__, asdict(spec)]).encode())
+    for source in (case.image, case.mask):
+        files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+        for file in files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    path = folder / f"{digest.hexdigest()[:32]}.npz"
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent or damaged: made again
+        arrays = np.load(path)
+        return TrainingCase(case.name, arrays["image"], arrays["mask"], float(arrays["air"]))
+    loaded = _load(case, spec)
+    with whole_file(path) as temporary:
+        np.savez(temporary, image=loaded.image, mask=loaded.mask, air=loaded.air)
+    return loaded
 
 
 def _load(case: Case, spec: PreprocessingSpec) -> TrainingCase:

@@ -112,6 +112,15 @@ PRESETS = {
         learning_rate=(1e-3, 1e-5),
         precision="bf16-mixed",
     ),
+    # Every step of a study in minutes; what it learns means nothing.
+    "smoke": TrainingConfig(
+        network_settings={"base_filters": 4, "levels": 3},
+        patch_size=(32, 32, 32),
+        epochs=2,
+        patches_per_epoch=4,
+        learning_rate=(1e-3, 1e-5),
+        overlap=0.25,
+    ),
 }
 
 

@@ -1,4 +1,10 @@
-"""Leave one centre out: train on the others, test on it, for each centre and network. Resumes per fold and epoch."""
+"""Leave one centre out: train on the others, test on it, for each centre and network. Resumes per fold and epoch.
+
+Two folders, since one is worth keeping and the other is large: `output` holds `splits.json` (the config and the cases
+of each fold), `folds/<network>/<centre>.csv` with the scores of each finished fold, and the tables of all; `work`
+holds checkpoints, logs, preprocessed volumes and predicted masks. A fold whose scores lie in `output` is finished,
+wherever its checkpoint has gone, so a study may be done in pieces and on several machines.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,7 @@ import pandas as pd
 
 from petseg_runtime.errors import UsageError
 from petseg_runtime.outputs.files import prepare_folder, whole_file
-from petseg_train.cohort import Case
+from petseg_train.cohort import Case, check_study_cohort
 from petseg_train.config import TrainingConfig
 from petseg_train.evaluation import evaluate, summarise
 from petseg_train.inference import torch_segmenter
@@ -20,44 +26,82 @@ from petseg_train.training import build_network, fit, load_module, split_tuning
 
 
 def cross_validate(
-    cases: Sequence[Case], config: TrainingConfig, networks: Sequence[str], output: Path, accelerator: str = "auto"
+    cases: Sequence[Case],
+    config: TrainingConfig,
+    networks: Sequence[str],
+    output: Path,
+    work: Path | None = None,
+    accelerator: str = "auto",
+    window_invariance: bool = True,
 ) -> pd.DataFrame:
-    """Train and test every fold; returns the summary and writes `splits.json`, `results.csv` and `summary.csv`.
+    """Train and test every fold; returns the summary and writes `results.csv` and `summary.csv` to `output`.
 
-    Each fold has a run folder `<network>/<centre>` in `output`; what is finished there is not done again. Networks may
-    be added later, or trained by processes side by side: the tables hold every fold that is finished in `output`.
+    Networks may be added later, or trained by processes side by side, one network each: the tables hold every fold
+    that is finished. `work` is `output` where it is None; `window_invariance` scores each test case for it as well.
 
     Raises
     ------
-    UsageError : if the cohort has one centre only, or `output` holds a study of other folds or settings.
+    UsageError : if `output` holds a study of other folds or settings.
+    InputError : if a study cannot be done on the cohort, see `check_study_cohort`.
     """
-    centres = list(dict.fromkeys(case.centre for case in cases))
-    if len(centres) < 2:
-        raise UsageError(f"Leaving one centre out needs two centres or more; the cohort has {centres}.")
+    work = output if work is None else work
     configs = [replace(config, network=network) for network in networks]
     for fold_config in configs:  # all of them, before hours of training
         build_network(fold_config)
     prepare_folder(output)
-    _write_splits(cases, centres, config, output / "splits.json")
-    for fold_config in configs:
-        for centre in centres:
-            _run_fold(cases, centre, fold_config, output / fold_config.network / centre, accelerator)
-    finished = [output / network / centre / "results.csv" for network in NETWORKS for centre in centres]
-    tables = [pd.read_csv(path, dtype={"case": str, "centre": str}) for path in finished if path.exists()]
-    # T40 and the ellipsoid come with every network; once is enough.
-    results = pd.concat(tables).drop_duplicates(["case", "model"])
+    _write_splits(cases, config, output / "splits.json")
+    centres = list(dict.fromkeys(case.centre for case in cases))
+    todo = [
+        (fold_config, centre)
+        for fold_config in configs
+        for centre in centres
+        if not _scores(output, fold_config.network, centre).exists()
+    ]
+    if todo:
+        check_study_cohort(cases)
+    for fold_config, centre in todo:
+        scores = _run_fold(cases, centre, fold_config, work, accelerator, window_invariance)
+        prepare_folder(_scores(output, fold_config.network, centre).parent)
+        _write_table(scores, _scores(output, fold_config.network, centre))
+    results = read_results(output, centres)
     _write_table(results, output / "results.csv")
     summary = summarise(results)
     _write_table(summary, output / "summary.csv")
     return summary
 
 
-def _run_fold(cases: Sequence[Case], centre: str, config: TrainingConfig, run_dir: Path, accelerator: str) -> None:
-    checkpoint = fit([case for case in cases if case.centre != centre], config, run_dir, accelerator=accelerator)
-    if not (run_dir / "results.csv").exists():
-        segmenter = torch_segmenter(load_module(checkpoint, accelerator))
-        test = [case for case in cases if case.centre == centre]
-        _write_table(evaluate(segmenter, test, config.network, config.seed), run_dir / "results.csv")
+def read_results(output: Path, centres: Sequence[str]) -> pd.DataFrame:
+    """The scores of all finished folds, a row a case and model."""
+    finished = [_scores(output, network, centre) for network in NETWORKS for centre in centres]
+    tables = [pd.read_csv(path, dtype={"case": str, "centre": str}) for path in finished if path.exists()]
+    # T40 and the ellipsoid come with every network; once is enough.
+    return pd.concat(tables).drop_duplicates(["case", "model"]).reset_index(drop=True)
+
+
+def run_folder(work: Path, network: str, centre: str) -> Path:
+    """Where a fold's checkpoint and its predicted masks (`masks/<case>.nii.gz`) lie."""
+    return work / network / centre
+
+
+def _scores(output: Path, network: str, centre: str) -> Path:
+    return output / "folds" / network / f"{centre}.csv"
+
+
+def _run_fold(
+    cases: Sequence[Case],
+    centre: str,
+    config: TrainingConfig,
+    work: Path,
+    accelerator: str,
+    window_invariance: bool,
+) -> pd.DataFrame:
+    folder = run_folder(work, config.network, centre)
+    training = [case for case in cases if case.centre != centre]
+    checkpoint = fit(training, config, folder, accelerator=accelerator, cache=work / "preprocessed")
+    segmenter = torch_segmenter(load_module(checkpoint, accelerator))
+    test = [case for case in cases if case.centre == centre]
+    seed = config.seed if window_invariance else None
+    return evaluate(segmenter, test, config.network, seed, folder / "masks")
 
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:
@@ -65,17 +109,21 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(temporary, index=False)
 
 
-def _write_splits(cases: Sequence[Case], centres: Sequence[str], config: TrainingConfig, path: Path) -> None:
-    splits = {}
-    for centre in centres:
+def _write_splits(cases: Sequence[Case], config: TrainingConfig, path: Path) -> None:
+    """Write config and folds, or check that they are those of the study that `output` holds."""
+    folds = {}
+    for centre in dict.fromkeys(case.centre for case in cases):
         training, tuning = split_tuning([case for case in cases if case.centre != centre], config)
-        splits[centre] = {
+        folds[centre] = {
             "training": [case.name for case in training],
             "tuning": [case.name for case in tuning],
             "test": [case.name for case in cases if case.centre == centre],
         }
-    text = json.dumps({"seed": config.seed, "folds": splits}, indent=1)
+    settings = {key: value for key, value in config.to_dict().items() if key != "network"}
+    text = json.dumps({"config": settings, "folds": folds}, indent=1)
     if path.exists() and path.read_text() != text:
-        raise UsageError(f"{path.parent.name} holds a study with other folds. Choose another folder with --output.")
+        raise UsageError(
+            f"{path.parent.name} holds a study of other settings or other folds. Choose another folder with --output."
+        )
     with whole_file(path) as temporary:
         temporary.write_text(text)

@@ -3,35 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from rich.progress import track
 
+from petseg_runtime.io.images import write_image
+from petseg_runtime.outputs.files import prepare_folder
+from petseg_runtime.preprocessing import body_threshold
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.volume import MaskArray, Volume
-from petseg_train.cohort import Case
+from petseg_train.cohort import Case, read_mask_on
 from petseg_train.comparators import ellipsoid
+from petseg_train.config import PREPROCESSING
 from petseg_train.ground_truth.thresholds import t40
-from petseg_train.metrics import dice, precision, recall
+from petseg_train.metrics import BoolArray, dice, hausdorff95_mm, leakage, precision, recall, surface_dice
 from petseg_train.window_invariance import window_invariance
 
 METRICS = ("dsc", "precision", "recall")
 
+_SURFACE_TOLERANCE_MM = 4.0  # the network's voxel in plane
+
 
 def evaluate(
-    segmenter: Segmenter, cases: Sequence[Case], model: str, invariance_seed: int | None = None
+    segmenter: Segmenter,
+    cases: Sequence[Case],
+    model: str,
+    invariance_seed: int | None = None,
+    masks: Path | None = None,
 ) -> pd.DataFrame:
     """One row a case and method: the model, T40 and the ellipsoid, scored on the scan's own grid.
 
-    Columns: case, centre, model, dsc, precision, recall, truth_ml, predicted_ml, volume_error (predicted / true
-    volume - 1), and window_invariance (mean) and window_invariance_lowest where `invariance_seed` is given.
+    Columns: case, centre, model, dsc, precision, recall, hd95_mm, surface_dice (within 4 mm), truth_ml, predicted_ml,
+    volume_error (predicted / true volume - 1), contrast (mean intensity of the tumour / of the body, as in the paper);
+    where the cohort has them: stage, bladder_leakage (share of the prediction inside the bladder) and dsc_exact;
+    and window_invariance (mean) and window_invariance_lowest where `invariance_seed` is given.
+    `masks` is a folder that keeps the model's masks, `<case>.nii.gz`.
     """
+    if masks is not None:
+        prepare_folder(masks)
     rows = []
     for case in track(list(cases), description="Evaluating", transient=True):
         volume, truth = case.read()
-        row = _row(case, model, volume, segmenter.segment(volume).mask, truth)
+        mask = segmenter.segment(volume).mask
+        if masks is not None:
+            write_image(mask, volume.geometry, masks / f"{case.name}.nii.gz")
+        row = _row(case, model, volume, mask, truth)
         if invariance_seed is not None:
             scored = window_invariance(segmenter, volume, np.random.default_rng(invariance_seed))
             row |= {"window_invariance": scored.mean, "window_invariance_lowest": scored.lowest}
@@ -56,10 +75,22 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([per_centre, average[per_centre.columns]]).reset_index()
 
 
+def contrast(volume: Volume, mask: BoolArray) -> float:
+    """Mean intensity of the tumour over that of the body, which is where preprocessing finds it; nan without tumour."""
+    body = volume.array > body_threshold(volume.array, PREPROCESSING.body_threshold)
+    return float(volume.array[mask].mean() / volume.array[body].mean()) if mask.any() else float("nan")
+
+
 def _row(case: Case, model: str, volume: Volume, mask: MaskArray, truth: MaskArray) -> dict[str, Any]:
     predicted, true = mask > 0, truth > 0
-    voxel_ml = volume.geometry.voxel_volume_ml
+    voxel_ml, spacing_mm = volume.geometry.voxel_volume_ml, volume.geometry.spacing_mm
     truth_ml, predicted_ml = float(true.sum()) * voxel_ml, float(predicted.sum()) * voxel_ml
+    optional: dict[str, Any] = {"stage": case.extra["stage"]} if "stage" in case.extra else {}
+    if "bladder" in case.masks:
+        bladder = read_mask_on(volume, case.masks["bladder"], "The bladder mask") > 0
+        optional["bladder_leakage"] = leakage(predicted, bladder)
+    if "exact" in case.masks:
+        optional["dsc_exact"] = dice(predicted, read_mask_on(volume, case.masks["exact"], "The exact mask") > 0)
     return {
         "case": case.name,
         "centre": case.centre,
@@ -67,6 +98,10 @@ def _row(case: Case, model: str, volume: Volume, mask: MaskArray, truth: MaskArr
         "dsc": dice(predicted, true),
         "precision": precision(predicted, true),
         "recall": recall(predicted, true),
+        "hd95_mm": hausdorff95_mm(predicted, true, spacing_mm),
+        "surface_dice": surface_dice(predicted, true, spacing_mm, _SURFACE_TOLERANCE_MM),
+        "contrast": contrast(volume, true),
+        **optional,
         "truth_ml": truth_ml,
         "predicted_ml": predicted_ml,
         "volume_error": predicted_ml / truth_ml - 1 if truth_ml else float("nan"),

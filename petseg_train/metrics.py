@@ -1,14 +1,17 @@
 """Metrics of a mask against the truth. Pure functions of boolean arrays `(z, y, x)`.
 
-Empty masks: DSC, precision and recall are 1 where prediction and truth are both empty, and 0 where just one is. So a
-right "no tumour" scores as right, and no case drops out of a mean. (MONAI's metrics give NaN there, and count voxels
-in float32, which stops at 16.7 million; a whole-body scan has more.)
+Empty masks: DSC, precision, recall and surface Dice are 1 where prediction and truth are both empty, and 0 where just
+one is. So a right "no tumour" scores as right, and no case drops out of a mean. (MONAI's metrics give NaN there, and
+count voxels in float32, which stops at 16.7 million; a whole-body scan has more.) The Hausdorff distance is 0 where
+both are empty and infinite where just one is: no number of millimetres stands for a missed tumour.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -29,6 +32,44 @@ def recall(predicted: BoolArray, truth: BoolArray) -> float:
     """Share of the tumour's voxels that were predicted, TP / (TP + FN)."""
     tp, fp, fn = _counts(predicted, truth)
     return tp / (tp + fn) if tp + fn else float(fp == 0)
+
+
+def hausdorff95_mm(predicted: BoolArray, truth: BoolArray, spacing_mm: tuple[float, float, float]) -> float:
+    """HD95: the larger of the two directed 95th percentiles of the distances between the surfaces, in mm.
+
+    From MONAI, whose surfaces are the masks' outermost voxels.
+    """
+    if not (predicted.any() and truth.any()):
+        return 0.0 if predicted.any() == truth.any() else float("inf")
+    one, other = _cropped(predicted, truth)
+    return float(compute_hausdorff_distance(one, other, True, percentile=95, spacing=spacing_mm))
+
+
+def surface_dice(
+    predicted: BoolArray, truth: BoolArray, spacing_mm: tuple[float, float, float], tolerance_mm: float
+) -> float:
+    """Share of both surfaces that lies within `tolerance_mm` of the other (Nikolov et al., arXiv 1809.04430)."""
+    if not (predicted.any() and truth.any()):
+        return float(predicted.any() == truth.any())
+    one, other = _cropped(predicted, truth)
+    return float(compute_surface_dice(one, other, [tolerance_mm], True, spacing=spacing_mm))
+
+
+def leakage(predicted: BoolArray, organ: BoolArray) -> float:
+    """Share of the predicted mask that lies inside an organ (the bladder); 0 for an empty mask."""
+    size = int(np.count_nonzero(predicted))
+    return int(np.count_nonzero(predicted & organ)) / size if size else 0.0
+
+
+def _cropped(predicted: BoolArray, truth: BoolArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both masks in the box of both with a margin of one voxel, as `(1, 1, z, y, x)`."""
+    union = predicted | truth
+    box = []
+    for axis in range(3):
+        filled = np.flatnonzero(union.any(axis=tuple({0, 1, 2} - {axis})))
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    one, other = (torch.from_numpy(np.pad(mask[tuple(box)], 1))[None, None] for mask in (predicted, truth))
+    return one, other
 
 
 def _counts(predicted: BoolArray, truth: BoolArray) -> tuple[int, int, int]:

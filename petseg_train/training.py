@@ -12,6 +12,7 @@ import os
 import pickle
 import signal
 import subprocess
+import time
 import zipfile
 from collections.abc import Sequence
 from functools import cache
@@ -56,6 +57,20 @@ class SegmentationModule(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_epochs = checkpoint["epoch"] + 1
         self.trained_by = checkpoint.get("petseg_commit", "unknown")
+
+    def on_train_epoch_start(self) -> None:
+        self._epoch_start, self._network_s = time.perf_counter(), 0.0
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:  # noqa: ARG002
+        self._batch_start = time.perf_counter()
+
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:  # noqa: ARG002
+        self._network_s += time.perf_counter() - self._batch_start
+
+    def on_train_epoch_end(self) -> None:
+        # What is left of the epoch went into patches: their augmentation, and waiting for them.
+        share = self._network_s / (time.perf_counter() - self._epoch_start)
+        self.log("train/network_share", share, sync_dist=True)
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         logits = self.network(batch["image"].to(memory_format=torch.channels_last_3d))
@@ -142,7 +157,12 @@ def split_tuning(cases: Sequence[Case], config: TrainingConfig) -> tuple[list[Ca
 
 
 def fit(
-    cases: Sequence[Case], config: TrainingConfig, run_dir: Path, devices: int = 1, accelerator: str = "auto"
+    cases: Sequence[Case],
+    config: TrainingConfig,
+    run_dir: Path,
+    devices: int = 1,
+    accelerator: str = "auto",
+    cache: Path | None = None,
 ) -> Path:
     """Train on `cases`, resuming what `run_dir` holds; returns the final checkpoint.
 
@@ -150,6 +170,7 @@ def fit(
     ----------
     cases : all cases that may be trained on; `config.tuning_share` of them only watch.
     devices : processes of data-parallel training (DDP); gloo on CPUs, NCCL on GPUs.
+    cache : folder of preprocessed cases, see `load_training_cases`; default in `run_dir`.
 
     Raises
     ------
@@ -167,8 +188,11 @@ def fit(
     if (run_dir / "done.json").exists():
         return checkpoint
 
+    cache = run_dir / "preprocessed" if cache is None else cache
     data = PatchDataModule(
-        load_training_cases(training, config.preprocessing), load_training_cases(tuning, config.preprocessing), config
+        load_training_cases(training, config.preprocessing, cache),
+        load_training_cases(tuning, config.preprocessing, cache),
+        config,
     )
     trainer = _trainer(config, run_dir, devices, accelerator)
     try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from rich.progress import track
 
 from petseg_train.cohort import Case, read_cohort
+from petseg_train.evaluation import contrast
 from petseg_train.ground_truth.thresholds import t40
 from petseg_train.metrics import dice
 
@@ -53,12 +53,10 @@ def calibration(csv: Path) -> pd.DataFrame:
 
 def _row(case: Case) -> dict[str, object]:
     volume, mask = case.read()
-    values = volume.array
-    body = values > 0.2 * np.median(values[values > 0.05])
     return {
         "centre": case.centre,
         "ml": float(mask.sum()) * volume.geometry.voxel_volume_ml,
-        "contrast": float(values[mask > 0].mean() / values[body].mean()),
+        "contrast": contrast(volume, mask > 0),
         "touches": bool(case.extra["touches_bladder"]),
         "flab": case.extra["truth_dsc_with_exact"],
         "muscle": case.extra["noise_muscle"],

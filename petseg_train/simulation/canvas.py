@@ -61,7 +61,7 @@ class Canvas:
         if rng is not None:
             for coordinate in self.coordinates:
                 warp = 6.0 * smooth_noise(self.shape, 35.0, rng) + 1.5 * smooth_noise(self.shape, 12.0, rng)
-                coordinate += np.clip(warp, -_WARP_MM, _WARP_MM)
+                np.add(coordinate, np.clip(warp, -_WARP_MM, _WARP_MM), out=coordinate)
 
     def inside(self, shape: Shape, centre: Point, reach_mm: float) -> tuple[tuple[slice, ...], npt.NDArray[np.bool_]]:
         """The voxels inside `shape`, as a box of the grid and a mask in it, within `reach_mm` of `centre` (x, y, z)."""

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from monai.metrics import compute_dice
 
 from petseg_train.losses import soft_dice_loss
-from petseg_train.metrics import dice, precision, recall
+from petseg_train.metrics import dice, hausdorff95_mm, leakage, precision, recall, surface_dice
 
 
 def logits(probabilities: list[float]) -> torch.Tensor:
@@ -85,3 +85,35 @@ def test_every_voxel_of_a_large_scan_counts() -> None:
     all_but_one = mask.copy()
     all_but_one[..., 0] = False
     assert recall(all_but_one, mask) == pytest.approx((size - 1) / size, abs=1e-12)
+
+
+def block(z: slice, y: slice, x: slice) -> np.ndarray:
+    mask = np.zeros((12, 16, 16), dtype=bool)
+    mask[z, y, x] = True
+    return mask
+
+
+BLOCK = block(slice(3, 7), slice(4, 9), slice(5, 10))
+EMPTY = np.zeros_like(BLOCK)
+
+
+def test_a_mask_shifted_along_x_is_that_far_away() -> None:
+    """Two voxels of 4 mm apart: every point of the shifted faces is 8 mm away, and more than 5 % of the points are."""
+    shifted = block(slice(3, 7), slice(4, 9), slice(7, 12))
+    assert hausdorff95_mm(BLOCK, shifted, (2.0, 4.0, 4.0)) == pytest.approx(8.0)
+    assert surface_dice(BLOCK, shifted, (2.0, 4.0, 4.0), 8.0) == 1.0
+    assert 0 < surface_dice(BLOCK, shifted, (2.0, 4.0, 4.0), 3.9) < 1
+
+
+def test_surfaces_of_empty_masks() -> None:
+    spacing = (2.0, 4.0, 4.0)
+    assert hausdorff95_mm(EMPTY, EMPTY, spacing) == 0.0
+    assert hausdorff95_mm(BLOCK, EMPTY, spacing) == hausdorff95_mm(EMPTY, BLOCK, spacing) == float("inf")
+    assert surface_dice(EMPTY, EMPTY, spacing, 4.0) == 1.0
+    assert surface_dice(BLOCK, EMPTY, spacing, 4.0) == surface_dice(EMPTY, BLOCK, spacing, 4.0) == 0.0
+
+
+def test_leakage_is_the_share_of_the_prediction_in_the_organ() -> None:
+    bladder = block(slice(3, 7), slice(4, 9), slice(9, 14))  # the last of the block's five columns
+    assert leakage(BLOCK, bladder) == pytest.approx(0.2)
+    assert leakage(EMPTY, bladder) == 0.0

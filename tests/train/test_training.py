@@ -42,7 +42,9 @@ def test_a_run_leaves_its_settings_logs_and_metrics(trained: Path) -> None:
     run = json.loads((trained.parent / "run.json").read_text())
     assert len(run["splits"]["tuning"]) == 1
     assert len(run["splits"]["training"]) == 3
-    assert json.loads((trained.parent / "done.json").read_text())["metrics"].keys() == {"train/loss", "tune/dsc"}
+    metrics = json.loads((trained.parent / "done.json").read_text())["metrics"]
+    assert metrics.keys() == {"train/loss", "train/network_share", "tune/dsc"}
+    assert 0 < metrics["train/network_share"] < 1
     assert list((trained.parent / "lightning_logs").glob("events.out.tfevents.*"))
 
 

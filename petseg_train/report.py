@@ -1,0 +1,129 @@
+"""The report of a study: every table beside the paper's row, as Markdown; the figures lie beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+
+from petseg_train.evaluation import METRICS
+from petseg_train.figures import LABELS, MODELS
+from petseg_train.statistics import by_decile, by_stage, leaks, outliers, paired_tests, study_summary
+
+# Table 2 of Iantsen et al. (EJNMMI 2021): mean and standard deviation a test fold, and over the folds.
+_PAPER_COLUMNS = ("Brest", "Nantes", "Montreal", "Barcelona", "Liege", "average")
+PAPER = {
+    ("dsc", "t40"): "0.33 ± 0.36|0.57 ± 0.41|0.37 ± 0.31|0.22 ± 0.24|0.18 ± 0.22|0.33 ± 0.15",
+    ("dsc", "standard_unet"): "0.68 ± 0.20|0.79 ± 0.12|0.77 ± 0.13|0.83 ± 0.10|0.79 ± 0.13|0.77 ± 0.05",
+    ("dsc", "residual_scse_unet"): "0.77 ± 0.15|0.81 ± 0.13|0.77 ± 0.21|0.84 ± 0.11|0.79 ± 0.13|0.80 ± 0.03",
+    ("precision", "t40"): "0.30 ± 0.37|0.56 ± 0.43|0.29 ± 0.28|0.18 ± 0.21|0.14 ± 0.21|0.30 ± 0.16",
+    ("precision", "standard_unet"): "0.61 ± 0.24|0.75 ± 0.15|0.74 ± 0.16|0.81 ± 0.17|0.79 ± 0.18|0.74 ± 0.08",
+    ("precision", "residual_scse_unet"): "0.69 ± 0.20|0.73 ± 0.16|0.77 ± 0.22|0.81 ± 0.18|0.77 ± 0.19|0.75 ± 0.05",
+    ("recall", "t40"): "0.48 ± 0.43|0.74 ± 0.35|0.65 ± 0.40|0.38 ± 0.36|0.38 ± 0.37|0.52 ± 0.17",
+    ("recall", "standard_unet"): "0.88 ± 0.15|0.87 ± 0.10|0.85 ± 0.15|0.90 ± 0.09|0.84 ± 0.14|0.87 ± 0.02",
+    ("recall", "residual_scse_unet"): "0.93 ± 0.10|0.96 ± 0.04|0.83 ± 0.19|0.91 ± 0.08|0.87 ± 0.14|0.90 ± 0.05",
+}
+PROPOSED, STANDARD = "residual_scse_unet", "standard_unet"
+
+
+def write_report(
+    results: pd.DataFrame,
+    summary: pd.DataFrame,
+    calibration: pd.DataFrame | None,
+    about: Mapping[str, str],
+    figures: Iterable[str],
+) -> str:
+    """The report as Markdown.
+
+    Parameters
+    ----------
+    results : a row a case and model; `summary` : of `petseg_train.evaluation.summarise`.
+    calibration : of the simulated cohort, None for a cohort of patients.
+    about : what was run, by name.
+    figures : file names of the figures that are there, beside the report.
+    """
+    models = [model for model in MODELS if model in set(results["model"])]
+    parts = ["# The study", _about(about)]
+    if calibration is not None:
+        parts += ["## The simulated cohort", _CALIBRATION, _markdown(calibration)]
+    parts += ["## Results", _RESULTS]
+    parts += [f"**{LABELS[metric]}**\n\n{_scores(summary, models, metric)}" for metric in METRICS]
+    parts += ["**Further measures** (all cases)", _further(results, models)]
+    if {PROPOSED, STANDARD} <= set(models):
+        tests = paired_tests(results, PROPOSED, STANDARD)
+        parts += ["## Proposed against standard", _TESTS, _markdown(tests.round(3))]
+    for model in models[:2]:
+        parts += _analyses(results[results["model"] == model], model)
+    parts += ["## Figures", *(f"![{name}]({name})" for name in figures)]
+    return "\n\n".join(parts) + "\n"
+
+
+_CALIBRATION = """\
+Printed, so that a reader can judge how near the cohort comes to the paper's (tumours of 37 ml in the mean, T40 at
+0.33 ± 0.15). `contrast`: mean intensity of the tumour / of the body. `touch`: tumours that touch the bladder. `flab`:
+DSC of the paper's truth with the exact mask. `muscle`, `liver`: noise, standard deviation / mean."""
+_RESULTS = """\
+Each fold was trained on the other centres and tested on the one named. Mean ± standard deviation over the fold's cases;
+"average" is the mean ± standard deviation of the folds' means. The paper's row stands below ours."""
+_TESTS = """\
+Difference of the means, matched-pairs rank-biserial effect, p of the Wilcoxon signed-rank and the Kolmogorov-Smirnov
+test as in the paper, and both after Holm's correction over the table."""
+
+
+def _about(about: Mapping[str, str]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in about.items())
+
+
+def _scores(summary: pd.DataFrame, models: Sequence[str], metric: str) -> str:
+    centres = list(dict.fromkeys(summary["centre"]))
+    rows = []
+    for model in models:
+        of_model = summary[summary["model"] == model].set_index("centre")
+        cells = {
+            centre: f"{of_model.loc[centre, f'{metric}_mean']:.2f} ± {of_model.loc[centre, f'{metric}_std']:.2f}"
+            for centre in centres
+            if centre in of_model.index
+        }
+        rows.append({"": MODELS[model], **cells})
+        if tuple(centres) == _PAPER_COLUMNS:
+            rows.append({"": "(paper)", **dict(zip(centres, PAPER[metric, model].split("|")))})
+    return _markdown(pd.DataFrame(rows))
+
+
+def _further(results: pd.DataFrame, models: Sequence[str]) -> str:
+    names = {
+        "hd95_mm_median": "HD95, median (mm)",
+        "surface_dice_mean": "surface Dice at 4 mm",
+        "volume_error_median": "volume error, median",
+        "dsc_exact_mean": "DSC with the exact mask",
+        "cases_leaking_into_the_bladder": "cases with > 1 % in the bladder",
+    }
+    summary = study_summary(results, models)
+    rows = [{"": MODELS[model], **{names[k]: v for k, v in summary[model].items() if k in names}} for model in models]
+    return _markdown(pd.DataFrame(rows).round(2))
+
+
+def _analyses(results: pd.DataFrame, model: str) -> list[str]:
+    parts = [f"## {MODELS[model].capitalize()}: where it fails"]
+    low = outliers(results)
+    named = ", ".join(
+        f"{case} ({dsc:.2f}; {ml:.1f} ml)" for case, dsc, ml in zip(low["case"], low["dsc"], low["truth_ml"])
+    )
+    parts.append(f"**Outliers** (DSC below Q1 - 1.5 IQR of the fold): {len(low)}. {named}")
+    if "bladder_leakage" in results:
+        leaking = leaks(results)
+        named = ", ".join(
+            f"{case} ({100 * float(share):.0f} %)" for case, share in zip(leaking["case"], leaking["bladder_leakage"])
+        )
+        parts.append(f"**Bladder**: in {len(leaking)} of {len(results)} cases more than 1 % of the mask. {named}")
+    for column, title in (("truth_ml", "tumour volume (ml)"), ("contrast", "tumour contrast")):
+        parts += [f"**By decile of {title}**", _markdown(by_decile(results, column).round(2))]
+    if "stage" in results and results["stage"].notna().any():
+        parts += ["**By FIGO stage**", _markdown(by_stage(results).round(2))]
+    return parts
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = [list(map(str, table.columns)), ["---"] * len(table.columns)]
+    rows += [["" if pd.isna(value) else str(value) for value in row] for row in table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

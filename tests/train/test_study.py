@@ -1,0 +1,226 @@
+"""The study: its statistics by hand, its report, and the whole chain on ten simulated patients."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import wilcoxon
+
+from petseg_runtime.errors import InputError
+from petseg_runtime.io.images import write_image
+from petseg_train.cohort import check_study_cohort, load_training_cases, read_cohort
+from petseg_train.config import PREPROCESSING
+from petseg_train.evaluation import evaluate, summarise
+from petseg_train.report import PAPER, write_report
+from petseg_train.statistics import (
+    by_decile,
+    by_stage,
+    holm,
+    leaks,
+    outliers,
+    paired_tests,
+    rank_biserial,
+    study_summary,
+)
+from petseg_train.training import load_module
+
+
+def scores(**columns: object) -> pd.DataFrame:
+    """A table of scores; what is not given is the same for all."""
+    rows = len(next(iter(columns.values())))  # type: ignore[arg-type]
+    plain = {"case": [f"c{n}" for n in range(rows)], "centre": "x", "model": "m", "precision": 0.5, "recall": 0.5}
+    return pd.DataFrame(plain | columns)
+
+
+def test_the_rank_biserial_effect_by_hand() -> None:
+    # Ranks of |d| are 1, 2, 3; W+ = 1 + 3, W- = 2.
+    assert rank_biserial(np.array([0.1, -0.2, 0.3, 0.0])) == pytest.approx((4 - 2) / 6)
+    assert rank_biserial(np.zeros(3)) == 0.0
+
+
+def test_holms_correction_by_hand() -> None:
+    # Sorted 0.01, 0.03, 0.04 times 3, 2, 1, and never falling.
+    np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.03])), [0.06, 0.03, 0.06])
+    assert holm(np.array([0.9, 0.8])).max() == 1.0
+
+
+def test_the_tests_are_paired_by_case_and_made_in_each_centre() -> None:
+    rng = np.random.default_rng(0)
+    better = rng.uniform(0.5, 0.9, 20)
+    one = scores(dsc=better, model="new", centre=["a"] * 10 + ["b"] * 10)
+    other = scores(dsc=better - 0.05, model="old", centre=["a"] * 10 + ["b"] * 10).sample(frac=1, random_state=1)
+    tests = paired_tests(pd.concat([one, other]), "new", "old")
+    row = tests[(tests["centre"] == "a") & (tests["metric"] == "dsc")].iloc[0]
+    assert row["cases"] == 10
+    assert row["difference"] == pytest.approx(0.05)
+    assert row["effect"] == pytest.approx(1.0)
+    assert row["wilcoxon_p"] == pytest.approx(wilcoxon(np.full(10, 0.05) + np.arange(10) * 1e-9).pvalue, rel=0.01)
+    same = tests[tests["metric"] == "recall"]
+    assert (same["wilcoxon_p"] == 1.0).all()
+    assert (same["effect"] == 0.0).all()
+    assert (tests["wilcoxon_p_holm"] >= tests["wilcoxon_p"]).all()
+
+
+def test_an_outlier_is_below_q1_less_one_and_a_half_times_the_spread_of_its_fold() -> None:
+    # Quartiles of 0.5, 0.7, 0.72, 0.74, 0.76: 0.70 and 0.74, so the limit is 0.64. The other fold is lower.
+    table = scores(dsc=[0.5, 0.7, 0.72, 0.74, 0.76, 0.3, 0.3, 0.3], centre=["a"] * 5 + ["b"] * 3)
+    assert outliers(table)["case"].tolist() == ["c0"]
+
+
+def test_deciles_hold_a_tenth_each_in_rising_order() -> None:
+    table = scores(dsc=np.arange(40) / 40, truth_ml=np.arange(40)[::-1].astype(float))
+    deciles = by_decile(table, "truth_ml")
+    assert deciles["cases"].tolist() == [4] * 10
+    assert deciles["truth_ml_mean"].iloc[0] == pytest.approx(1.5)
+    assert deciles["dsc_mean"].iloc[0] == pytest.approx(np.mean([39, 38, 37, 36]) / 40)
+
+
+def test_stages_and_leaks() -> None:
+    table = scores(
+        dsc=[0.2, 0.4, 0.9], stage=["IIB", "IIB", "IB1"], truth_ml=[1.0, 3.0, 5.0], bladder_leakage=[0.0, 0.01, 0.02]
+    )
+    assert by_stage(table).set_index("stage").loc["IIB", "dsc_mean"] == pytest.approx(0.3)
+    assert leaks(table)["case"].tolist() == ["c2"]
+
+
+def paper_like_results() -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    tables = []
+    for model in ("residual_scse_unet", "standard_unet", "t40"):
+        for centre in ("Brest", "Nantes", "Montreal", "Barcelona", "Liege"):
+            tables.append(
+                scores(
+                    case=[f"{centre}-{n}" for n in range(6)],
+                    centre=centre,
+                    model=model,
+                    dsc=rng.uniform(0.4, 0.9, 6),
+                    hd95_mm=[5.0] * 5 + [np.inf],
+                    surface_dice=0.8,
+                    volume_error=0.1,
+                    truth_ml=rng.uniform(2, 90, 6),
+                    contrast=rng.uniform(2, 9, 6),
+                    stage="IIB",
+                    bladder_leakage=[0.0] * 5 + [0.3],
+                    dsc_exact=0.7,
+                )
+            )
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_the_report_holds_every_number_beside_the_papers() -> None:
+    results = paper_like_results()
+    text = write_report(results, summarise(results), None, {"Cohort": "of the test"}, ["scores.png"])
+    ours = results[results["model"] == "t40"].groupby("centre")["dsc"].mean()["Brest"]
+    assert f"| T40 | {ours:.2f} ±" in text
+    for row in PAPER.values():
+        assert f"| (paper) | {' | '.join(row.split('|'))} |" in text
+    assert "Brest-5 (30 %)" in text
+    assert "![scores.png](scores.png)" in text
+
+
+def test_the_summary_is_the_mean_over_the_centres_means() -> None:
+    results = paper_like_results()
+    summary = study_summary(results, ["t40"])["t40"]
+    means = [rows["dsc"].mean() for _, rows in results[results["model"] == "t40"].groupby("centre")]
+    assert summary["dsc_mean"] == pytest.approx(np.mean(means))
+    assert summary["dsc_std"] == pytest.approx(np.std(means, ddof=1))
+    assert summary["cases_leaking_into_the_bladder"] == 5
+    assert summary["hd95_mm_median"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows, _: rows[1].__setitem__("image", "gone.nii.gz"), "line 3, case case1: gone.nii.gz does not exist"),
+        (lambda rows, _: rows[1].__setitem__("mask", "case2_mask.nii.gz"), "Case case1: the mask .* does not lie on"),
+        (lambda rows, _: rows[1].__setitem__("mask", "empty.nii.gz"), "Case case1: the mask empty.nii.gz is empty"),
+        (lambda rows, _: rows[1].__setitem__("centre", "east"), "is the only one of centre"),
+        (lambda rows, _: [row.__setitem__("centre", "east") for row in rows], "two centres or more"),
+        (
+            lambda rows, _: rows[1].__setitem__("bladder", "case2_mask.nii.gz"),
+            "Case case1: the bladder mask has a grid",
+        ),
+    ],
+)
+def test_a_bad_row_is_named_before_any_work(cohort_csv: Path, tmp_path: Path, spoil: object, message: str) -> None:
+    table = pd.read_csv(cohort_csv, dtype=object)
+    case = read_cohort(cohort_csv)[1]
+    volume, mask = case.read()
+    write_image(0 * mask, volume.geometry, tmp_path / "empty.nii.gz")
+    rows = table.to_dict("records")
+    spoil(rows, tmp_path)  # type: ignore[operator]
+    for row in rows:
+        for key in ("image", "mask", "bladder"):
+            if key in row and row[key] != "empty.nii.gz":
+                row[key] = str(cohort_csv.parent / row[key])
+    pd.DataFrame(rows).to_csv(tmp_path / "cohort.csv", index=False)
+    with pytest.raises(InputError, match=message):
+        check_study_cohort(read_cohort(tmp_path / "cohort.csv"))
+
+
+def test_preprocessed_cases_are_kept_and_a_changed_file_is_not_mistaken(cohort_csv: Path, tmp_path: Path) -> None:
+    cases = read_cohort(cohort_csv)[:1]
+    first = load_training_cases(cases, PREPROCESSING, tmp_path / "cache")[0]
+    kept = list((tmp_path / "cache").iterdir())
+    again = load_training_cases(cases, PREPROCESSING, tmp_path / "cache")[0]
+    np.testing.assert_array_equal(first.image, again.image)
+    assert (first.air, first.name) == (again.air, again.name)
+    assert list((tmp_path / "cache").iterdir()) == kept
+    volume, mask = cases[0].read()
+    changed = tmp_path / "changed.nii.gz"
+    write_image(np.roll(mask, 1, axis=0), volume.geometry, changed)
+    other = load_training_cases(
+        [cases[0].__class__("x", "y", cases[0].image, changed)], PREPROCESSING, tmp_path / "cache"
+    )
+    assert not np.array_equal(other[0].mask, first.mask)
+    kept[0].write_bytes(b"damaged")
+    np.testing.assert_array_equal(load_training_cases(cases, PREPROCESSING, tmp_path / "cache")[0].image, first.image)
+
+
+def test_scores_hold_leakage_and_the_exact_truth_where_the_cohort_has_them(
+    trained: Path, cohort_csv: Path, tmp_path: Path
+) -> None:
+    from petseg_train.inference import torch_segmenter
+
+    table = pd.read_csv(cohort_csv).head(1)
+    table[["image", "mask"]] = table[["image", "mask"]].map(lambda name: str(cohort_csv.parent / name))
+    table["bladder"] = table["exact"] = table["mask"]
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    cases = read_cohort(tmp_path / "cohort.csv")
+    results = evaluate(torch_segmenter(load_module(trained)), cases, "tiny", masks=tmp_path / "masks").set_index(
+        "model"
+    )
+    assert results.loc["t40", "bladder_leakage"] == 1.0  # T40 is the mask, which stands for the bladder here
+    assert results.loc["t40", "dsc_exact"] == 1.0
+    assert results.loc["t40", "hd95_mm"] == 0.0
+    assert (tmp_path / "masks" / "case0.nii.gz").exists()
+
+
+def test_the_whole_study_on_ten_patients(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "petseg_train.cli", "study", "-o", tmp_path / "docs", "--work", tmp_path / "work",
+        "--patients", "10", "--config", "smoke",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    results = pd.read_csv(tmp_path / "docs" / "results.csv")
+    assert results.groupby("model").size().to_dict() == dict.fromkeys(
+        ("residual_scse_unet", "standard_unet", "t40", "ellipsoid"), 10
+    )
+    summary = json.loads((tmp_path / "docs" / "summary.json").read_text())
+    models = ["residual_scse_unet", "standard_unet", "t40"]
+    assert summary == {"cases": 10, "models": study_summary(results, models)}
+    report = (tmp_path / "docs" / "report.md").read_text()
+    for name in ("cohort", "scores", "deciles", "typical", "lowest"):
+        assert f"({name}.png)" in report
+        assert (tmp_path / "docs" / f"{name}.png").stat().st_size > 5000
+    # Done in pieces: without checkpoints and cohort caches, the finished folds are not done again.
+    for network in models[:2]:
+        subprocess.run(["rm", "-r", tmp_path / "work" / network], check=True)
+    subprocess.run(command, check=True, capture_output=True, timeout=90)
+    assert (tmp_path / "docs" / "report.md").read_text() == report
