@@ -65,6 +65,12 @@ def acquire(canvas: Canvas, scan: Scan, rng: np.random.Generator) -> FloatArray:
     return _on_matrix(_filtered(image, scanner), scanner.matrix)
 
 
+def first_pixel_mm(scanner: Scanner) -> float:
+    """Place of the image's first pixel: what is reconstructed lies in the middle of the matrix, to half a pixel."""
+    side = round(FIELD_OF_VIEW_MM / scanner.voxel_mm[0])
+    return -((side - 1) / 2 + (scanner.matrix - side) // 2) * scanner.voxel_mm[0]
+
+
 @lru_cache(maxsize=2)  # the patients of a centre come one after the other
 def _projectors(scanner: Scanner) -> tuple[Projector, Projector]:
     """Of the fine grid, for the measurement, and of the image's own, for the reconstruction."""

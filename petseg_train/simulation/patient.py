@@ -9,12 +9,11 @@ import numpy.typing as npt
 from scipy.ndimage import map_coordinates, uniform_filter
 
 from petseg_runtime.volume import FloatArray, Geometry, MaskArray, Unit, Volume
-from petseg_train.simulation.acquisition import Scan, acquire
+from petseg_train.simulation.acquisition import Scan, acquire, first_pixel_mm
 from petseg_train.simulation.anatomy import Habitus, paint_anatomy, vary
 from petseg_train.simulation.canvas import SPACING_MM, Canvas, Label
 from petseg_train.simulation.centres import Centre, Scanner
 from petseg_train.simulation.lesion import Lesion, paint_lesion
-from petseg_train.simulation.projection import FIELD_OF_VIEW_MM
 
 F18_HALF_LIFE_S = 6586.2
 _SLICES = (77, 192)  # of the paper's scans
@@ -121,15 +120,9 @@ def _slice_positions(scanner: Scanner, rng: np.random.Generator) -> FloatArray:
 
 def _geometry(scanner: Scanner, z_mm: FloatArray) -> Geometry:
     in_plane, between = scanner.voxel_mm
-    first = _first_pixel_mm(scanner)
+    first = first_pixel_mm(scanner)
     shape = (len(z_mm), scanner.matrix, scanner.matrix)
     return Geometry(shape, (between, in_plane, in_plane), origin_lps_mm=(first, first, float(z_mm[0])))
-
-
-def _first_pixel_mm(scanner: Scanner) -> float:
-    """Place of the image's first pixel: the reconstructed square lies in the middle of the matrix, to half a pixel."""
-    side = round(FIELD_OF_VIEW_MM / scanner.voxel_mm[0])
-    return -((side - 1) / 2 + (scanner.matrix - side) // 2) * scanner.voxel_mm[0]
 
 
 def _noise(values: FloatArray) -> float:
@@ -145,7 +138,7 @@ def _on_grid(
     filled = uniform_filter(
         mask.astype(np.float32), [max(1, round(s / SPACING_MM)) for s in (between, in_plane, in_plane)]
     )
-    plane = _first_pixel_mm(scanner) + in_plane * np.arange(scanner.matrix)
+    plane = first_pixel_mm(scanner) + in_plane * np.arange(scanner.matrix)
     places = [(axis - origin[0]) / SPACING_MM for axis, origin in zip((z_mm, plane, plane), canvas.axes)]
     grid = np.meshgrid(*places, indexing="ij", sparse=False)
     return (map_coordinates(filled, grid, order=1, cval=0.0) >= share).astype(np.uint8)

@@ -19,7 +19,7 @@ from petseg_runtime.volume import Unit
 from petseg_train.cohort import read_cohort
 from petseg_train.metrics import dice
 from petseg_train.simulation import cohort as cohort_module
-from petseg_train.simulation.acquisition import Scan, acquire
+from petseg_train.simulation.acquisition import Scan, acquire, first_pixel_mm
 from petseg_train.simulation.canvas import Canvas, Label, ellipsoid
 from petseg_train.simulation.centres import CENTRES, DISCOVERY_ST, GEMINI_TF, cohort_plan
 from petseg_train.simulation.cohort import make_patient, simulate_cohort
@@ -108,7 +108,7 @@ def scanned(bed_s: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The image of the phantom, and each pixel's distance from the axis in mm."""
     z_mm = np.arange(-16, 16.1, 4.0, dtype=np.float32)
     image = acquire(phantom(), Scan(GEMINI_TF, bed_s, 5000.0, z_mm), np.random.default_rng(seed))
-    place = (np.arange(GEMINI_TF.matrix) - (GEMINI_TF.matrix - 1) / 2) * GEMINI_TF.voxel_mm[0]
+    place = first_pixel_mm(GEMINI_TF) + np.arange(GEMINI_TF.matrix) * GEMINI_TF.voxel_mm[0]
     return image, np.hypot(place[:, None], place)
 
 
