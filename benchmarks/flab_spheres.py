@@ -99,8 +99,8 @@ Error of the volume in %, mean ± standard deviation of {scans} scans. Published
 with a variation below 4 % (Hatt et al., IEEE TMI 2009). Written by `python benchmarks/flab_spheres.py`.
 
 `noise` is the standard deviation / mean of the background; the volume of interest is a ball {VOI_MARGIN_MM:.0f} mm
-wider in radius. "published" is a scanner as FLAB was published on: neither time of flight nor resolution modelling, and a
-filter of 5 mm. The other two are those of the simulated cohort.
+wider in radius. "published" is a scanner as FLAB was published on: neither time of flight nor resolution modelling, and
+a filter of 5 mm. The other two are those of the simulated cohort.
 
 {table}
 """
