@@ -161,12 +161,14 @@ def ground_truth(
     method: Annotated[Method, typer.Option(help="flab3: three classes; staple: consensus of --mask")] = Method.flab,
     voi: Annotated[Path | None, typer.Option(help="mask round the tumour that leaves out the bladder")] = None,
     masks: Annotated[list[Path] | None, typer.Option("--mask", help="for staple; repeatable")] = None,
+    unit: Annotated[str | None, typer.Option(help="suvbw: what a NIfTI, MHA or NRRD holds, for suv2.5")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of FLAB's draws: the same seed, the same mask")] = 2021,
 ) -> None:
     """Outline a tumour: FLAB or a threshold in a volume of interest, or the consensus of several masks."""
+    from petseg_runtime.volume import Unit
     from petseg_train.ground_truth.files import make_mask
 
-    volume_ml = make_mask(scan, output, method.value, voi, masks or [], seed)
+    volume_ml = make_mask(scan, output, method.value, voi, masks or [], seed, unit or Unit.UNKNOWN)
     print(f"wrote {output}: {volume_ml:.1f} ml")
 
 
@@ -174,8 +176,8 @@ def ground_truth(
 def study(
     output: Annotated[Path, typer.Option("--output", "-o", help="folder for report, tables, figures and scores")],
     cohort: Annotated[Path | None, typer.Argument(help="CSV of patients; default a simulated cohort")] = None,
-    work: Annotated[Path, typer.Option(help="folder for cohort, checkpoints and caches")] = Path("runs/study"),
-    patients: Annotated[int, typer.Option(help="of the simulated cohort")] = 232,
+    work: Annotated[Path | None, typer.Option(help="for cohort, checkpoints and caches [default: runs/OUTPUT]")] = None,
+    patients: Annotated[int, typer.Option(help="of the simulated cohort, as are --seed and --jobs")] = 232,
     config: Annotated[str, typer.Option(help="paper, cpu, smoke, or a JSON file of changed fields")] = "paper",
     networks: Networks = ALL_NETWORKS,
     seed: Annotated[int, typer.Option(min=0, help="of the simulated cohort")] = 2021,
@@ -189,6 +191,7 @@ def study(
 
     _set_threads(threads)
     names = [network.value for network in networks]
+    work = Path("runs") / output.name if work is None else work
     report = run_study(output, work, load_config(config), names, cohort, patients, seed, jobs, accelerator)
     print(f"wrote {report}")
 

@@ -107,6 +107,9 @@ def read_cohort(csv: Path) -> list[Case]:
     cases = []
     for line, row in enumerate(table.to_dict("records"), start=2):
         extra = {str(key): value for key, value in row.items() if key not in (*REQUIRED_COLUMNS, *OPTIONAL_MASKS)}
+        for name in (row["case"], row["centre"]):
+            if name != Path(name).name:  # they name files of the results
+                raise InputError(f"Cohort {csv.name}, line {line}: {name!r} cannot name a file. Leave out slashes.")
         masks = {name: csv.parent / row[name] for name in OPTIONAL_MASKS if isinstance(row.get(name), str)}
         case = Case(row["case"], row["centre"], csv.parent / row["image"], csv.parent / row["mask"], extra, masks)
         for path in (case.image, case.mask, *masks.values()):
@@ -114,6 +117,24 @@ def read_cohort(csv: Path) -> list[Case]:
                 raise InputError(f"Cohort {csv.name}, line {line}, case {case.name}: {path.name} does not exist.")
         cases.append(case)
     return cases
+
+
+def cohort_digest(cases: Iterable[Case]) -> str:
+    """SHA-256 of what a study on these cases depends on: names, centres, and the content of images and masks."""
+    digest = hashlib.sha256()
+    for case in cases:
+        digest.update(f"{case.name}\0{case.centre}\0{_content_digest(case)}\n".encode())
+    return digest.hexdigest()
+
+
+def _content_digest(case: Case) -> str:
+    """SHA-256 of the files of image and mask; of all files of a DICOM folder."""
+    digest = hashlib.sha256()
+    for source in (case.image, case.mask):
+        files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+        for file in files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def check_study_cohort(cases: Sequence[Case]) -> None:
@@ -163,12 +184,8 @@ def load_training_cases(
 
 
 def _cached(case: Case, spec: PreprocessingSpec, folder: Path) -> TrainingCase:
-    digest = hashlib.sha256(json.dumps([__version__, asdict(spec)]).encode())
-    for source in (case.image, case.mask):
-        files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-        for file in files:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    path = folder / f"{digest.hexdigest()[:32]}.npz"
+    key = json.dumps([__version__, asdict(spec), _content_digest(case)])
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent or damaged: made again
         arrays = np.load(path)
         return TrainingCase(case.name, arrays["image"], arrays["mask"], float(arrays["air"]))

@@ -17,7 +17,7 @@ import pandas as pd
 
 from petseg_runtime.errors import UsageError
 from petseg_runtime.outputs.files import prepare_folder, whole_file
-from petseg_train.cohort import Case, check_study_cohort
+from petseg_train.cohort import Case, check_study_cohort, cohort_digest
 from petseg_train.config import TrainingConfig
 from petseg_train.evaluation import evaluate, summarise
 from petseg_train.inference import torch_segmenter
@@ -33,8 +33,12 @@ def cross_validate(
     work: Path | None = None,
     accelerator: str = "auto",
     window_invariance: bool = True,
+    cohort: str | None = None,
 ) -> pd.DataFrame:
     """Train and test every fold; returns the summary and writes `results.csv` and `summary.csv` to `output`.
+
+    `cohort` says which cases these are, so that scores of others are not taken for theirs; default the digest of their
+    files. A simulated cohort is known by its seed, wherever it was made.
 
     Networks may be added later, or trained by processes side by side, one network each: the tables hold every fold
     that is finished. `work` is `output` where it is None; `window_invariance` scores each test case for it as well.
@@ -49,7 +53,8 @@ def cross_validate(
     for fold_config in configs:  # all of them, before hours of training
         build_network(fold_config)
     prepare_folder(output)
-    _write_splits(cases, config, output / "splits.json")
+    cohort = cohort_digest(cases) if cohort is None else cohort
+    _write_splits(cases, config, cohort, output / "splits.json")
     centres = list(dict.fromkeys(case.centre for case in cases))
     todo = [
         (fold_config, centre)
@@ -60,7 +65,7 @@ def cross_validate(
     if todo:
         check_study_cohort(cases)
     for fold_config, centre in todo:
-        scores = _run_fold(cases, centre, fold_config, work, accelerator, window_invariance)
+        scores = _run_fold(cases, centre, fold_config, work, accelerator, window_invariance, cohort)
         prepare_folder(_scores(output, fold_config.network, centre).parent)
         _write_table(scores, _scores(output, fold_config.network, centre))
     results = read_results(output, centres)
@@ -94,10 +99,11 @@ def _run_fold(
     work: Path,
     accelerator: str,
     window_invariance: bool,
+    cohort: str,
 ) -> pd.DataFrame:
     folder = run_folder(work, config.network, centre)
     training = [case for case in cases if case.centre != centre]
-    checkpoint = fit(training, config, folder, accelerator=accelerator, cache=work / "preprocessed")
+    checkpoint = fit(training, config, folder, accelerator=accelerator, cache=work / "preprocessed", cohort=cohort)
     segmenter = torch_segmenter(load_module(checkpoint, accelerator))
     test = [case for case in cases if case.centre == centre]
     seed = config.seed if window_invariance else None
@@ -109,8 +115,8 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(temporary, index=False)
 
 
-def _write_splits(cases: Sequence[Case], config: TrainingConfig, path: Path) -> None:
-    """Write config and folds, or check that they are those of the study that `output` holds."""
+def _write_splits(cases: Sequence[Case], config: TrainingConfig, cohort: str, path: Path) -> None:
+    """Write config, cohort and folds, or check that they are those of the study that `output` holds."""
     folds = {}
     for centre in dict.fromkeys(case.centre for case in cases):
         training, tuning = split_tuning([case for case in cases if case.centre != centre], config)
@@ -120,10 +126,10 @@ def _write_splits(cases: Sequence[Case], config: TrainingConfig, path: Path) -> 
             "test": [case.name for case in cases if case.centre == centre],
         }
     settings = {key: value for key, value in config.to_dict().items() if key != "network"}
-    text = json.dumps({"config": settings, "folds": folds}, indent=1)
+    text = json.dumps({"config": settings, "cohort": cohort, "folds": folds}, indent=1)
     if path.exists() and path.read_text() != text:
         raise UsageError(
-            f"{path.parent.name} holds a study of other settings or other folds. Choose another folder with --output."
+            f"{path.parent.name} holds a study of other settings or other cases. Choose another folder with --output."
         )
     with whole_file(path) as temporary:
         temporary.write_text(text)

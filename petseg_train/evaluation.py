@@ -11,7 +11,7 @@ import pandas as pd
 from rich.progress import track
 
 from petseg_runtime.io.images import write_image
-from petseg_runtime.outputs.files import prepare_folder
+from petseg_runtime.outputs.files import prepare_folder, whole_file
 from petseg_runtime.preprocessing import body_threshold
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.volume import MaskArray, Volume
@@ -49,7 +49,8 @@ def evaluate(
         volume, truth = case.read()
         mask = segmenter.segment(volume).mask
         if masks is not None:
-            write_image(mask, volume.geometry, masks / f"{case.name}.nii.gz")
+            with whole_file(masks / f"{case.name}.nii.gz") as temporary:
+                write_image(mask, volume.geometry, temporary)
         row = _row(case, model, volume, mask, truth)
         if invariance_seed is not None:
             scored = window_invariance(segmenter, volume, np.random.default_rng(invariance_seed))

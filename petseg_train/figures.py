@@ -12,35 +12,39 @@ from matplotlib.patches import Patch
 
 from petseg_runtime.io.images import read_mask
 from petseg_runtime.outputs.files import whole_file
-from petseg_runtime.volume import FloatArray, MaskArray, Volume
+from petseg_runtime.preprocessing import body_threshold
+from petseg_runtime.volume import MaskArray, Volume
 from petseg_train.cohort import Case
+from petseg_train.config import PREPROCESSING
 from petseg_train.evaluation import METRICS
 
 LABELS = {"dsc": "DSC", "precision": "precision", "recall": "recall"}
 MODELS = {"residual_scse_unet": "proposed", "standard_unet": "standard U-Net", "t40": "T40"}
 _COLOURS = {"residual_scse_unet": "#2563a8", "standard_unet": "#d98324", "t40": "#8a8a8a"}
 _TRUTH, _PREDICTION = "#1a9850", "#d7191c"
-_HALF_WIDTH_MM = 90.0  # of the slices shown
+_HALF_WIDTH_MM, _HALF_BODY_MM = 90.0, 225.0  # of the slices and of the projections shown
 
 
 def box_plots(results: pd.DataFrame, path: Path) -> None:
     """Figure 2: each metric by test fold, the models side by side; the numbers of cases under the centres' names."""
     models = [model for model in MODELS if model in set(results["model"])]
-    centres = list(dict.fromkeys(results["centre"]))
+    cases = results.groupby("centre", sort=False)["case"].nunique()
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 3, sharey=True), METRICS):
         for offset, model in enumerate(models):
-            rows = results[results["model"] == model]
+            folds = dict(iter(results[results["model"] == model].groupby("centre")[metric]))
             boxes = axes.boxplot(
-                [rows.loc[rows["centre"] == centre, metric] for centre in centres],
-                positions=np.arange(len(centres)) + (offset - (len(models) - 1) / 2) * 0.27,
-                widths=0.22, patch_artist=True, manage_ticks=False,
-                medianprops={"color": "black"}, flierprops={"markersize": 3, "marker": "."},
-            )  # fmt: skip
+                [folds.get(centre, []) for centre in cases.index],
+                positions=np.arange(len(cases)) + (offset - (len(models) - 1) / 2) * 0.27,
+                widths=0.22,
+                patch_artist=True,
+                manage_ticks=False,
+                medianprops={"color": "black"},
+                flierprops={"markersize": 3, "marker": "."},
+            )
             for box in boxes["boxes"]:
                 box.set_facecolor(_COLOURS[model])
-        counts = results[results["model"] == models[0]].groupby("centre").size()
-        axes.set_xticks(range(len(centres)), [f"{centre}\n({counts[centre]})" for centre in centres])
+        axes.set_xticks(range(len(cases)), [f"{centre}\n({count})" for centre, count in cases.items()])
         axes.set_title(LABELS[metric])
         axes.set_ylim(-0.02, 1.02)
         axes.grid(axis="y", alpha=0.3)
@@ -71,13 +75,14 @@ def slice_figure(cases: Sequence[tuple[str, Case, Path]], path: Path) -> None:
     figure = Figure(figsize=(2.6 * len(cases), 8), layout="constrained")
     for column, (title, case, predicted) in zip(figure.subplots(3, len(cases), squeeze=False).T, cases):
         volume, truth = case.read()
-        mask, _ = read_mask(predicted)
-        z = int(np.argmax(truth.sum(axis=(1, 2))))
-        box = _window(truth[z], volume.geometry.spacing_mm[1:])
-        image = volume.array[z][box]
         highest = float(np.percentile(volume.array[truth > 0], 99))
+        upright = volume.geometry.orientation.to_canonical
+        mask = upright(read_mask(predicted)[0])
+        image, truth = upright(volume.array), upright(truth)
+        z = int(np.argmax(truth.sum(axis=(1, 2))))
+        box = _window(truth[z], volume.geometry.canonical_spacing_mm[1:])
         for axes, outline, colour in zip(column, (None, truth, mask), (None, _TRUTH, _PREDICTION)):
-            axes.imshow(image, cmap="gray_r", vmin=0, vmax=highest, interpolation="bilinear")
+            axes.imshow(image[z][box], cmap="gray_r", vmin=0, vmax=highest, interpolation="bilinear")
             if outline is not None and outline[z][box].any():
                 axes.contour(outline[z][box], [0.5], colors=[colour], linewidths=1.2)
             axes.set_axis_off()
@@ -86,22 +91,25 @@ def slice_figure(cases: Sequence[tuple[str, Case, Path]], path: Path) -> None:
 
 
 def projections(cases: Sequence[tuple[str, Volume, MaskArray]], path: Path) -> None:
-    """Coronal maximum-intensity projections with the tumour's outline, one scan a column, on one scale of SUV 0-7."""
+    """Coronal maximum-intensity projections with the tumour's outline, one scan a column.
+
+    Grey ends at twelve times the body's median, which is near SUV 7, whatever the scan's unit.
+    """
     figure = Figure(figsize=(2.3 * len(cases), 3.2), layout="constrained")
     for axes, (title, volume, mask) in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases):
-        dz, _, dx = volume.geometry.spacing_mm
-        middle, half = volume.array.shape[2] // 2, round(225 / dx)
-        shown = slice(middle - half, middle + half)
-        axes.imshow(_flat(volume.array)[::-1, shown], cmap="gray_r", vmin=0, vmax=7, aspect=dz / dx)
-        axes.contour(_flat(mask)[::-1, shown], [0.5], colors=[_PREDICTION], linewidths=0.8)
+        upright = volume.geometry.orientation.to_canonical
+        dz, _, dx = volume.geometry.canonical_spacing_mm
+        threshold = body_threshold(volume.array, PREPROCESSING.body_threshold)
+        highest = 12 * float(np.median(volume.array[volume.array > threshold]))
+        image, outline = (upright(array).max(axis=1)[::-1] for array in (volume.array, mask))
+        middle, half = image.shape[1] // 2, round(_HALF_BODY_MM / dx)
+        shown = slice(max(0, middle - half), middle + half)
+        axes.imshow(image[:, shown], cmap="gray_r", vmin=0, vmax=highest, aspect=dz / dx)
+        if outline[:, shown].any():
+            axes.contour(outline[:, shown], [0.5], colors=[_PREDICTION], linewidths=0.8)
         axes.set_title(title, fontsize=8)
         axes.set_axis_off()
     _save(figure, path)
-
-
-def _flat(array: FloatArray | MaskArray) -> FloatArray:
-    flat: FloatArray = array.max(axis=1).astype(np.float32)
-    return flat
 
 
 def _window(mask: MaskArray, spacing_mm: Sequence[float]) -> tuple[slice, slice]:

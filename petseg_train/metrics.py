@@ -48,11 +48,11 @@ def hausdorff95_mm(predicted: BoolArray, truth: BoolArray, spacing_mm: tuple[flo
 def surface_dice(
     predicted: BoolArray, truth: BoolArray, spacing_mm: tuple[float, float, float], tolerance_mm: float
 ) -> float:
-    """Share of both surfaces that lies within `tolerance_mm` of the other (Nikolov et al., arXiv 1809.04430)."""
+    """Share of both surfaces' area that lies within `tolerance_mm` of the other (Nikolov et al., arXiv 1809.04430)."""
     if not (predicted.any() and truth.any()):
         return float(predicted.any() == truth.any())
     one, other = _cropped(predicted, truth)
-    return float(compute_surface_dice(one, other, [tolerance_mm], True, spacing=spacing_mm))
+    return float(compute_surface_dice(one, other, [tolerance_mm], True, spacing=spacing_mm, use_subvoxels=True))
 
 
 def leakage(predicted: BoolArray, organ: BoolArray) -> float:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from petseg_train.evaluation import METRICS
 from petseg_train.figures import LABELS, MODELS
+from petseg_train.networks import NETWORKS
 from petseg_train.statistics import by_decile, by_stage, leaks, outliers, paired_tests, study_summary
 
 # Table 2 of Iantsen et al. (EJNMMI 2021): mean and standard deviation a test fold, and over the folds.
@@ -50,9 +51,8 @@ def write_report(
     parts += [f"**{LABELS[metric]}**\n\n{_scores(summary, models, metric)}" for metric in METRICS]
     parts += ["**Further measures** (all cases)", _further(results, models)]
     if {PROPOSED, STANDARD} <= set(models):
-        tests = paired_tests(results, PROPOSED, STANDARD)
-        parts += ["## Proposed against standard", _TESTS, _markdown(tests.round(3))]
-    for model in models[:2]:
+        parts += ["## Proposed against standard", _TESTS, _markdown(_tests(results))]
+    for model in (model for model in models if model in NETWORKS):
         parts += _analyses(results[results["model"] == model], model)
     parts += ["## Figures", *(f"![{name}]({name})" for name in figures)]
     return "\n\n".join(parts) + "\n"
@@ -61,32 +61,41 @@ def write_report(
 _CALIBRATION = """\
 Printed, so that a reader can judge how near the cohort comes to the paper's (tumours of 37 ml in the mean, T40 at
 0.33 ± 0.15). `contrast`: mean intensity of the tumour / of the body. `touch`: tumours that touch the bladder. `flab`:
-DSC of the paper's truth with the exact mask. `muscle`, `liver`: noise, standard deviation / mean."""
+DSC of FLAB's first run with the exact mask; `again`, `edited`: masks that the simulated expert ran again with three
+classes, or replaced by the exact one. `muscle`, `liver`: noise, standard deviation / mean."""
 _RESULTS = """\
 Each fold was trained on the other centres and tested on the one named. Mean ± standard deviation over the fold's cases;
 "average" is the mean ± standard deviation of the folds' means. The paper's row stands below ours."""
 _TESTS = """\
 Difference of the means, matched-pairs rank-biserial effect, p of the Wilcoxon signed-rank and the Kolmogorov-Smirnov
-test as in the paper, and both after Holm's correction over the table."""
+test as in the paper, and both after Holm's correction over the table. Significant: both corrected p below 0.05."""
 
 
 def _about(about: Mapping[str, str]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in about.items())
 
 
+def _tests(results: pd.DataFrame) -> pd.DataFrame:
+    tests = paired_tests(results, PROPOSED, STANDARD)
+    for column in tests:
+        if "_p" in str(column):
+            tests[column] = [f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in tests[column]]
+    return tests.round(3)
+
+
 def _scores(summary: pd.DataFrame, models: Sequence[str], metric: str) -> str:
-    centres = list(dict.fromkeys(summary["centre"]))
+    """Ours by centre, and the paper's row below each; an average over some folds only says so."""
+    centres = [centre for centre in dict.fromkeys(summary["centre"]) if centre != "average"]
     rows = []
     for model in models:
-        of_model = summary[summary["model"] == model].set_index("centre")
-        cells = {
-            centre: f"{of_model.loc[centre, f'{metric}_mean']:.2f} ± {of_model.loc[centre, f'{metric}_std']:.2f}"
-            for centre in centres
-            if centre in of_model.index
-        }
-        rows.append({"": MODELS[model], **cells})
-        if tuple(centres) == _PAPER_COLUMNS:
-            rows.append({"": "(paper)", **dict(zip(centres, PAPER[metric, model].split("|")))})
+        of_model = summary[summary["model"] == model]
+        numbers = zip(of_model["centre"], of_model[f"{metric}_mean"], of_model[f"{metric}_std"])
+        cells = {str(centre): f"{mean:.2f} ± {std:.2f}" for centre, mean, std in numbers}
+        if len(cells) <= len(centres):
+            cells["average"] += f" ({len(cells) - 1} of {len(centres)} folds)"
+        rows.append({"": MODELS[model], **{name: cells.get(name, "") for name in (*centres, "average")}})
+        if set(centres) == set(_PAPER_COLUMNS[:-1]):
+            rows.append({"": "(paper)", **dict(zip(_PAPER_COLUMNS, PAPER[metric, model].split("|")))})
     return _markdown(pd.DataFrame(rows))
 
 
@@ -104,7 +113,7 @@ def _further(results: pd.DataFrame, models: Sequence[str]) -> str:
 
 
 def _analyses(results: pd.DataFrame, model: str) -> list[str]:
-    parts = [f"## {MODELS[model].capitalize()}: where it fails"]
+    parts = [f"## Where the {MODELS[model]} network fails"]
     low = outliers(results)
     named = ", ".join(
         f"{case} ({dsc:.2f}; {ml:.1f} ml)" for case, dsc, ml in zip(low["case"], low["dsc"], low["truth_ml"])

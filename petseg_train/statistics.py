@@ -18,14 +18,17 @@ ALPHA = 0.05
 
 
 def paired_tests(results: pd.DataFrame, model: str, baseline: str) -> pd.DataFrame:
-    """Whether two models score differently: a row a centre and metric.
+    """Whether two models score differently: a row a centre that both were tested on, and metric.
 
     Columns: centre, metric, cases, difference (mean of model - baseline), effect (matched-pairs rank-biserial
     correlation: 1 where the model is better in every case, -1 where it is worse), p of the Wilcoxon signed-rank and of
-    the Kolmogorov-Smirnov test as in the paper, and both with Holm's correction over all rows.
+    the Kolmogorov-Smirnov test as in the paper, both with Holm's correction over all rows, and whether both of these
+    lie below `ALPHA`. Empty where no centre has both models.
     """
     rows = []
     for centre, group in results.groupby("centre", sort=False):
+        if not {model, baseline} <= set(group["model"]):
+            continue
         table = group.pivot(index="case", columns="model", values=list(METRICS))
         for metric in METRICS:
             ours, theirs = (table[metric][name].to_numpy(dtype=float) for name in (model, baseline))
@@ -42,8 +45,11 @@ def paired_tests(results: pd.DataFrame, model: str, baseline: str) -> pd.DataFra
                 }
             )
     tests = pd.DataFrame(rows)
+    if not rows:
+        return tests
     for name in ("wilcoxon", "ks"):
         tests[f"{name}_p_holm"] = holm(tests[f"{name}_p"].to_numpy(dtype=float))
+    tests["significant"] = tests[["wilcoxon_p_holm", "ks_p_holm"]].max(axis=1) < ALPHA
     return tests
 
 
@@ -97,13 +103,18 @@ def leaks(results: pd.DataFrame, more_than: float = 0.01) -> pd.DataFrame:
     return results[results["bladder_leakage"] > more_than]
 
 
-def study_summary(results: pd.DataFrame, models: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The study in a few numbers for each model: mean and spread over the centres, as in the paper's last column."""
-    summary = {}
+def study_summary(results: pd.DataFrame, models: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """The study in a few numbers for each model: mean and spread over the centres, as in the paper's last column.
+
+    None where a number is not finite: a median Hausdorff distance with half of the tumours missed.
+    """
+    summary: dict[str, dict[str, float | None]] = {}
     for model in models:
         rows = results[results["model"] == model]
         centres = rows.groupby("centre")[list(METRICS)].mean()
-        numbers = {f"{metric}_mean": float(centres[metric].mean()) for metric in METRICS}
+        numbers = {"folds": float(len(centres))} | {
+            f"{metric}_mean": float(centres[metric].mean()) for metric in METRICS
+        }
         numbers |= {f"{metric}_std": float(centres[metric].std()) for metric in METRICS}
         numbers["hd95_mm_median"] = float(rows["hd95_mm"].median())
         numbers["surface_dice_mean"] = float(rows["surface_dice"].mean())
@@ -112,5 +123,5 @@ def study_summary(results: pd.DataFrame, models: Sequence[str]) -> dict[str, dic
             numbers["cases_leaking_into_the_bladder"] = len(leaks(rows))
         if "dsc_exact" in rows:
             numbers["dsc_exact_mean"] = float(rows["dsc_exact"].mean())
-        summary[model] = numbers
+        summary[model] = {name: value if np.isfinite(value) else None for name, value in numbers.items()}
     return summary

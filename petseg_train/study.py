@@ -14,7 +14,7 @@ from petseg_train.cross_validation import cross_validate, read_results, run_fold
 from petseg_train.figures import MODELS, box_plots, decile_plots, projections, slice_figure
 from petseg_train.report import PROPOSED, write_report
 from petseg_train.simulation.calibration import calibration
-from petseg_train.simulation.cohort import simulate_cohort
+from petseg_train.simulation.cohort import VERSION, simulate_cohort
 from petseg_train.statistics import by_decile, study_summary
 
 
@@ -41,7 +41,10 @@ def run_study(
     simulated = cohort is None
     csv = simulate_cohort(work / "cohort", patients, seed, jobs) if cohort is None else cohort
     cases = read_cohort(csv)
-    summary = cross_validate(cases, config, networks, output, work, accelerator, window_invariance=False)
+    identity = f"simulated, version {VERSION}, {patients} patients, seed {seed}" if simulated else None
+    summary = cross_validate(
+        cases, config, networks, output, work, accelerator, window_invariance=False, cohort=identity
+    )
     results = read_results(output, list(dict.fromkeys(case.centre for case in cases)))
     models = [model for model in MODELS if model in set(results["model"])]
     write_json({"cases": len(cases), "models": study_summary(results, models)}, output / "summary.json")
@@ -50,8 +53,8 @@ def run_study(
     about = {
         "Cohort": f"{len(cases)} simulated patients (seed {seed})" if simulated else f"{len(cases)} patients",
         "Training": f"{config.epochs} epochs, batch {config.batch_size}, patches {config.patch_size} (z, y, x), "
-        f"network {config.network_settings}, {config.precision}; the same for both networks",
-        "Truth": "the cohort's masks" if not simulated else "FLAB in a volume of interest without the bladder",
+        f"network {config.network_settings}; the same for both networks",
+        "Truth": "FLAB in a volume of interest without the bladder, reviewed" if simulated else "the cohort's masks",
         "Files": "`results.csv` a row a case and model, `summary.json`, `splits.json` config and folds",
     }
     report = output / "report.md"

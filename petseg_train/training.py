@@ -7,6 +7,7 @@ the index of a patch, so on a CPU the weights are those of an uninterrupted run,
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pickle
@@ -14,7 +15,8 @@ import signal
 import subprocess
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from torch.utils.data import DataLoader
 from petseg_runtime.errors import ModelError, UsageError
 from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_runtime.sliding_window import sliding_window_probabilities
-from petseg_train.cohort import Case, TrainingCase, load_training_cases
+from petseg_train.cohort import Case, TrainingCase, cohort_digest, load_training_cases
 from petseg_train.config import TrainingConfig
 from petseg_train.dataset import PatchDataset, PatchSampler
 from petseg_train.losses import soft_dice_loss
@@ -65,12 +67,14 @@ class SegmentationModule(lightning.LightningModule):
         self._batch_start = time.perf_counter()
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:  # noqa: ARG002
-        self._network_s += time.perf_counter() - self._batch_start
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # its work goes on after the call
+        self._batch_end = time.perf_counter()
+        self._network_s += self._batch_end - self._batch_start
 
     def on_train_epoch_end(self) -> None:
-        # What is left of the epoch went into patches: their augmentation, and waiting for them.
-        share = self._network_s / (time.perf_counter() - self._epoch_start)
-        self.log("train/network_share", share, sync_dist=True)
+        # What is left of the time up to the last batch went into patches: their augmentation, and waiting for them.
+        self.log("train/network_share", self._network_s / (self._batch_end - self._epoch_start), sync_dist=True)
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         logits = self.network(batch["image"].to(memory_format=torch.channels_last_3d))
@@ -163,6 +167,7 @@ def fit(
     devices: int = 1,
     accelerator: str = "auto",
     cache: Path | None = None,
+    cohort: str | None = None,
 ) -> Path:
     """Train on `cases`, resuming what `run_dir` holds; returns the final checkpoint.
 
@@ -171,30 +176,40 @@ def fit(
     cases : all cases that may be trained on; `config.tuning_share` of them only watch.
     devices : processes of data-parallel training (DDP); gloo on CPUs, NCCL on GPUs.
     cache : folder of preprocessed cases, see `load_training_cases`; default in `run_dir`.
+    cohort : says which cases these are; default the digest of their files.
 
     Raises
     ------
-    UsageError : if `run_dir` holds a run with other settings or other cases, or there are too few cases.
+    UsageError : if `run_dir` holds a run with other settings or other cases, another process trains in it, or there
+        are too few cases.
     """
     training, tuning = split_tuning(cases, config)
     splits = {"training": [case.name for case in training], "tuning": [case.name for case in tuning]}
-    if len(training) < config.batch_size * devices:
+    patches = config.patches_per_epoch or len(training)
+    if not training or patches < config.batch_size * devices:
         raise UsageError(
-            f"{len(training)} training cases do not fill a batch of {config.batch_size} on {devices} devices."
+            f"{len(training)} training cases and {patches} patches an epoch do not fill a batch of "
+            f"{config.batch_size} on {devices} devices."
         )
     module = SegmentationModule(config.to_dict())  # before anything is written: it refuses what cannot be built
-    _claim_run_dir(run_dir, {"config": config.to_dict(), "splits": splits})
+    cohort = cohort_digest(cases) if cohort is None else cohort
+    _claim_run_dir(run_dir, {"config": config.to_dict(), "cohort": cohort, "splits": splits})
     checkpoint = run_dir / "last.ckpt"
     if (run_dir / "done.json").exists():
         return checkpoint
+    with _only_process(run_dir):
+        cache = run_dir / "preprocessed" if cache is None else cache
+        data = PatchDataModule(
+            load_training_cases(training, config.preprocessing, cache),
+            load_training_cases(tuning, config.preprocessing, cache),
+            config,
+        )
+        _train(module, data, _trainer(config, run_dir, devices, accelerator), checkpoint)
+    return checkpoint
 
-    cache = run_dir / "preprocessed" if cache is None else cache
-    data = PatchDataModule(
-        load_training_cases(training, config.preprocessing, cache),
-        load_training_cases(tuning, config.preprocessing, cache),
-        config,
-    )
-    trainer = _trainer(config, run_dir, devices, accelerator)
+
+def _train(module: SegmentationModule, data: PatchDataModule, trainer: lightning.Trainer, checkpoint: Path) -> None:
+    """Train to the end, from the checkpoint where there is one, and write `done.json`."""
     try:
         trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     except SIGTERMException as stop:  # a SystemExit that says success
@@ -205,8 +220,23 @@ def fit(
         raise ModelError(f"{checkpoint.name} is damaged. Remove it to train from the start.") from error
     if trainer.is_global_zero:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        write_json({"epochs": trainer.current_epoch, "metrics": metrics}, run_dir / "done.json")
-    return checkpoint
+        write_json({"epochs": trainer.current_epoch, "metrics": metrics}, checkpoint.with_name("done.json"))
+
+
+@contextmanager
+def _only_process(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder, so that two processes do not write one checkpoint; the system lets go when we die."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # a process of the run that holds it
+        yield
+        return
+    with (run_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                f"Another process is training in {run_dir.name}. Wait for it, or choose another folder."
+            ) from error
+        yield
 
 
 def _trainer(config: TrainingConfig, run_dir: Path, devices: int, accelerator: str) -> lightning.Trainer:
@@ -287,9 +317,7 @@ def _claim_run_dir(run_dir: Path, settings: dict[str, Any]) -> None:
         with whole_file(file) as temporary:
             temporary.write_text(text)
     elif file.read_text() != text:
-        raise UsageError(
-            f"{run_dir.name} holds a run with other settings or cases. Choose another folder with --output."
-        )
+        raise UsageError(f"{run_dir.name} holds a run with other settings or cases. Choose another folder.")
 
 
 @cache  # what the process started from, whatever happens to the checkout during the training

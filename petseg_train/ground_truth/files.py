@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from petseg_runtime import read_volume
 from petseg_runtime.errors import UsageError
-from petseg_runtime.io.images import write_image
+from petseg_runtime.io.images import IMAGE_SUFFIXES, image_suffix, write_image
 from petseg_runtime.outputs.files import prepare_folder, whole_file
-from petseg_runtime.volume import MaskArray, Volume
+from petseg_runtime.volume import MaskArray, Unit, Volume
 from petseg_train.cohort import read_mask_on
 from petseg_train.ground_truth.consensus import staple
 from petseg_train.ground_truth.flab import flab
@@ -21,20 +21,25 @@ from petseg_train.ground_truth.thresholds import fixed_suv, share_of_maximum
 _SHARES = {"t40": 0.40, "t41": 0.41, "t50": 0.50}
 
 
-def make_mask(scan: Path, output: Path, method: str, voi: Path | None, masks: Sequence[Path], seed: int) -> float:
+def make_mask(
+    scan: Path, output: Path, method: str, voi: Path | None, masks: Sequence[Path], seed: int, unit: str = Unit.UNKNOWN
+) -> float:
     """Outline the tumour of `scan`, write the mask on the scan's grid, and return its volume in ml.
 
     Parameters
     ----------
     method : "flab" or "flab3" (inside `voi`), "t40", "t41", "t50" or "suv2.5" (inside `voi`, if there is one), or
         "staple" (the consensus of `masks`).
+    unit : of a scan whose file does not say, see `petseg_runtime.read_volume`.
 
     Raises
     ------
-    UsageError : if the method lacks its VOI or its masks.
+    UsageError : if the method lacks its VOI or its masks, or `output` has no image's suffix.
     InputError : if a file cannot be read or lies on another grid, or the method refuses it.
     """
-    volume = read_volume(scan)
+    if not image_suffix(output):
+        raise UsageError(f"{output.name} is no image file. End its name in {', '.join(IMAGE_SUFFIXES)}.")
+    volume = read_volume(scan, unit=unit)
     inside = None if voi is None else read_mask_on(volume, voi, "The VOI") > 0
     mask = _mask(volume, method, inside, [read_mask_on(volume, path, path.name) for path in masks], seed)
     prepare_folder(output.parent)
@@ -49,6 +54,8 @@ def _mask(
     if masks and method != "staple":
         raise UsageError(f"--mask is for --method staple; the method is {method}.")
     if method == "staple":
+        if inside is not None:
+            raise UsageError("staple takes no --voi: a consensus is made of whole masks.")
         return staple(masks).mask
     if method in _SHARES:
         return share_of_maximum(volume, _SHARES[method], inside)

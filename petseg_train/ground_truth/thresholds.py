@@ -32,7 +32,9 @@ def fixed_suv(volume: Volume, suv: float, voi: npt.NDArray[np.bool_] | None = No
     InputError : if the scan's values are not SUVbw.
     """
     if volume.unit is not Unit.SUVBW:
-        raise InputError(f"A threshold in SUV needs a scan in SUVbw; the unit of this one is {volume.unit.value}.")
+        raise InputError(
+            f"A threshold in SUV needs a scan in SUVbw, and this is in {volume.unit.value}. Pass --unit suvbw if it is."
+        )
     inside = np.ones(volume.array.shape, dtype=bool) if voi is None else voi
     return ((volume.array >= suv) & inside).astype(np.uint8)
 

@@ -15,7 +15,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from petseg_runtime.volume import FloatArray
-from petseg_train.simulation.canvas import SPACING_MM, Canvas, Label
+from petseg_train.simulation.canvas import PLANE, SPACING_MM, Canvas, Label
 from petseg_train.simulation.centres import Scanner
 from petseg_train.simulation.projection import FIELD_OF_VIEW_MM, Projector, sigma
 
@@ -76,7 +76,7 @@ def _projectors(scanner: Scanner) -> tuple[Projector, Projector]:
     """Of the fine grid, for the measurement, and of the image's own, for the reconstruction."""
     bin_mm = scanner.voxel_mm[0]
     angles = scanner.subsets * max(1, round(160 / scanner.subsets))
-    fine = Projector((160, 230), SPACING_MM, bin_mm, angles, scanner.tof_mm)
+    fine = Projector(PLANE, SPACING_MM, bin_mm, angles, scanner.tof_mm)
     side = round(FIELD_OF_VIEW_MM / bin_mm)
     return fine, Projector((side, side), bin_mm, bin_mm, angles, scanner.tof_mm)
 

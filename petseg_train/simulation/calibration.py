@@ -12,28 +12,18 @@ from petseg_train.evaluation import contrast
 from petseg_train.ground_truth.thresholds import t40
 from petseg_train.metrics import dice
 
-# Table 2 of Iantsen et al. (EJNMMI 2021): DSC of T40, mean and standard deviation.
-PAPER_T40 = {
-    "Brest": (0.33, 0.36),
-    "Nantes": (0.57, 0.41),
-    "Montreal": (0.37, 0.31),
-    "Barcelona": (0.22, 0.24),
-    "Liege": (0.18, 0.22),
-}
-PAPER_MEAN_ML = 37.1
-
 
 def calibration(csv: Path) -> pd.DataFrame:
-    """A row a centre: patients, tumour volume, contrast, share touching the bladder, noise, T40 beside the paper's.
+    """A row a centre: patients, tumour volume, contrast, share touching the bladder, FLAB, noise, T40.
 
-    `contrast` is the mean intensity of the tumour over that of the body, as in the paper; `flab` the DSC of the
-    paper's truth with the exact mask; `muscle` and `liver` the noise, standard deviation / mean.
+    `contrast` is the mean intensity of the tumour over that of the body, as in the paper; `flab` the DSC of FLAB's
+    first run with the exact mask, `again` and `edited` the share of masks that the expert ran again or edited;
+    `muscle` and `liver` the noise, standard deviation / mean.
     """
     rows = [_row(case) for case in track(read_cohort(csv), "Calibrating", transient=True)]
     cases = pd.DataFrame(rows)
     table = []
     for centre, group in cases.groupby("centre", sort=False):
-        paper = PAPER_T40[str(centre)]
         table.append(
             {
                 "centre": str(centre),
@@ -42,10 +32,11 @@ def calibration(csv: Path) -> pd.DataFrame:
                 "contrast": f"{group['contrast'].mean():.1f} ± {group['contrast'].std():.1f}",
                 "touch": f"{100 * group['touches'].mean():.0f} %",
                 "flab": f"{group['flab'].mean():.2f} ± {group['flab'].std():.2f}",
+                "again": f"{100 * (group['truth'] == 'flab, 3 classes').mean():.0f} %",
+                "edited": f"{100 * (group['truth'] == 'edited').mean():.0f} %",
                 "muscle": f"{group['muscle'].mean():.2f}",
                 "liver": f"{group['liver'].mean():.2f}",
                 "T40": f"{group['t40'].mean():.2f} ± {group['t40'].std():.2f}",
-                "paper's": f"{paper[0]:.2f} ± {paper[1]:.2f}",
             }
         )
     return pd.DataFrame(table)
@@ -58,7 +49,8 @@ def _row(case: Case) -> dict[str, object]:
         "ml": float(mask.sum()) * volume.geometry.voxel_volume_ml,
         "contrast": contrast(volume, mask > 0),
         "touches": bool(case.extra["touches_bladder"]),
-        "flab": case.extra["truth_dsc_with_exact"],
+        "flab": case.extra["flab_dsc"],
+        "truth": case.extra["truth"],
         "muscle": case.extra["noise_muscle"],
         "liver": case.extra["noise_liver"],
         "t40": dice(t40(volume) > 0, mask > 0),

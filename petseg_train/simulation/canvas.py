@@ -17,6 +17,8 @@ Point = tuple[float, float, float]
 Shape = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
 
 SPACING_MM = 2.0
+_HALF_DEPTH_MM, _HALF_WIDTH_MM = 160.0, 230.0
+PLANE = (int(2 * _HALF_DEPTH_MM / SPACING_MM), int(2 * _HALF_WIDTH_MM / SPACING_MM))  # voxels (y, x) of every canvas
 _WARP_MM = 22.0  # an organ's warped outline stays within this of its plain one
 
 
@@ -51,8 +53,11 @@ class Canvas:
     """
 
     def __init__(self, z_mm: tuple[float, float], rng: np.random.Generator | None = None) -> None:
-        sides_mm = ((z_mm[0], z_mm[1]), (-160.0, 160.0), (-230.0, 230.0))
-        axes = [np.arange(low + SPACING_MM / 2, high, SPACING_MM, dtype=np.float32) for low, high in sides_mm]
+        depth_mm, width_mm = (-_HALF_DEPTH_MM, _HALF_DEPTH_MM), (-_HALF_WIDTH_MM, _HALF_WIDTH_MM)
+        axes = [
+            np.arange(low + SPACING_MM / 2, high, SPACING_MM, dtype=np.float32)
+            for low, high in (z_mm, depth_mm, width_mm)
+        ]
         self.axes = axes
         self.shape = (len(axes[0]), len(axes[1]), len(axes[2]))
         self.labels: npt.NDArray[np.uint8] = np.zeros(self.shape, dtype=np.uint8)

@@ -1,7 +1,7 @@
 """Makes the simulated cohort: a folder a patient, and the CSV that training and evaluation read.
 
-Each patient follows from the seed and its number alone, so a patient of the cohort is the same whoever makes it, in
-whatever order. A patient that is there already is not made again.
+A patient follows from the seed, its number and its centre, whoever makes it and in whatever order. A patient that is
+there already is not made again.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from rich.progress import track
 
 from petseg_runtime.errors import UsageError
@@ -26,6 +27,9 @@ from petseg_train.simulation.dicom_series import write_dicom_series
 from petseg_train.simulation.patient import record, simulate_patient
 from petseg_train.simulation.truth import paper_truth
 
+# Raised with each change of anatomy, physics or truth, so that no cohort is made half by one and half by another.
+VERSION = 1
+
 
 def simulate_cohort(output: Path, patients: int, seed: int, jobs: int | None = None, dicom: bool = False) -> Path:
     """Make the cohort, or what is missing of it; returns its CSV.
@@ -35,18 +39,14 @@ def simulate_cohort(output: Path, patients: int, seed: int, jobs: int | None = N
 
     Raises
     ------
-    UsageError : if `output` cannot be written, or holds a cohort of another size or seed.
+    UsageError : if `output` cannot be written, or holds another cohort, or a worker was killed.
     """
+    plan = cohort_plan(patients)
     prepare_folder(output)
-    _claim(output, {"patients": patients, "seed": seed})
-    plan = list(_named(cohort_plan(patients)))
-    todo = [
-        (index, name, centre, scanner)
-        for index, (name, centre, scanner) in enumerate(plan)
-        if not (output / name / "patient.json").exists() or (dicom and not (output / name / "dicom").exists())
-    ]
-    # Spawned: forked workers of a process that runs threads may hang.
-    with ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    _claim(output, {"patients": patients, "seed": seed, "dicom": dicom, "version": VERSION})
+    named = list(_named(plan))
+    todo = [(index, *of) for index, of in enumerate(named) if not (output / of[0]).exists()]
+    with _single_threaded_children(), ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn")) as pool:
         made = [
             pool.submit(make_patient, output / name, index, centre, scanner, seed, dicom)
             for index, name, centre, scanner in todo
@@ -54,14 +54,34 @@ def simulate_cohort(output: Path, patients: int, seed: int, jobs: int | None = N
         try:
             for future in track(as_completed(made), "Simulating", total=len(made), transient=True):
                 future.result()
+        except BrokenProcessPool as error:
+            raise UsageError(
+                "A simulating process was killed, for want of memory perhaps. Run the command again with fewer --jobs; "
+                "what is finished stays."
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    rows = [json.loads((output / name / "patient.json").read_text()) for name, _, _ in plan]
+    rows = [json.loads((output / name / "patient.json").read_text()) for name, _, _ in named]
     csv = output / "cohort.csv"
     with whole_file(csv) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
     return csv
+
+
+@contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    """Processes started meanwhile use one thread each: there are as many of them as processors."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _named(plan: list[tuple[Centre, Scanner]]) -> Iterator[tuple[str, Centre, Scanner]]:
@@ -72,32 +92,27 @@ def _named(plan: list[tuple[Centre, Scanner]]) -> Iterator[tuple[str, Centre, Sc
 
 
 def make_patient(folder: Path, index: int, centre: Centre, scanner: Scanner, seed: int, dicom: bool) -> None:
-    """Make patient `index` of the cohort in its folder."""
+    """Make patient `index` of the cohort; its folder appears when it is whole."""
     rng = np.random.default_rng([seed, index])
     patient = simulate_patient(centre, scanner, rng)
     truth = paper_truth(patient, rng)
-    prepare_folder(folder)
-    geometry = patient.volume.geometry
-    for name, array in (
-        ("PET", patient.volume.array),
-        ("mask", truth.mask),
-        ("exact", patient.tumour),
-        ("bladder", patient.bladder),
-    ):
-        write_image(array, geometry, folder / f"{name}.nii.gz")
+    partial = folder.with_name(f".{folder.name}-{os.getpid()}")
+    prepare_folder(partial)
+    masks = {"mask": truth.mask, "exact": patient.tumour, "bladder": patient.bladder}
+    with whole_file(partial / "PET.nii.gz") as temporary:
+        write_image(patient.volume.array, patient.volume.geometry, temporary)
+    for name, mask in masks.items():
+        with whole_file(partial / f"{name}.nii.gz") as temporary:
+            write_image(mask, patient.volume.geometry, temporary)
     if dicom:
-        write_dicom_series(patient, folder / "dicom", seed, index)
+        write_dicom_series(patient, partial / "dicom", seed, index)
     name = folder.name
-    row: dict[str, object] = {
-        "case": name,
-        "centre": patient.centre,
-        "image": f"{name}/PET.nii.gz",
-        "mask": f"{name}/mask.nii.gz",
-    }
-    row |= {key: f"{name}/{key}.nii.gz" for key in ("exact", "bladder")} | record(patient)
-    row |= {"truth": truth.method, "truth_dsc_with_exact": round(truth.dsc_with_exact, 4)}
+    row: dict[str, object] = {"case": name, "centre": patient.centre, "image": f"{name}/PET.nii.gz"}
+    row |= {key: f"{name}/{key}.nii.gz" for key in ("mask", "exact", "bladder")} | record(patient)
+    row |= {"truth": truth.method, "flab_dsc": round(truth.flab_dsc, 4)}
     row |= {f"noise_{organ}": round(value, 3) for organ, value in patient.noise.items()}
-    write_json(row, folder / "patient.json")  # last: it says that the patient is whole
+    write_json(row, partial / "patient.json")
+    partial.rename(folder)
 
 
 def _claim(output: Path, settings: dict[str, int]) -> None:
@@ -105,7 +120,10 @@ def _claim(output: Path, settings: dict[str, int]) -> None:
     file = output / "simulation.json"
     if not file.exists():
         write_json(settings, file)
-    elif json.loads(file.read_text()) != settings:
-        raise UsageError(
-            f"{output.name} holds a simulated cohort of other patients or another seed. Choose another folder."
-        )
+        return
+    try:
+        same = json.loads(file.read_text()) == settings
+    except ValueError:
+        same = False
+    if not same:
+        raise UsageError(f"{output.name} holds a cohort simulated with other settings. Choose another folder.")

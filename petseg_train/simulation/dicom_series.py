@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,11 +19,9 @@ _LARGEST = 32767
 def write_dicom_series(patient: Patient, folder: Path, seed: int, index: int) -> None:
     """Write one file a slice: Bq/ml with a slope a slice, decay-corrected to the start of the series.
 
-    `seed` and `index` make the UIDs, so the same patient has the same ones. The folder appears when it is whole.
+    `seed` and `index` make the UIDs, so the same patient has the same ones.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    prepare_folder(partial)
+    prepare_folder(folder)
     shared = _shared_attributes(patient, seed, index)
     geometry = patient.volume.geometry
     for number, plane in enumerate(patient.volume.array * np.float32(patient.protocol.becquerel_per_ml), start=1):
@@ -48,9 +45,7 @@ def write_dicom_series(patient: Patient, folder: Path, seed: int, index: int) ->
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        dataset.save_as(partial / f"PT{number:04d}.dcm", enforce_file_format=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+        dataset.save_as(folder / f"PT{number:04d}.dcm", enforce_file_format=True)
 
 
 def _shared_attributes(patient: Patient, seed: int, index: int) -> Dataset:

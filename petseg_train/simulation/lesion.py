@@ -26,7 +26,7 @@ _STAGES = (("IB1", 10), ("IB2", 22), ("IIA", 30), ("IIB", 70), ("IIIB", 88), ("I
 
 @dataclass(frozen=True)
 class Lesion:
-    """What was drawn for a patient's tumour and bladder; volumes in ml, uptake in SUV."""
+    """What was painted for a patient's tumour and bladder; volumes in ml, uptake in SUV (the bladder's in the mean)."""
 
     volume_ml: float
     stage: str
@@ -90,7 +90,7 @@ def _paint_tumour(canvas: Canvas, tumour: np.ndarray, suv_max: float, rng: np.ra
     contrast = rng.uniform(0.1, 0.3)
     values = 1 + contrast * texture[tumour]
     canvas.labels[tumour] = Label.TUMOUR
-    canvas.uptake[tumour] = suv_max * np.clip(values / np.percentile(values, 99), 0.25, 1.1)
+    canvas.uptake[tumour] = suv_max * np.maximum(values / values.max(), 0.25)
     necrosis = np.zeros_like(tumour)
     if tumour.sum() * _VOXEL_ML > 25 and rng.random() < 0.35:
         box = _box(tumour, 2)

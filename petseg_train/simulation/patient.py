@@ -70,8 +70,8 @@ def simulate_patient(centre: Centre, scanner: Scanner, rng: np.random.Generator)
     z_mm = _slice_positions(scanner, rng)
     canvas = Canvas((float(z_mm[0]) - 15, float(z_mm[-1]) + 15), rng)
     paint_anatomy(canvas, habitus, rng)
-    lesion = paint_lesion(canvas, centre.bladder_suv, rng)
     vary(canvas, rng)
+    lesion = paint_lesion(canvas, centre.bladder_suv, rng)
     image = acquire(canvas, Scan(scanner, protocol.bed_s, protocol.becquerel_per_ml, z_mm), rng)
     tumour, bladder = canvas.labels == Label.TUMOUR, canvas.labels == Label.BLADDER
     hot = (canvas.uptake > _HOT * canvas.uptake[tumour].mean()) & ~tumour & (canvas.labels != Label.NECROSIS)
@@ -80,11 +80,11 @@ def simulate_patient(centre: Centre, scanner: Scanner, rng: np.random.Generator)
         protocol=protocol,
         lesion=lesion,
         volume=Volume(_as_stored(image), _geometry(scanner, z_mm), Unit.SUVBW),
-        tumour=_on_grid(canvas, tumour, scanner, z_mm),
-        bladder=_on_grid(canvas, bladder, scanner, z_mm),
-        other_uptake=_on_grid(canvas, bladder | hot, scanner, z_mm),
+        tumour=on_grid(canvas, tumour, scanner, z_mm),
+        bladder=on_grid(canvas, bladder, scanner, z_mm),
+        other_uptake=on_grid(canvas, bladder | hot, scanner, z_mm),
         noise={
-            organ.name.lower(): _noise(image[_on_grid(canvas, canvas.labels == organ, scanner, z_mm, 0.99) > 0])
+            organ.name.lower(): _noise(image[on_grid(canvas, canvas.labels == organ, scanner, z_mm, 0.99) > 0])
             for organ in (Label.MUSCLE, Label.LIVER)
         },
     )
@@ -130,16 +130,19 @@ def _noise(values: FloatArray) -> float:
     return float(values.std() / values.mean()) if len(values) >= 100 else float("nan")
 
 
-def _on_grid(
+def on_grid(
     canvas: Canvas, mask: npt.NDArray[np.bool_], scanner: Scanner, z_mm: FloatArray, share: float = 0.5
 ) -> MaskArray:
     """Voxels of the scan that `mask` fills by `share` or more."""
     in_plane, between = scanner.voxel_mm
-    filled = uniform_filter(
-        mask.astype(np.float32), [max(1, round(s / SPACING_MM)) for s in (between, in_plane, in_plane)]
-    )
+    sides = [max(1, round(side / SPACING_MM)) for side in (between, in_plane, in_plane)]
+    filled = uniform_filter(mask.astype(np.float32), sides)
     plane = first_pixel_mm(scanner) + in_plane * np.arange(scanner.matrix)
-    places = [(axis - origin[0]) / SPACING_MM for axis, origin in zip((z_mm, plane, plane), canvas.axes)]
+    # The mean over an even number of the canvas's voxels lies half a voxel before the one that it is stored at.
+    places = [
+        (axis - origin[0]) / SPACING_MM + (0.5 if side % 2 == 0 else 0.0)
+        for axis, origin, side in zip((z_mm, plane, plane), canvas.axes, sides)
+    ]
     grid = np.meshgrid(*places, indexing="ij", sparse=False)
     return (map_coordinates(filled, grid, order=1, cval=0.0) >= share).astype(np.uint8)
 

@@ -21,11 +21,17 @@ _SATISFACTORY, _ACCEPTABLE = 0.75, 0.5
 
 @dataclass(frozen=True)
 class Truth:
-    """The mask `(z, y, x)`, how it came about ("flab", "flab, 3 classes", "edited"), and its DSC with the exact one."""
+    """The mask `(z, y, x)`, and how it came about.
+
+    Attributes
+    ----------
+    method : "flab", "flab, 3 classes" (the expert ran it again) or "edited" (by hand: the exact mask).
+    flab_dsc : DSC with the exact mask of FLAB's first run, before any review; nan where FLAB refused the VOI.
+    """
 
     mask: MaskArray
     method: str
-    dsc_with_exact: float
+    flab_dsc: float
 
 
 def expert_voi(patient: Patient, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
@@ -41,19 +47,20 @@ def expert_voi(patient: Patient, rng: np.random.Generator) -> npt.NDArray[np.boo
 def paper_truth(patient: Patient, rng: np.random.Generator) -> Truth:
     """FLAB in the expert's VOI; run again with three classes, and at last edited, where it does not satisfy."""
     voi, exact = expert_voi(patient, rng), patient.tumour > 0
-    candidates = []
-    for classes, name in ((2, "flab"), (3, "flab, 3 classes")):
+    first, found = float("nan"), []
+    for classes, method in ((2, "flab"), (3, "flab, 3 classes")):
         try:
             mask = _largest_part(flab(patient.volume.array, voi, rng, classes))
         except InputError:  # a VOI of a few voxels
             continue
-        candidates.append(Truth(mask.astype(np.uint8), name, dice(mask, exact)))
-        if candidates[-1].dsc_with_exact >= _SATISFACTORY:
+        found.append((dice(mask, exact), method, mask))
+        first = found[0][0] if classes == 2 else first
+        if found[-1][0] >= _SATISFACTORY:
             break
-    best = max(candidates, key=lambda truth: truth.dsc_with_exact, default=None)
-    if best is None or best.dsc_with_exact < _ACCEPTABLE:
-        return Truth(patient.tumour, "edited", 1.0)
-    return best
+    dsc, method, mask = max(found, key=lambda run: run[0], default=(0.0, "", exact))
+    if dsc < _ACCEPTABLE:
+        return Truth(patient.tumour, "edited", first)
+    return Truth(mask.astype(np.uint8), method, first)
 
 
 def _largest_part(mask: MaskArray) -> npt.NDArray[np.bool_]:

@@ -162,6 +162,15 @@ def test_the_command_writes_the_mask_on_the_scans_grid(files: Path) -> None:
     assert f"{volume_ml:.1f} ml" in done.stdout
 
 
+def test_a_threshold_in_suv_takes_the_users_word_for_the_unit(files: Path) -> None:
+    assert make_mask(files / "pet.nii.gz", files / "m.nii.gz", "suv2.5", None, [], 1, "suvbw") > 0
+
+
+def test_a_mask_needs_an_images_suffix(files: Path) -> None:
+    with pytest.raises(UsageError, match=r"m.txt is no image file. End its name in .nii"):
+        make_mask(files / "pet.nii.gz", files / "m.txt", "t40", None, [], 1)
+
+
 @pytest.mark.parametrize(
     ("method", "voi", "masks", "error", "message"),
     [
@@ -170,6 +179,7 @@ def test_the_command_writes_the_mask_on_the_scans_grid(files: Path) -> None:
         ("flab", "elsewhere.nii.gz", [], InputError, "The VOI has a grid .* does not lie on"),
         ("staple", None, ["voi.nii.gz"], InputError, "two masks or more"),
         ("suv2.5", None, [], InputError, "needs a scan in SUVbw"),
+        ("staple", "voi.nii.gz", ["voi.nii.gz", "voi.nii.gz"], UsageError, "takes no --voi"),
     ],
 )
 def test_what_a_method_lacks_is_said(

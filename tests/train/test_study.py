@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ import pandas as pd
 import pytest
 from scipy.stats import wilcoxon
 
-from petseg_runtime.errors import InputError
+from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.images import write_image
-from petseg_train.cohort import check_study_cohort, load_training_cases, read_cohort
-from petseg_train.config import PREPROCESSING
+from petseg_runtime.volume import Geometry, Volume
+from petseg_train.cohort import check_study_cohort, cohort_digest, load_training_cases, read_cohort
+from petseg_train.config import PREPROCESSING, load_config
+from petseg_train.cross_validation import cross_validate
 from petseg_train.evaluation import evaluate, summarise
+from petseg_train.figures import box_plots, projections
 from petseg_train.report import PAPER, write_report
 from petseg_train.statistics import (
     by_decile,
@@ -122,6 +126,40 @@ def test_the_report_holds_every_number_beside_the_papers() -> None:
         assert f"| (paper) | {' | '.join(row.split('|'))} |" in text
     assert "Brest-5 (30 %)" in text
     assert "![scores.png](scores.png)" in text
+
+
+def test_a_study_in_pieces_has_a_report_that_says_which_folds_are_missing(tmp_path: Path) -> None:
+    results = paper_like_results()
+    half = results[(results["model"] != "standard_unet") | results["centre"].isin(["Brest", "Nantes"])]
+    text = write_report(half, summarise(half), None, {}, [])
+    assert "(2 of 5 folds)" in text
+    box_plots(half, tmp_path / "scores.png")
+    assert set(paired_tests(half, "residual_scse_unet", "standard_unet")["centre"]) == {"Brest", "Nantes"}
+    one = results[results["model"] != "standard_unet"]
+    assert paired_tests(one, "residual_scse_unet", "standard_unet").empty
+    assert "Proposed against standard" not in write_report(one, summarise(one), None, {}, [])
+
+
+def test_pictures_are_upright_and_any_field_of_view_will_do(tmp_path: Path) -> None:
+    """The same scan, stored feet first and facing the other way, gives the same picture; so does a scan of 60 mm."""
+    array = np.random.default_rng(0).random((20, 12, 15)).astype(np.float32)
+    mask = (array > 0.9).astype(np.uint8)
+    axial = Volume(array, Geometry(array.shape, (4.0, 4.0, 4.0)))
+    flip = ((0.0, 0.0, -1.0), (0.0, -1.0, 0.0), (-1.0, 0.0, 0.0))
+    turned = Volume(array[::-1, ::-1, ::-1].copy(), Geometry(array.shape, (4.0, 4.0, 4.0), direction_lps=flip))
+    projections([("one", axial, mask)], tmp_path / "axial.png")
+    projections([("one", turned, mask[::-1, ::-1, ::-1].copy())], tmp_path / "turned.png")
+    assert (tmp_path / "axial.png").read_bytes() == (tmp_path / "turned.png").read_bytes()
+
+
+def test_scores_of_other_patients_are_not_taken_for_these(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    cases = read_cohort(cohort_csv)
+    config = load_config(str(tiny_config))
+    (tmp_path / "splits.json").write_text("{}")
+    with pytest.raises(UsageError, match="other settings or other cases"):
+        cross_validate(cases, config, ["residual_scse_unet"], tmp_path)
+    changed = [replace(case, mask=cases[0].mask) for case in cases]
+    assert cohort_digest(cases) == cohort_digest(read_cohort(cohort_csv)) != cohort_digest(changed)
 
 
 def test_the_summary_is_the_mean_over_the_centres_means() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -78,6 +79,13 @@ def test_a_finished_run_is_not_trained_again(trained: Path, cohort_csv: Path, ti
 def test_a_run_folder_of_other_settings_is_refused(trained: Path, cohort_csv: Path, tiny_config: Path) -> None:
     with pytest.raises(UsageError, match="other settings"):
         fit(read_cohort(cohort_csv), load_config(str(tiny_config), epochs=9), trained.parent)
+
+
+def test_two_processes_do_not_train_in_one_folder(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="Another process is training"):
+            fit(read_cohort(cohort_csv), load_config(str(tiny_config)), tmp_path)
 
 
 def test_too_few_cases_are_refused(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
