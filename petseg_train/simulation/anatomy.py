@@ -41,13 +41,13 @@ class Habitus:
         )
 
 
-def paint_anatomy(canvas: Canvas, habitus: Habitus, rng: np.random.Generator) -> None:
+def paint_anatomy(canvas: Canvas, habitus: Habitus, urine_suv: float, rng: np.random.Generator) -> None:
     """Paint all but the bladder and the tumour."""
     _body(canvas, habitus, rng)
     _skeleton(canvas, habitus.size, rng)
     _digestive_tract(canvas, habitus.size, rng)
     _vessels_and_nodes(canvas, habitus.size, rng)
-    _upper_organs(canvas, habitus.size, rng)
+    _upper_organs(canvas, habitus.size, urine_suv, rng)
     _reproductive_organs(canvas, rng)
 
 
@@ -176,14 +176,13 @@ def _vessels_and_nodes(canvas: Canvas, size: float, rng: np.random.Generator) ->
             canvas.ball(centre, radius, Label.NODE, rng.lognormal(np.log(5), 0.5))
 
 
-def _upper_organs(canvas: Canvas, size: float, rng: np.random.Generator) -> None:
+def _upper_organs(canvas: Canvas, size: float, urine: float, rng: np.random.Generator) -> None:
     """Lower liver and spleen, kidneys, and ureters with their hot stretches."""
     liver = rng.uniform(1.8, 2.9)
     middle = (-62 * size, -12.0, 292 * size)
     canvas.paint(ellipsoid(middle, (84 * size, 76 * size, 92 * size), roll_deg=18), middle, 100, Label.LIVER, liver)
     middle = (88 * size, 28.0, 290 * size)
     canvas.paint(ellipsoid(middle, (28 * size, 40 * size, 55 * size)), middle, 60, Label.SPLEEN, 0.8 * liver)
-    urine = rng.lognormal(np.log(14), 0.6)
     for side in SIDES:
         z = (212 + (8 if side > 0 else -4) + rng.normal(0, 8)) * size
         centre: Point = (side * 62 * size, 34.0, z)

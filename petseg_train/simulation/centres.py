@@ -62,15 +62,15 @@ class Centre:
     ----------
     patients : patients on each scanner.
     bed_s, dose_mbq : time for a bed position, injected activity.
-    bladder_suv : median of the bladder's uptake. Not in the paper; it stands for the centre's habit of voiding and
-        hydration, which T40's results (Table 2) tell apart.
+    urine_suv : median of the uptake of urine. Not in the paper; it stands for the centre's habit of hydration and
+        voiding, which T40's results (Table 2) tell apart.
     """
 
     name: str
     patients: tuple[tuple[Scanner, int], ...]
     bed_s: tuple[float, float]
     dose_mbq: tuple[float, float]
-    bladder_suv: float
+    urine_suv: float
 
 
 _MM_PER_PS = 0.149896  # half the speed of light: a coincidence's time difference moves it by half its path
@@ -97,11 +97,11 @@ GEMINI_TF = Scanner(
 )  # fmt: skip
 
 CENTRES = (
-    Centre("Brest", ((BIOGRAPH, 69),), (120, 17), (253, 80), 16.0),
-    Centre("Nantes", ((BIOGRAPH, 18), (DISCOVERY_STE, 5)), (202, 32), (210, 56), 8.0),
-    Centre("Montreal", ((DISCOVERY_710, 7), (DISCOVERY_ST, 19)), (212, 30), (398, 81), 14.0),
-    Centre("Barcelona", ((GEMINI_TF, 24),), (109, 21), (228, 50), 22.0),
-    Centre("Liege", ((GEMINI_TF, 90),), (73, 16), (260, 32), 26.0),
+    Centre("Brest", ((BIOGRAPH, 69),), (120, 17), (253, 80), 6.0),
+    Centre("Nantes", ((BIOGRAPH, 18), (DISCOVERY_STE, 5)), (202, 32), (210, 56), 3.5),
+    Centre("Montreal", ((DISCOVERY_710, 7), (DISCOVERY_ST, 19)), (212, 30), (398, 81), 5.5),
+    Centre("Barcelona", ((GEMINI_TF, 24),), (109, 21), (228, 50), 8.0),
+    Centre("Liege", ((GEMINI_TF, 90),), (73, 16), (260, 32), 9.0),
 )
 
 _AT_LEAST = 2  # patients of a centre: one alone has no spread

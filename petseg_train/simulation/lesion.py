@@ -41,22 +41,26 @@ class Lesion:
         return self.bladder_gap_mm <= _TOUCHING_MM
 
 
-def paint_lesion(canvas: Canvas, bladder_suv: float, rng: np.random.Generator) -> Lesion:
-    """Grow the tumour from the cervix and lay the bladder before it; `bladder_suv` is the centre's median."""
+def draw_urine(median_suv: float, rng: np.random.Generator) -> float:
+    """Uptake of a patient's urine, in the bladder's range; the median is the centre's."""
+    return float(np.clip(rng.lognormal(np.log(median_suv), 0.7), *_BLADDER_SUV))
+
+
+def paint_lesion(canvas: Canvas, urine_suv: float, rng: np.random.Generator) -> Lesion:
+    """Grow the tumour from the cervix, and lay the bladder before it."""
     median = _MEAN_ML / np.exp(_SPREAD**2 / 2)
     volume = float(np.clip(rng.lognormal(np.log(median), _SPREAD), *_VOLUME_ML))
-    suv_max = float(np.clip(rng.lognormal(np.log(10), 0.45), *_TUMOUR_SUV))
+    suv_max = float(np.clip(rng.lognormal(np.log(11), 0.45), *_TUMOUR_SUV))
     tumour = _grow(canvas, volume, rng)
     necrosis = _paint_tumour(canvas, tumour, suv_max, rng)
-    urine = float(np.clip(rng.lognormal(np.log(bladder_suv), 0.7), *_BLADDER_SUV))
-    bladder = _paint_bladder(canvas, tumour, urine, rng)
+    bladder = _paint_bladder(canvas, tumour, urine_suv, rng)
     return Lesion(
         volume_ml=float(tumour.sum()) * _VOXEL_ML,
         stage=_stage(volume, median, rng),
         suv_max=suv_max,
         necrosis_ml=float(necrosis.sum()) * _VOXEL_ML,
         bladder_ml=float(bladder.sum()) * _VOXEL_ML,
-        bladder_suv=urine,
+        bladder_suv=urine_suv,
         bladder_gap_mm=_gap_mm(tumour, bladder),
     )
 
@@ -104,7 +108,7 @@ def _paint_tumour(canvas: Canvas, tumour: np.ndarray, suv_max: float, rng: np.ra
 
 def _paint_bladder(canvas: Canvas, tumour: np.ndarray, urine_suv: float, rng: np.random.Generator) -> np.ndarray:
     """An ellipsoid of urine before the tumour, moulded round it where they meet, less a wall of 1.5-3 mm."""
-    volume = float(np.clip(rng.lognormal(np.log(170), 0.6), *_BLADDER_ML))
+    volume = float(np.clip(rng.lognormal(np.log(140), 0.6), *_BLADDER_ML))
     gap = rng.uniform(-9, -1) if rng.random() < _TOUCHING_SHARE else rng.uniform(3, 18)
     y_tumour = np.flatnonzero(tumour.any(axis=(0, 2)))
     front = float(canvas.axes[1][y_tumour[0]]) - gap

@@ -13,7 +13,7 @@ from petseg_train.simulation.acquisition import Scan, acquire, first_pixel_mm
 from petseg_train.simulation.anatomy import Habitus, paint_anatomy, vary
 from petseg_train.simulation.canvas import SPACING_MM, Canvas, Label
 from petseg_train.simulation.centres import Centre, Scanner
-from petseg_train.simulation.lesion import Lesion, paint_lesion
+from petseg_train.simulation.lesion import Lesion, draw_urine, paint_lesion
 
 F18_HALF_LIFE_S = 6586.2
 _SLICES = (77, 192)  # of the paper's scans
@@ -69,9 +69,10 @@ def simulate_patient(centre: Centre, scanner: Scanner, rng: np.random.Generator)
     )
     z_mm = _slice_positions(scanner, rng)
     canvas = Canvas((float(z_mm[0]) - 15, float(z_mm[-1]) + 15), rng)
-    paint_anatomy(canvas, habitus, rng)
+    urine_suv = draw_urine(centre.urine_suv, rng)
+    paint_anatomy(canvas, habitus, urine_suv, rng)
     vary(canvas, rng)
-    lesion = paint_lesion(canvas, centre.bladder_suv, rng)
+    lesion = paint_lesion(canvas, urine_suv, rng)
     image = acquire(canvas, Scan(scanner, protocol.bed_s, protocol.becquerel_per_ml, z_mm), rng)
     tumour, bladder = canvas.labels == Label.TUMOUR, canvas.labels == Label.BLADDER
     hot = (canvas.uptake > _HOT * canvas.uptake[tumour].mean()) & ~tumour & (canvas.labels != Label.NECROSIS)
