@@ -134,12 +134,15 @@ def simulate(
     dicom: Annotated[bool, typer.Option("--dicom", help="write each scan as a DICOM series as well")] = False,
 ) -> None:
     """Simulate the five-centre cohort of cervical tumours, with its truth."""
+    from petseg_train.cohort import read_cohort
+    from petseg_train.figures import cohort_figure
     from petseg_train.simulation.calibration import calibration
     from petseg_train.simulation.cohort import simulate_cohort
 
     csv = simulate_cohort(output, patients, seed, jobs, dicom)
+    cohort_figure(read_cohort(csv), output / "cohort.png")
     _print_table(calibration(csv))
-    print(f"wrote {csv}")
+    print(f"wrote {csv} and {output / 'cohort.png'}")
 
 
 class Method(StrEnum):
@@ -242,7 +245,7 @@ def _print_summary(summary: pd.DataFrame) -> None:
 
 
 def _print_table(table: pd.DataFrame) -> None:
-    shown = Table()
+    shown = Table(box=None, padding=(0, 1, 0, 0))
     for column in table.columns:
         shown.add_column(str(column), justify="left" if column == table.columns[0] else "right", no_wrap=True)
     for row in table.itertuples(index=False):

@@ -90,6 +90,14 @@ def slice_figure(cases: Sequence[tuple[str, Case, Path]], path: Path) -> None:
     _save(figure, path)
 
 
+def cohort_figure(cases: Sequence[Case], path: Path) -> None:
+    """Projections of one patient of each centre and, where the cohort has the column, scanner."""
+    firsts: dict[str, Case] = {}
+    for case in cases:
+        firsts.setdefault(f"{case.centre}\n{case.extra.get('scanner', '')}", case)
+    projections([(title, *case.read()) for title, case in firsts.items()], path)
+
+
 def projections(cases: Sequence[tuple[str, Volume, MaskArray]], path: Path) -> None:
     """Coronal maximum-intensity projections with the tumour's outline, one scan a column.
 

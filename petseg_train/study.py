@@ -11,7 +11,7 @@ from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_train.cohort import Case, read_cohort
 from petseg_train.config import TrainingConfig
 from petseg_train.cross_validation import cross_validate, read_results, run_folder
-from petseg_train.figures import MODELS, box_plots, decile_plots, projections, slice_figure
+from petseg_train.figures import MODELS, box_plots, cohort_figure, decile_plots, slice_figure
 from petseg_train.report import PROPOSED, write_report
 from petseg_train.simulation.calibration import calibration
 from petseg_train.simulation.cohort import VERSION, simulate_cohort
@@ -82,7 +82,7 @@ def _figures(cases: Sequence[Case], results: pd.DataFrame, output: Path, work: P
         deciles = {"tumour volume": by_decile(proposed, "truth_ml"), "contrast": by_decile(proposed, "contrast")}
         decile_plots(deciles, output / "deciles.png")
         _draw_slices(cases, proposed, output, work)
-    _draw_cohort(cases, output)
+    cohort_figure(cases, output / "cohort.png")
     names = ("cohort.png", "scores.png", "deciles.png", "typical.png", "lowest.png")
     return [name for name in names if (output / name).exists()]
 
@@ -100,11 +100,3 @@ def _draw_slices(cases: Sequence[Case], results: pd.DataFrame, output: Path, wor
                 shown.append((f"{centre}\n({scores})", by_name[row["case"]], mask))
         if len(shown) == results["centre"].nunique():
             slice_figure(shown, output / file)
-
-
-def _draw_cohort(cases: Sequence[Case], output: Path) -> None:
-    """One patient a scanner, or a centre where the cohort does not say."""
-    firsts: dict[str, Case] = {}
-    for case in cases:
-        firsts.setdefault(f"{case.centre}\n{case.extra.get('scanner', '')}", case)
-    projections([(title, *case.read()) for title, case in firsts.items()], output / "cohort.png")

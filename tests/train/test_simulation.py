@@ -16,6 +16,7 @@ from petseg_runtime import read_volume
 from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import read_mask
 from petseg_runtime.volume import Unit
+from petseg_train.cli import simulate as simulate_command
 from petseg_train.cohort import read_cohort
 from petseg_train.metrics import dice
 from petseg_train.simulation import cohort as cohort_module
@@ -218,7 +219,9 @@ def test_the_dicom_series_holds_the_same_scan_in_suv(folder: Path) -> None:
     np.testing.assert_allclose(series.array, image.array, rtol=2e-3, atol=2e-3)
 
 
-def test_a_finished_cohort_is_not_made_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_cohort_is_not_made_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     row = json.loads((folder / "patient.json").read_text())
     monkeypatch.setattr(cohort_module, "_named", lambda plan: [("montreal-001", *plan[0])])
     (tmp_path / "montreal-001").mkdir()
@@ -227,6 +230,9 @@ def test_a_finished_cohort_is_not_made_again(folder: Path, tmp_path: Path, monke
     csv = simulate_cohort(tmp_path, 10, seed=5)
     assert pd.read_csv(csv)["volume_ml"].tolist() == [row["volume_ml"]]
     assert [case.centre for case in read_cohort(csv)] == ["Montreal"]
+    simulate_command(tmp_path, patients=10, seed=5)
+    assert "Montreal" in capsys.readouterr().out
+    assert (tmp_path / "cohort.png").stat().st_size > 5000
     with pytest.raises(UsageError, match="simulated with other settings"):
         simulate_cohort(tmp_path, 10, seed=6)
     (tmp_path / "simulation.json").write_text("{")
