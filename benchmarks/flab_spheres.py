@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from rich.progress import track
 
 from petseg_runtime.volume import FloatArray
 from petseg_train.ground_truth.flab import flab
+from petseg_train.report import markdown_table
 from petseg_train.simulation.acquisition import Scan, acquire, first_pixel_mm
 from petseg_train.simulation.canvas import SPACING_MM, Canvas, Label, Point, ellipsoid
 from petseg_train.simulation.centres import BIOGRAPH, GEMINI_TF, Scanner
@@ -92,7 +94,6 @@ def _distance(z_mm: FloatArray, plane: npt.NDArray[np.float64], centre: Point) -
 
 def _page(rows: list[list[str]], scans: int) -> str:
     columns = ["scanner", "contrast", "noise", *(f"{diameter} mm" for diameter in DIAMETERS_MM)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
     return f"""# FLAB on spheres
 
 Error of the volume in %, mean ± standard deviation of {scans} scans. Published: 5-15 % for 13-37 mm at 4:1 and 8:1,
@@ -102,7 +103,7 @@ with a variation below 4 % (Hatt et al., IEEE TMI 2009). Written by `python benc
 wider in radius. "published" is a scanner as FLAB was published on: neither time of flight nor resolution modelling, and
 a filter of 5 mm. The other two are those of the simulated cohort.
 
-{table}
+{markdown_table(pd.DataFrame(rows, columns=columns))}
 """
 
 

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from petseg_runtime.errors import InputError, MemoryBudgetError
 from petseg_runtime.manifest import PreprocessingSpec
-from petseg_runtime.volume import Box, FloatArray, Geometry, MaskArray, Shape, Triple, Volume
+from petseg_runtime.volume import Box, FloatArray, Geometry, MaskArray, Shape, Triple, Volume, bounding_box
 
 # The body's threshold and its median define each other; this many rounds settle them on every scan seen.
 _THRESHOLD_ROUNDS = 20
@@ -131,12 +131,7 @@ def _body_box(body: npt.NDArray[np.bool_], spacing_mm: Triple, margin_mm: float)
     kept = sitk.GetArrayViewFromImage(opened) > 0
     if not kept.any():
         kept = np.ones_like(body)
-    box = []
-    for axis in range(3):
-        filled = np.flatnonzero(kept.any(axis=tuple(other for other in range(3) if other != axis)))
-        margin = int(np.ceil(margin_mm / spacing_mm[axis]))
-        box.append(slice(max(0, int(filled[0]) - margin), min(body.shape[axis], int(filled[-1]) + 1 + margin)))
-    return box[0], box[1], box[2]
+    return bounding_box(kept, [int(np.ceil(margin_mm / step)) for step in spacing_mm])
 
 
 def _resampled_shape(shape: tuple[int, ...], spacing_mm: Triple, new_spacing_mm: Triple) -> Shape:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import permutations
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -118,3 +119,17 @@ class Volume:
             raise ValueError(f"array is {self.array.dtype}, expected float32")
         if self.array.shape != self.geometry.shape:
             raise ValueError(f"array is {self.array.shape}, its geometry says {self.geometry.shape}")
+
+
+def bounding_box(mask: npt.NDArray[Any], margin: Sequence[int] = (0, 0, 0)) -> Box:
+    """The smallest box that holds all nonzero voxels of `mask` `(z, y, x)`, `margin` voxels wider where there is room.
+
+    Raises
+    ------
+    IndexError : if the mask is empty.
+    """
+    box = []
+    for axis, wider in enumerate(margin):
+        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        box.append(slice(max(0, int(filled[0]) - wider), min(mask.shape[axis], int(filled[-1]) + 1 + wider)))
+    return box[0], box[1], box[2]

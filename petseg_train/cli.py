@@ -117,11 +117,13 @@ def cross_validate(
     from petseg_train.cohort import read_cohort
     from petseg_train.config import load_config
     from petseg_train.cross_validation import cross_validate as run
+    from petseg_train.evaluation import summarise
 
     _set_threads(threads)
     names = [network.value for network in networks]
     cases = read_cohort(cohort)
-    _print_summary(run(cases, load_config(config), names, output, work, accelerator, window_invariance))
+    results = run(cases, load_config(config), names, output, work, accelerator, window_invariance)
+    _print_summary(summarise(results))
     print(f"wrote {output / 'results.csv'} and {output / 'summary.csv'}")
 
 
@@ -141,7 +143,7 @@ def simulate(
 
     csv = simulate_cohort(output, patients, seed, jobs, dicom)
     cohort_figure(read_cohort(csv), output / "cohort.png")
-    _print_table(calibration(csv))
+    _print_calibration(calibration(csv))
     print(f"wrote {csv} and {output / 'cohort.png'}")
 
 
@@ -209,6 +211,11 @@ def run_app(application: typer.Typer, program: str) -> None:
         sys.exit(error.exit_code)
 
 
+def print_table(table: Table) -> None:
+    """Print a table; into a file or a pipe 100 columns wide, where rich would squeeze it into 80."""
+    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
+
+
 def main() -> None:
     """Run petseg-train; ends with its exit code."""
     run_app(app, "petseg-train")
@@ -240,17 +247,16 @@ def _print_summary(summary: pd.DataFrame) -> None:
     for row in summary.to_dict("records"):
         scores = [_mean_and_deviation(row[f"{name}_mean"], row[f"{name}_std"]) for name in METRICS]
         table.add_row(row["model"], row["centre"], str(row["cases"]), *scores)
-    # Written to a file or a pipe, rich would squeeze it into 80 columns.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(table)
+    print_table(table)
 
 
-def _print_table(table: pd.DataFrame) -> None:
+def _print_calibration(table: pd.DataFrame) -> None:
     shown = Table(box=None, padding=(0, 1, 0, 0))
     for column in table.columns:
         shown.add_column(str(column), justify="left" if column == table.columns[0] else "right", no_wrap=True)
     for row in table.itertuples(index=False):
         shown.add_row(*map(str, row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(shown)
+    print_table(shown)
 
 
 def _mean_and_deviation(mean: float, deviation: float) -> str:

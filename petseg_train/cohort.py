@@ -11,8 +11,8 @@ import hashlib
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -51,10 +51,28 @@ class Case:
 
         Raises
         ------
-        InputError : if a file is unreadable, or the mask does not lie on the image's grid.
+        InputError : if a file is unreadable, or the mask does not lie on the image's grid; the message names the case.
         """
-        volume = read_volume(self.image)
-        return volume, read_mask_on(volume, self.mask, f"Case {self.name}: the mask")
+        with self._named():
+            volume = read_volume(self.image)
+            return volume, read_mask_on(volume, self.mask, "the mask")
+
+    def read_further(self, volume: Volume) -> dict[str, MaskArray]:
+        """The further masks by name, on the grid of the scan, which `read` gives.
+
+        Raises
+        ------
+        InputError : likewise.
+        """
+        with self._named():
+            return {name: read_mask_on(volume, path, f"the {name} mask") for name, path in self.masks.items()}
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"Case {self.name}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -155,13 +173,8 @@ def check_study_cohort(cases: Sequence[Case]) -> None:
                 "Give it to another centre or leave it out."
             )
     for case in track(cases, description="Checking the cohort", transient=True):
-        try:
-            volume, mask = case.read()
-            for name, path in case.masks.items():
-                read_mask_on(volume, path, f"the {name} mask")
-        except InputError as error:
-            named = str(error) if f"ase {case.name}" in str(error) else f"Case {case.name}: {error}"
-            raise InputError(named) from error
+        volume, mask = case.read()
+        case.read_further(volume)
         if not mask.any():
             raise InputError(
                 f"Case {case.name}: the mask {case.mask.name} is empty. Outline the tumour or leave it out."

@@ -35,7 +35,9 @@ def cross_validate(
     window_invariance: bool = True,
     cohort: str | None = None,
 ) -> pd.DataFrame:
-    """Train and test every fold; returns the summary and writes `results.csv` and `summary.csv` to `output`.
+    """Train and test every fold; returns the scores, a row a case and model, of all that are finished.
+
+    They are written to `output` as `results.csv`, and what `summarise` makes of them as `summary.csv`.
 
     `cohort` says which cases these are, so that scores of others are not taken for theirs; default the digest of their
     files. A simulated cohort is known by its seed, wherever it was made.
@@ -68,14 +70,13 @@ def cross_validate(
         scores = _run_fold(cases, centre, fold_config, work, accelerator, window_invariance, cohort)
         prepare_folder(_scores(output, fold_config.network, centre).parent)
         _write_table(scores, _scores(output, fold_config.network, centre))
-    results = read_results(output, centres)
+    results = _read_results(output, centres)
     _write_table(results, output / "results.csv")
-    summary = summarise(results)
-    _write_table(summary, output / "summary.csv")
-    return summary
+    _write_table(summarise(results), output / "summary.csv")
+    return results
 
 
-def read_results(output: Path, centres: Sequence[str]) -> pd.DataFrame:
+def _read_results(output: Path, centres: Sequence[str]) -> pd.DataFrame:
     """The scores of all finished folds, a row a case and model."""
     finished = [_scores(output, network, centre) for network in NETWORKS for centre in centres]
     tables = [pd.read_csv(path, dtype={"case": str, "centre": str}) for path in finished if path.exists()]

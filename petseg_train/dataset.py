@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from petseg_runtime.volume import FloatArray
+from petseg_runtime.volume import FloatArray, bounding_box
 from petseg_train.augmentation import (
     Augmentation,
     Shape,
@@ -129,9 +129,7 @@ def tumour_free_tissue(case: TrainingCase) -> FloatArray:
     if not case.mask.any():
         return case.image
     slabs = [np.full((1, 1, 1), case.air, dtype=np.float32)]
-    for axis in range(3):
-        filled = np.flatnonzero(case.mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        before, after = max(0, filled[0] - _BLUR_VOXELS), filled[-1] + 1 + _BLUR_VOXELS
-        slabs.append(np.take(case.image, np.arange(0, before), axis))
-        slabs.append(np.take(case.image, np.arange(after, case.image.shape[axis]), axis))
+    for axis, side in enumerate(bounding_box(case.mask, (_BLUR_VOXELS,) * 3)):
+        slabs.append(np.take(case.image, np.arange(0, side.start), axis))
+        slabs.append(np.take(case.image, np.arange(side.stop, case.image.shape[axis]), axis))
     return max(slabs, key=lambda slab: slab.size)

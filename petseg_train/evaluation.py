@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,8 @@ from petseg_runtime.io.images import write_image
 from petseg_runtime.outputs.files import prepare_folder, whole_file
 from petseg_runtime.preprocessing import body_threshold
 from petseg_runtime.segmenter import Segmenter
-from petseg_runtime.volume import MaskArray, Volume
-from petseg_train.cohort import Case, read_mask_on
+from petseg_runtime.volume import FloatArray, MaskArray, Triple, Volume
+from petseg_train.cohort import Case
 from petseg_train.comparators import ellipsoid
 from petseg_train.config import PREPROCESSING
 from petseg_train.ground_truth.thresholds import t40
@@ -47,16 +47,17 @@ def evaluate(
     rows = []
     for case in track(list(cases), description="Evaluating", transient=True):
         volume, truth = case.read()
+        reference = _reference(case, volume, truth)
         mask = segmenter.segment(volume).mask
         if masks is not None:
             with whole_file(masks / f"{case.name}.nii.gz") as temporary:
                 write_image(mask, volume.geometry, temporary)
-        row = _row(case, model, volume, mask, truth)
+        row = _row(reference, model, mask)
         if invariance_seed is not None:
             scored = window_invariance(segmenter, volume, np.random.default_rng(invariance_seed))
             row |= {"window_invariance": scored.mean, "window_invariance_lowest": scored.lowest}
         rows.append(row)
-        rows += [_row(case, method.__name__, volume, method(volume), truth) for method in (t40, ellipsoid)]
+        rows += [_row(reference, method.__name__, method(volume)) for method in (t40, ellipsoid)]
     return pd.DataFrame(rows)
 
 
@@ -76,34 +77,52 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([per_centre, average[per_centre.columns]]).reset_index()
 
 
+def body_intensities(volume: Volume) -> FloatArray:
+    """The scan's values within the body, which is where preprocessing finds it."""
+    values: FloatArray = volume.array[volume.array > body_threshold(volume.array, PREPROCESSING.body_threshold)]
+    return values
+
+
 def contrast(volume: Volume, mask: BoolArray) -> float:
-    """Mean intensity of the tumour over that of the body, which is where preprocessing finds it; nan without tumour."""
-    body = volume.array > body_threshold(volume.array, PREPROCESSING.body_threshold)
-    return float(volume.array[mask].mean() / volume.array[body].mean()) if mask.any() else float("nan")
+    """Mean intensity of the tumour over that of the body; nan without tumour."""
+    return float(volume.array[mask].mean() / body_intensities(volume).mean()) if mask.any() else float("nan")
 
 
-def _row(case: Case, model: str, volume: Volume, mask: MaskArray, truth: MaskArray) -> dict[str, Any]:
-    predicted, true = mask > 0, truth > 0
-    voxel_ml, spacing_mm = volume.geometry.voxel_volume_ml, volume.geometry.spacing_mm
-    truth_ml, predicted_ml = float(true.sum()) * voxel_ml, float(predicted.sum()) * voxel_ml
-    optional: dict[str, Any] = {"stage": case.extra["stage"]} if "stage" in case.extra else {}
-    if "bladder" in case.masks:
-        bladder = read_mask_on(volume, case.masks["bladder"], "The bladder mask") > 0
-        optional["bladder_leakage"] = leakage(predicted, bladder)
-    if "exact" in case.masks:
-        optional["dsc_exact"] = dice(predicted, read_mask_on(volume, case.masks["exact"], "The exact mask") > 0)
-    return {
-        "case": case.name,
-        "centre": case.centre,
+class _Reference(NamedTuple):
+    """What every method's mask of a case is scored against: the truth, the further masks, and the row's own columns."""
+
+    truth: BoolArray
+    further: dict[str, MaskArray]
+    spacing_mm: Triple
+    voxel_ml: float
+    columns: dict[str, Any]
+
+
+def _reference(case: Case, volume: Volume, truth: MaskArray) -> _Reference:
+    columns = {"case": case.name, "centre": case.centre, "contrast": contrast(volume, truth > 0)}
+    if "stage" in case.extra:
+        columns["stage"] = case.extra["stage"]
+    geometry = volume.geometry
+    return _Reference(truth > 0, case.read_further(volume), geometry.spacing_mm, geometry.voxel_volume_ml, columns)
+
+
+def _row(reference: _Reference, model: str, mask: MaskArray) -> dict[str, Any]:
+    predicted, true, further = mask > 0, reference.truth, reference.further
+    truth_ml, predicted_ml = (float(voxels.sum()) * reference.voxel_ml for voxels in (true, predicted))
+    row = {
+        **reference.columns,
         "model": model,
         "dsc": dice(predicted, true),
         "precision": precision(predicted, true),
         "recall": recall(predicted, true),
-        "hd95_mm": hausdorff95_mm(predicted, true, spacing_mm),
-        "surface_dice": surface_dice(predicted, true, spacing_mm, _SURFACE_TOLERANCE_MM),
-        "contrast": contrast(volume, true),
-        **optional,
+        "hd95_mm": hausdorff95_mm(predicted, true, reference.spacing_mm),
+        "surface_dice": surface_dice(predicted, true, reference.spacing_mm, _SURFACE_TOLERANCE_MM),
         "truth_ml": truth_ml,
         "predicted_ml": predicted_ml,
         "volume_error": predicted_ml / truth_ml - 1 if truth_ml else float("nan"),
     }
+    if "bladder" in further:
+        row["bladder_leakage"] = leakage(predicted, further["bladder"] > 0)
+    if "exact" in further:
+        row["dsc_exact"] = dice(predicted, further["exact"] > 0)
+    return row

@@ -12,11 +12,9 @@ from matplotlib.patches import Patch
 
 from petseg_runtime.io.images import read_mask
 from petseg_runtime.outputs.files import whole_file
-from petseg_runtime.preprocessing import body_threshold
 from petseg_runtime.volume import MaskArray, Volume
 from petseg_train.cohort import Case
-from petseg_train.config import PREPROCESSING
-from petseg_train.evaluation import METRICS
+from petseg_train.evaluation import METRICS, body_intensities
 
 LABELS = {"dsc": "DSC", "precision": "precision", "recall": "recall"}
 MODELS = {"residual_scse_unet": "proposed", "standard_unet": "standard U-Net", "t40": "T40"}
@@ -107,8 +105,7 @@ def projections(cases: Sequence[tuple[str, Volume, MaskArray]], path: Path) -> N
     for axes, (title, volume, mask) in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases):
         upright = volume.geometry.orientation.to_canonical
         dz, _, dx = volume.geometry.canonical_spacing_mm
-        threshold = body_threshold(volume.array, PREPROCESSING.body_threshold)
-        highest = 12 * float(np.median(volume.array[volume.array > threshold]))
+        highest = 12 * float(np.median(body_intensities(volume)))
         image, outline = (upright(array).max(axis=1)[::-1] for array in (volume.array, mask))
         middle, half = image.shape[1] // 2, round(_HALF_BODY_MM / dx)
         shown = slice(max(0, middle - half), middle + half)

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
+from petseg_runtime.volume import bounding_box
+
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -63,12 +65,8 @@ def leakage(predicted: BoolArray, organ: BoolArray) -> float:
 
 def _cropped(predicted: BoolArray, truth: BoolArray) -> tuple[torch.Tensor, torch.Tensor]:
     """Both masks in the box of both with a margin of one voxel, as `(1, 1, z, y, x)`."""
-    union = predicted | truth
-    box = []
-    for axis in range(3):
-        filled = np.flatnonzero(union.any(axis=tuple({0, 1, 2} - {axis})))
-        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    one, other = (torch.from_numpy(np.pad(mask[tuple(box)], 1))[None, None] for mask in (predicted, truth))
+    box = bounding_box(predicted | truth)
+    one, other = (torch.from_numpy(np.pad(mask[box], 1))[None, None] for mask in (predicted, truth))
     return one, other
 
 

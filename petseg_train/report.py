@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from petseg_train.evaluation import METRICS
+from petseg_train.evaluation import METRICS, summarise
 from petseg_train.figures import LABELS, MODELS
 from petseg_train.networks import NETWORKS
 from petseg_train.statistics import by_decile, by_stage, leaks, outliers, paired_tests, study_summary
@@ -29,7 +29,6 @@ PROPOSED, STANDARD = "residual_scse_unet", "standard_unet"
 
 def write_report(
     results: pd.DataFrame,
-    summary: pd.DataFrame,
     calibration: pd.DataFrame | None,
     about: Mapping[str, str],
     figures: Iterable[str],
@@ -38,20 +37,21 @@ def write_report(
 
     Parameters
     ----------
-    results : a row a case and model; `summary` : of `petseg_train.evaluation.summarise`.
+    results : a row a case and model.
     calibration : of the simulated cohort, None for a cohort of patients.
     about : what was run, by name.
     figures : file names of the figures that are there, beside the report.
     """
     models = [model for model in MODELS if model in set(results["model"])]
+    summary = summarise(results)
     parts = ["# The study", _about(about)]
     if calibration is not None:
-        parts += ["## The simulated cohort", _CALIBRATION, _markdown(calibration)]
+        parts += ["## The simulated cohort", _CALIBRATION, markdown_table(calibration)]
     parts += ["## Results", _RESULTS]
     parts += [f"**{LABELS[metric]}**\n\n{_scores(summary, models, metric)}" for metric in METRICS]
     parts += ["**Further measures** (all cases)", _further(results, models)]
     if {PROPOSED, STANDARD} <= set(models):
-        parts += ["## Proposed against standard", _TESTS, _markdown(_tests(results))]
+        parts += ["## Proposed against standard", _TESTS, markdown_table(_tests(results))]
     for model in (model for model in models if model in NETWORKS):
         parts += _analyses(results[results["model"] == model], model)
     parts += ["## Figures", *(f"![{name}]({name})" for name in figures)]
@@ -96,7 +96,7 @@ def _scores(summary: pd.DataFrame, models: Sequence[str], metric: str) -> str:
         rows.append({"": MODELS[model], **{name: cells.get(name, "") for name in (*centres, "average")}})
         if set(centres) == set(_PAPER_COLUMNS[:-1]):
             rows.append({"": "(paper)", **dict(zip(_PAPER_COLUMNS, PAPER[metric, model].split("|")))})
-    return _markdown(pd.DataFrame(rows))
+    return markdown_table(pd.DataFrame(rows))
 
 
 def _further(results: pd.DataFrame, models: Sequence[str]) -> str:
@@ -109,7 +109,7 @@ def _further(results: pd.DataFrame, models: Sequence[str]) -> str:
     }
     summary = study_summary(results, models)
     rows = [{"": MODELS[model], **{names[k]: v for k, v in summary[model].items() if k in names}} for model in models]
-    return _markdown(pd.DataFrame(rows).round(2))
+    return markdown_table(pd.DataFrame(rows).round(2))
 
 
 def _analyses(results: pd.DataFrame, model: str) -> list[str]:
@@ -126,13 +126,14 @@ def _analyses(results: pd.DataFrame, model: str) -> list[str]:
         )
         parts.append(f"**Bladder**: in {len(leaking)} of {len(results)} cases more than 1 % of the mask. {named}")
     for column, title in (("truth_ml", "tumour volume (ml)"), ("contrast", "tumour contrast")):
-        parts += [f"**By decile of {title}**", _markdown(by_decile(results, column).round(2))]
+        parts += [f"**By decile of {title}**", markdown_table(by_decile(results, column).round(2))]
     if "stage" in results and results["stage"].notna().any():
-        parts += ["**By FIGO stage**", _markdown(by_stage(results).round(2))]
+        parts += ["**By FIGO stage**", markdown_table(by_stage(results).round(2))]
     return parts
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table as Markdown; what is missing is left blank."""
     rows = [list(map(str, table.columns)), ["---"] * len(table.columns)]
     rows += [["" if pd.isna(value) else str(value) for value in row] for row in table.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

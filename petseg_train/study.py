@@ -10,7 +10,7 @@ import pandas as pd
 from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_train.cohort import Case, read_cohort
 from petseg_train.config import TrainingConfig
-from petseg_train.cross_validation import cross_validate, read_results, run_folder
+from petseg_train.cross_validation import cross_validate, run_folder
 from petseg_train.figures import MODELS, box_plots, cohort_figure, decile_plots, slice_figure
 from petseg_train.report import PROPOSED, write_report
 from petseg_train.simulation.calibration import calibration
@@ -42,10 +42,9 @@ def run_study(
     csv = simulate_cohort(work / "cohort", patients, seed, jobs) if cohort is None else cohort
     cases = read_cohort(csv)
     identity = f"simulated, version {VERSION}, {patients} patients, seed {seed}" if simulated else None
-    summary = cross_validate(
+    results = cross_validate(
         cases, config, networks, output, work, accelerator, window_invariance=False, cohort=identity
     )
-    results = read_results(output, list(dict.fromkeys(case.centre for case in cases)))
     models = [model for model in MODELS if model in set(results["model"])]
     write_json({"cases": len(cases), "models": study_summary(results, models)}, output / "summary.json")
     calibrated = _calibration(csv, output) if simulated else None
@@ -59,7 +58,7 @@ def run_study(
     }
     report = output / "report.md"
     with whole_file(report) as temporary:
-        temporary.write_text(write_report(results, summary, calibrated, about, figures), encoding="utf-8")
+        temporary.write_text(write_report(results, calibrated, about, figures), encoding="utf-8")
     return report
 
 

@@ -63,10 +63,10 @@ class SegmentationModule(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         self._epoch_start, self._network_s = time.perf_counter(), 0.0
 
-    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, *_: object) -> None:
         self._batch_start = time.perf_counter()
 
-    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, *_: object) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # its work goes on after the call
         self._batch_end = time.perf_counter()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from petseg_runtime.errors import UsageError
-from petseg_train.cli import run_app
+from petseg_train.cli import print_table, run_app
 
 if TYPE_CHECKING:
     from petseg_export.verify import Agreement
@@ -96,8 +96,7 @@ def _print_agreements(agreements: list[Agreement]) -> None:
             f"{agreement.tlg_difference:.1e}",
             "ok" if agreement.within_tolerance else "DRIFT",
         )
-    # Written to a file or a pipe, rich would squeeze it into 80 columns.
-    Console(highlight=False, width=None if console.is_terminal else 100).print(table)
+    print_table(table)
 
 
 def _read_record(path: Path) -> dict[str, Any]:

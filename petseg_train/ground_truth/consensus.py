@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from petseg_runtime.errors import InputError
-from petseg_runtime.volume import MaskArray
+from petseg_runtime.volume import MaskArray, bounding_box
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,10 @@ def staple(masks: Sequence[MaskArray]) -> Consensus:
     consensus = np.zeros(union.shape, dtype=np.uint8)
     if not union.any():
         return Consensus(consensus, (1.0,) * len(masks), (1.0,) * len(masks))
-    box = []
-    for axis in range(3):
-        filled = np.flatnonzero(union.any(axis=tuple({0, 1, 2} - {axis})))
-        margin = int(filled[-1] - filled[0]) + 1
-        box.append(slice(max(0, int(filled[0]) - margin), int(filled[-1]) + 1 + margin))
+    box = bounding_box(union, [side.stop - side.start for side in bounding_box(union)])
     method = sitk.STAPLEImageFilter()
     method.SetForegroundValue(1)
-    images = [sitk.GetImageFromArray((mask[tuple(box)] > 0).astype(np.uint8)) for mask in masks]
+    images = [sitk.GetImageFromArray((mask[box] > 0).astype(np.uint8)) for mask in masks]
     probability = sitk.GetArrayFromImage(method.Execute(images))
-    consensus[tuple(box)] = probability >= 0.5
+    consensus[box] = probability >= 0.5
     return Consensus(consensus, tuple(method.GetSensitivity()), tuple(method.GetSpecificity()))

@@ -21,7 +21,7 @@ from scipy.cluster.vq import kmeans2
 from scipy.ndimage import uniform_filter
 
 from petseg_runtime.errors import InputError
-from petseg_runtime.volume import FloatArray, MaskArray
+from petseg_runtime.volume import FloatArray, MaskArray, bounding_box
 
 _FUZZY = (1 / 3, 2 / 3)
 _CUBE = 3
@@ -71,7 +71,7 @@ def flab(
     inside = voi.astype(bool)
     if len(np.unique(image[inside])) < 2 * classes:
         raise InputError("The VOI holds too few different values for FLAB. Draw it round the tumour with a margin.")
-    box = _bounding_box(inside)
+    box = bounding_box(inside)
     mask = np.zeros(image.shape, dtype=np.uint8)
     mask[box] = _segment(image[box].astype(np.float32), inside[box], rng, classes, start)
     return mask
@@ -178,8 +178,3 @@ def _settled(history: Sequence[npt.NDArray[np.float64]], classes: int) -> bool:
     last, before = np.mean(history[-_AVERAGED:], axis=0), np.mean(history[-2 * _AVERAGED : -_AVERAGED], axis=0)
     contrast = np.ptp(last[:classes])
     return bool(np.abs(last - before).max() < _SETTLED * contrast)
-
-
-def _bounding_box(inside: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
-    filled = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return tuple(slice(int(axis[0]), int(axis[-1]) + 1) for axis in filled)

@@ -69,10 +69,10 @@ def _body(canvas: Canvas, habitus: Habitus, rng: np.random.Generator) -> None:
     middle = 8 - belly / 2  # a belly grows to the front
     fat_side, fat_front, fat_back = habitus.fat_mm * np.array([0.8, 1.0, 1.1])
     # At the thighs the body is two columns.
-    apart = np.interp(canvas.axes[0], [-110, -70], [1, 0])[:, None, None]
+    thighs = (canvas.axes[0] < -90)[:, None, None]
     leg = 78 * habitus.size
-    inner_x = np.where(apart > 0.5, (np.abs(x) - leg) / (leg - 4), x / half_width)
-    outer_x = np.where(apart > 0.5, (np.abs(x) - leg) / (leg + fat_side * 0.8), x / (half_width + fat_side))
+    inner_x = np.where(thighs, (np.abs(x) - leg) / (leg - 4), x / half_width)
+    outer_x = np.where(thighs, (np.abs(x) - leg) / (leg + fat_side * 0.8), x / (half_width + fat_side))
     fat_y = np.where(y < middle, fat_front, fat_back)
     outer = np.abs(outer_x) ** 2.3 + np.abs((y - middle) / (half_depth + fat_y)) ** 2.3 < 1
     inner = np.abs(inner_x) ** 2.3 + np.abs((y - middle) / half_depth) ** 2.3 < 1
@@ -97,16 +97,15 @@ def _body(canvas: Canvas, habitus: Habitus, rng: np.random.Generator) -> None:
 def _skeleton(canvas: Canvas, size: float, rng: np.random.Generator) -> None:
     """Marrow of lumbar spine, sacrum, pelvis and femora; cortical bone is not told apart."""
     marrow = rng.lognormal(np.log(1.5), 0.3)
-    tissues = _SOFT
     for level in range(8):
         z = (86 + 35 * level) * size
         suv = marrow * rng.uniform(0.9, 1.1)
-        canvas.paint(ellipsoid((0, 48, z), (24 * size, 18 * size, 17 * size)), (0, 48, z), 26, Label.BONE, suv, tissues)
-        canvas.ball((0, 86 * size, z - 6), 9, Label.BONE, 0.7 * suv, tissues)
-        canvas.tube([(-36, 70, z), (36, 70, z)], 5, Label.BONE, 0.6 * suv, tissues)
+        canvas.paint(ellipsoid((0, 48, z), (24 * size, 18 * size, 17 * size)), (0, 48, z), 26, Label.BONE, suv, _SOFT)
+        canvas.ball((0, 86 * size, z - 6), 9, Label.BONE, 0.7 * suv, _SOFT)
+        canvas.tube([(-36, 70, z), (36, 70, z)], 5, Label.BONE, 0.6 * suv, _SOFT)
     sacrum = ellipsoid((0, 72, 42), (50 * size, 15, 46 * size), tilt_deg=-28)
-    canvas.paint(sacrum, (0, 72, 42), 55, Label.BONE, 0.8 * marrow, tissues)
-    canvas.tube([(0, 88, 5), (0, 72, -28)], 7, Label.BONE, 0.6 * marrow, tissues)
+    canvas.paint(sacrum, (0, 72, 42), 55, Label.BONE, 0.8 * marrow, _SOFT)
+    canvas.tube([(0, 88, 5), (0, 72, -28)], 7, Label.BONE, 0.6 * marrow, _SOFT)
     for side in SIDES:
         _hip_bone(canvas, side, size, marrow)
 
@@ -170,7 +169,7 @@ def _vessels_and_nodes(canvas: Canvas, size: float, rng: np.random.Generator) ->
         for shift, radius in (((0, 0, 0), 5.5), ((-4, 10, 0), 6.5)):
             canvas.tube(_mirrored(np.array(chain[1:]) + shift, side, size), radius, Label.VESSEL, blood, _SOFT)
         for _ in range(rng.poisson(0.8)):
-            place = resample_at(np.array(chain[:5], dtype=float), rng.random()) + rng.normal(0, 5, 3) + (6, 0, 0)
+            place = _along(np.array(chain[:5], dtype=float), rng.random()) + rng.normal(0, 5, 3) + (6, 0, 0)
             radius = rng.uniform(3.5, 8.5)
             centre = (side * place[0] * size, place[1] * size, place[2] * size)
             canvas.ball(centre, radius, Label.NODE, rng.lognormal(np.log(5), 0.5))
@@ -194,9 +193,8 @@ def _upper_organs(canvas: Canvas, size: float, urine: float, rng: np.random.Gene
         pelvis = (side * 46 * size, 30.0, z - 6)
         canvas.ball(pelvis, rng.uniform(6, 11), Label.URINE, urine * rng.uniform(0.3, 1.3))
         points = [pelvis, (side * 40, 26, 150), (side * 46, 20, 80), (side * 52, 26, 35), (side * 30, 8, 8)]
-        path = np.array(points)
         filled = urine * np.maximum(0, rng.normal(-0.25, 0.5, 16))  # peristalsis leaves most of it empty
-        canvas.tube(path, 2.2, Label.URINE, np.maximum(filled, 1.2), (*_SOFT, Label.VESSEL))
+        canvas.tube(points, 2.2, Label.URINE, np.maximum(filled, 1.2), (*_SOFT, Label.VESSEL))
 
 
 def _reproductive_organs(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -219,7 +217,7 @@ def _reproductive_organs(canvas: Canvas, rng: np.random.Generator) -> None:
         canvas.ball(place, rng.uniform(8, 14), Label.OVARY, rng.uniform(4, 8) if hot else suv, tissues)
 
 
-def resample_at(points: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.float64]:
+def _along(points: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.float64]:
     """The point at a share of the way along `points` `(n, 3)`."""
     return np.array(
         [np.interp(share * (len(points) - 1), np.arange(len(points)), points[:, axis]) for axis in range(3)]

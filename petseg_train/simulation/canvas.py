@@ -23,7 +23,7 @@ _WARP_MM = 22.0  # an organ's warped outline stays within this of its plain one
 
 
 class Label(IntEnum):
-    """Tissues of the label map. The order is the order of painting: a later one lies over an earlier one."""
+    """Tissues of the label map."""
 
     AIR = 0
     FAT = 1

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
+import numpy.typing as npt
+from scipy.ndimage import distance_transform_edt, generate_binary_structure
 from scipy.ndimage import label as connected_parts
 from scipy.stats import norm
 
+from petseg_runtime.volume import bounding_box
 from petseg_train.simulation.canvas import SPACING_MM, Canvas, Label, ellipsoid, smooth_noise
 
 _CERVIX = (0.0, 10.0, 6.0)
@@ -82,10 +84,13 @@ def _grow(canvas: Canvas, volume_ml: float, rng: np.random.Generator) -> np.ndar
     level[np.isin(canvas.labels, (Label.BONE, Label.AIR, Label.KIDNEY))] = np.inf
     count = max(1, round(volume_ml / _VOXEL_ML))
     grown = level <= np.partition(level, count, axis=None)[count]
-    parts, found = connected_parts(grown)
-    if found > 1:
-        grown = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    return np.asarray(grown)
+    return largest_part(grown, neighbours=1)
+
+
+def largest_part(mask: np.ndarray, neighbours: int) -> npt.NDArray[np.bool_]:
+    """The largest connected part; voxels touch by faces (`neighbours` = 1), also by edges (2) or by corners (3)."""
+    parts, count = connected_parts(mask, generate_binary_structure(3, neighbours))
+    return np.asarray(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if count else mask > 0)
 
 
 def _paint_tumour(canvas: Canvas, tumour: np.ndarray, suv_max: float, rng: np.random.Generator) -> np.ndarray:
@@ -97,7 +102,7 @@ def _paint_tumour(canvas: Canvas, tumour: np.ndarray, suv_max: float, rng: np.ra
     canvas.uptake[tumour] = suv_max * np.maximum(values / values.max(), 0.25)
     necrosis = np.zeros_like(tumour)
     if tumour.sum() * _VOXEL_ML > 25 and rng.random() < 0.35:
-        box = _box(tumour, 2)
+        box = bounding_box(tumour, (2, 2, 2))
         depth = distance_transform_edt(tumour[box]) * SPACING_MM + 4 * smooth_noise(canvas.shape, 12.0, rng)[box]
         count = int(tumour.sum() * rng.uniform(0.03, 0.2))
         necrosis[box] = tumour[box] & (depth >= np.partition(depth[tumour[box]], -count)[-count])
@@ -139,11 +144,5 @@ def _gap_mm(tumour: np.ndarray, bladder: np.ndarray) -> float:
     """Shortest distance between their voxels' centres; `nan` without a bladder."""
     if not bladder.any():
         return float("nan")
-    box = _box(tumour | bladder, 0)
+    box = bounding_box(tumour | bladder)
     return float(distance_transform_edt(~bladder[box])[tumour[box]].min()) * SPACING_MM
-
-
-def _box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    """The smallest box round the mask, and `margin` voxels more."""
-    filled = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return tuple(slice(max(0, int(f[0]) - margin), int(f[-1]) + 1 + margin) for f in filled)

@@ -144,7 +144,7 @@ def on_grid(
         (axis - origin[0]) / SPACING_MM + (0.5 if side % 2 == 0 else 0.0)
         for axis, origin, side in zip((z_mm, plane, plane), canvas.axes, sides)
     ]
-    grid = np.meshgrid(*places, indexing="ij", sparse=False)
+    grid = np.meshgrid(*places, indexing="ij")
     return (map_coordinates(filled, grid, order=1, cval=0.0) >= share).astype(np.uint8)
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import distance_transform_edt, label
+from scipy.ndimage import distance_transform_edt
 
 from petseg_runtime.errors import InputError
 from petseg_runtime.volume import MaskArray
 from petseg_train.ground_truth.flab import flab
 from petseg_train.metrics import dice
+from petseg_train.simulation.lesion import largest_part
 from petseg_train.simulation.patient import Patient
 
 # The expert sees whether a mask shows the tumour; here the exact mask stands in for the eye. The second run is with
@@ -50,7 +51,7 @@ def paper_truth(patient: Patient, rng: np.random.Generator) -> Truth:
     first, found = float("nan"), []
     for classes, method in ((2, "flab"), (3, "flab, 3 classes")):
         try:
-            mask = _largest_part(flab(patient.volume.array, voi, rng, classes))
+            mask = largest_part(flab(patient.volume.array, voi, rng, classes), neighbours=3)
         except InputError:  # a VOI of a few voxels
             continue
         found.append((dice(mask, exact), method, mask))
@@ -61,8 +62,3 @@ def paper_truth(patient: Patient, rng: np.random.Generator) -> Truth:
     if dsc < _ACCEPTABLE:
         return Truth(patient.tumour, "edited", first)
     return Truth(mask.astype(np.uint8), method, first)
-
-
-def _largest_part(mask: MaskArray) -> npt.NDArray[np.bool_]:
-    parts, count = label(mask, np.ones((3, 3, 3)))
-    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if count else mask > 0
