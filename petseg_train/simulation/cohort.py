@@ -28,7 +28,7 @@ from petseg_train.simulation.patient import record, simulate_patient
 from petseg_train.simulation.truth import paper_truth
 
 # Raised with each change of anatomy, physics or truth, so that no cohort is made half by one and half by another.
-VERSION = 1
+VERSION = 2
 
 
 def simulate_cohort(output: Path, patients: int, seed: int, jobs: int | None = None, dicom: bool = False) -> Path:
