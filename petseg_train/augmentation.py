@@ -80,15 +80,14 @@ def extract_patch(
     patch: Shape,
     spacing_mm: tuple[float, float, float],
     transform: SpatialTransform | None,
-    surroundings: Tensor | float,
+    air: float,
 ) -> tuple[Tensor, Tensor]:
     """Cut the patch that begins at voxel `start` (which may lie outside), through `transform` if there is one.
 
     Parameters
     ----------
     image, mask : float32 `(z, y, x)`.
-    surroundings : what the patch shows where it leaves the image: one value (air), or a patch of other tissue.
-        There is no tumour in it.
+    air : what the patch shows where it leaves the image.
 
     Returns
     -------
@@ -102,16 +101,7 @@ def extract_patch(
         shown, tumour, inside = grid_sample(
             layers[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False
         )[0]
-    return shown + (1 - inside) * surroundings, (tumour >= 0.5).float()
-
-
-def tile_by_reflection(tissue: Tensor, patch: Shape, rng: np.random.Generator) -> Tensor:
-    """Fill a patch with `tissue` `(z, y, x)`, reflected as often as it takes, from a random place on."""
-    index = []
-    for side, n in zip(patch, tissue.shape):
-        around = (torch.arange(side) + int(rng.integers(2 * n))) % (2 * n)
-        index.append(torch.where(around < n, around, 2 * n - 1 - around))
-    return tissue[index[0][:, None, None], index[1][:, None], index[2]]
+    return shown + (1 - inside) * air, (tumour >= 0.5).float()
 
 
 def _sampling_grid(

@@ -29,7 +29,7 @@ class TrainingConfig:
         paper's epoch. A number makes the training as long for a fold of few cases as for one of many.
     restart_epochs : length of one cosine cycle of the learning rate.
     cross_entropy_weight : see `petseg_train.losses`; the paper has none.
-    tumour_share, tissue_share : see `petseg_train.dataset.PatchDataset`.
+    tumour_share : see `petseg_train.dataset.PatchDataset`.
     precision : Lightning's name, "32-true", "16-mixed" or "bf16-mixed"; the last runs in 32 bits on a CPU that has no
         bf16 instructions, where emulating them takes twice as long.
     tuning_share : share of the training cases set aside to watch the training.
@@ -42,7 +42,6 @@ class TrainingConfig:
     patch_size: tuple[int, int, int] = (64, 128, 128)
     patches_per_epoch: int | None = None
     tumour_share: float = 0.67
-    tissue_share: float = 0.0
     cross_entropy_weight: float = 0.0
     batch_size: int = 2
     epochs: int = 400
@@ -60,7 +59,7 @@ class TrainingConfig:
         if self.network not in NETWORKS:
             raise UsageError(f"Network {self.network!r} is unknown; there are {', '.join(NETWORKS)}.")
         counts = ("epochs", "batch_size", "restart_epochs", "tuning_every_epochs")
-        shares = ("tuning_share", "tumour_share", "tissue_share")
+        shares = ("tuning_share", "tumour_share")
         for name, fits, expected in (
             *((name, getattr(self, name) >= 1, "at least 1") for name in counts),
             *((name, 0 <= getattr(self, name) <= 1, "0 to 1") for name in shares),
@@ -99,18 +98,19 @@ class TrainingConfig:
 
 PRESETS = {
     "paper": TrainingConfig(),
-    # Two cores and an hour: fewer filters, smaller patches, and fewer epochs, which the higher learning rate makes up
-    # for. Patches this small hold no tumour now and then, at run time too, so they are taught with cross-entropy.
+    # Two cores and an hour: fewer filters, smaller patches that overlap less, and fewer epochs, which the higher
+    # learning rate makes up for. Patches this small hold no tumour now and then, at run time too, so they are taught
+    # with cross-entropy.
     "cpu": TrainingConfig(
         network_settings={"base_filters": 12},
         patch_size=(64, 64, 64),
-        tissue_share=0.25,
         cross_entropy_weight=1.0,
         epochs=100,
         patches_per_epoch=40,
-        tuning_every_epochs=25,
+        tuning_every_epochs=100,
         learning_rate=(1e-3, 1e-5),
         precision="bf16-mixed",
+        overlap=0.25,
     ),
     # Every step of a study in minutes; what it learns means nothing.
     "smoke": TrainingConfig(

@@ -9,19 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from petseg_runtime.volume import FloatArray, bounding_box
 from petseg_train.augmentation import (
     Augmentation,
     Shape,
     augment_intensity,
     draw_spatial_transform,
     extract_patch,
-    tile_by_reflection,
 )
 from petseg_train.cohort import TrainingCase
-
-# A scanner's blur carries uptake some millimetres beyond the tumour.
-_BLUR_VOXELS = 2
 
 
 class PatchSampler(Sampler[tuple[int, int]]):
@@ -53,12 +48,6 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
     With probability `tumour_share` the patch holds a tumour voxel, at a random place in it; otherwise it lies
     anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
-
-    Images that were cropped around the tumour never fill a window, as a patient's scan does, and a network that
-    sees only them takes the warmest tissue of any window for tumour. For them, with probability `tissue_share`,
-    the patch shows tumour-free tissue of the same patient where it leaves the image, in place of air. If it is not
-    one that must hold tumour, it then begins beyond the image and shows nothing else (but for a corner of the image
-    that a rotation may bring in).
     """
 
     def __init__(
@@ -70,7 +59,6 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         seed: int,
         patches_per_epoch: int | None = None,
         tumour_share: float = 0.67,
-        tissue_share: float = 0.0,
     ) -> None:
         self.images = [torch.from_numpy(case.image) for case in cases]
         self.masks = [torch.from_numpy(case.mask).float() for case in cases]
@@ -78,8 +66,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         self.tumour_voxels = [np.argwhere(case.mask) for case in cases]
         self.patch_size, self.spacing_mm, self.augmentation = patch_size, spacing_mm, augmentation
         self.seed, self.patches_per_epoch = seed, patches_per_epoch or len(cases)
-        self.tumour_share, self.tissue_share = tumour_share, tissue_share
-        self.tissues = [torch.from_numpy(tumour_free_tissue(case)) for case in cases]
+        self.tumour_share = tumour_share
 
     def __len__(self) -> int:
         return self.patches_per_epoch
@@ -93,14 +80,9 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         transform = draw_spatial_transform(self.augmentation, (patch_mm[0], patch_mm[1], patch_mm[2]), rng)
         with_tumour = bool(rng.random() < self.tumour_share)
         start = self._draw_start(case, with_tumour, rng)
-        surroundings: Tensor | float = self.airs[case]
-        if rng.random() < self.tissue_share:
-            surroundings = tile_by_reflection(self.tissues[case], self.patch_size, rng)
-            if not with_tumour:
-                z, y, x = self.images[case].shape
-                start = (z, y, x)  # beyond the image: nothing but tissue
+        air = self.airs[case]
         image, mask = extract_patch(
-            self.images[case], self.masks[case], start, self.patch_size, self.spacing_mm, transform, surroundings
+            self.images[case], self.masks[case], start, self.patch_size, self.spacing_mm, transform, air
         )
         return {"image": augment_intensity(image, self.augmentation, rng)[None], "mask": mask[None]}
 
@@ -119,17 +101,3 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         else:
             start = rng.integers(lowest, highest + 1)
         return int(start[0]), int(start[1]), int(start[2])
-
-
-def tumour_free_tissue(case: TrainingCase) -> FloatArray:
-    """The largest slab of the image `(z, y, x)` beyond one side of the tumour's box, free of its blur.
-
-    The whole image where there is no tumour, and one voxel of air where the tumour leaves no room.
-    """
-    if not case.mask.any():
-        return case.image
-    slabs = [np.full((1, 1, 1), case.air, dtype=np.float32)]
-    for axis, side in enumerate(bounding_box(case.mask, (_BLUR_VOXELS,) * 3)):
-        slabs.append(np.take(case.image, np.arange(0, side.start), axis))
-        slabs.append(np.take(case.image, np.arange(side.stop, case.image.shape[axis]), axis))
-    return max(slabs, key=lambda slab: slab.size)

@@ -119,7 +119,6 @@ class PatchDataModule(lightning.LightningDataModule):
             config.seed,
             config.patches_per_epoch,
             config.tumour_share,
-            config.tissue_share,
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:

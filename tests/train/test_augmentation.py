@@ -16,7 +16,6 @@ from petseg_train.augmentation import (
     augment_intensity,
     draw_spatial_transform,
     extract_patch,
-    tile_by_reflection,
 )
 
 SPACING_MM = (2.0, 4.0, 4.0)
@@ -153,11 +152,3 @@ def test_gamma_acts_on_the_range_from_0_to_1_and_keeps_the_ends() -> None:
     curved = augment_intensity(patch, only_gamma, np.random.default_rng(0))
     expected = ((patch + 1) / 4) ** 0.8 * 4 - 1
     torch.testing.assert_close(curved, expected, atol=1e-3, rtol=0)
-
-
-def test_tissue_is_reflected_without_seams() -> None:
-    tissue = torch.arange(5.0)[:, None, None].expand(5, 3, 4)
-    filled = tile_by_reflection(tissue, PATCH, np.random.default_rng(0))
-    assert filled.shape == PATCH
-    assert (filled.diff(dim=0).abs() <= 1).all()  # neighbours stay neighbours
-    assert set(filled.unique().tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}

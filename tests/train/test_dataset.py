@@ -8,7 +8,7 @@ import torch
 
 from petseg_train.augmentation import Augmentation
 from petseg_train.cohort import TrainingCase
-from petseg_train.dataset import PatchDataset, PatchSampler, tumour_free_tissue
+from petseg_train.dataset import PatchDataset, PatchSampler
 
 SPACING_MM = (2.0, 4.0, 4.0)
 PLAIN = Augmentation(probability=0.0)
@@ -71,25 +71,6 @@ def test_some_patches_reach_into_the_air() -> None:
     air = [float((anywhere[epoch, 0]["image"] == -3.0).float().mean()) for epoch in range(200)]
     assert max(air) > 0.25
     assert min(air) == 0.0
-
-
-def test_with_tissue_around_no_patch_shows_air_and_some_show_only_tissue() -> None:
-    crops = dataset(augmentation=PLAIN, tissue_share=1.0, tumour_share=0.5)
-    samples = [crops[epoch, 0] for epoch in range(100)]
-    assert all((sample["image"] != -3.0).all() for sample in samples)
-    assert any(sample["mask"].sum() == 0 for sample in samples)
-    assert all(sample["image"][sample["mask"] == 0].max() < 9.0 for sample in samples)
-
-
-def test_tumour_free_tissue_is_the_largest_slab_beside_the_tumour() -> None:
-    one = case()
-    # The tumour ends at 14, 12, 22 of 24, 20, 28 and begins at 10, 8, 18; two voxels of blur on each side. The slabs'
-    # sizes: 8 x 20 x 28, 8 x 20 x 28, 6 x 24 x 28, 6 x 24 x 28, 16 x 24 x 20, 4 x 24 x 20: the fifth is the largest.
-    np.testing.assert_array_equal(tumour_free_tissue(one), one.image[:, :, :16])
-    empty = TrainingCase("none", one.image, np.zeros_like(one.mask), air=-3.0)
-    np.testing.assert_array_equal(tumour_free_tissue(empty), one.image)
-    full = TrainingCase("all", one.image, np.ones_like(one.mask), air=-3.0)
-    np.testing.assert_array_equal(tumour_free_tissue(full), np.full((1, 1, 1), -3.0))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
