@@ -21,6 +21,7 @@ from petseg_runtime.errors import (
 
 if TYPE_CHECKING:
     from petseg_runtime.io.scans import read_volume
+    from petseg_runtime.io.suv_attributes import SuvOverrides
     from petseg_runtime.segmentation import Segmentation
     from petseg_runtime.segmenter import Segmenter
     from petseg_runtime.volume import Geometry, Unit, Volume
@@ -37,6 +38,7 @@ __all__ = [
     "PetsegError",
     "Segmentation",
     "Segmenter",
+    "SuvOverrides",
     "Unit",
     "UsageError",
     "Volume",
@@ -49,6 +51,7 @@ _LAZY = {
     "Geometry": "volume",
     "Segmentation": "segmentation",
     "Segmenter": "segmenter",
+    "SuvOverrides": "io.suv_attributes",
     "Unit": "volume",
     "Volume": "volume",
     "read_volume": "io.scans",

@@ -11,17 +11,19 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petseg_runtime import __version__
-from petseg_runtime.errors import BatchError, MemoryBudgetError, PetsegError
+from petseg_runtime.errors import BatchError, MemoryBudgetError, PetsegError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
     from petseg_runtime.io.scans import Scan
+    from petseg_runtime.io.suv_attributes import SuvOverrides
     from petseg_runtime.runner import RunSettings, ScanResult
     from petseg_runtime.segmenter import Segmenter
 
@@ -82,11 +84,42 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tta", action="store_true", help="average over mirrored copies; four times the work")
     parser.add_argument("--threads", type=int, help="CPU threads; default all")
     parser.add_argument("--json", action="store_true", help="print one JSON record a scan instead of the table")
+    patient = parser.add_argument_group(
+        "what the header lacks", "of one patient, for SUV; written to the record of the run"
+    )
+    patient.add_argument("--patient-weight-kg", type=float, metavar="KG")
+    patient.add_argument("--patient-height-m", type=float, metavar="M", help="for lean-mass and body-surface SUV")
+    patient.add_argument("--patient-sex", choices=["M", "F", "O"], help="likewise")
+    patient.add_argument("--injected-dose-mbq", type=float, metavar="MBQ", help="at the injection")
+    patient.add_argument("--half-life-s", type=float, metavar="S", help="of the radionuclide")
+    patient.add_argument(
+        "--injection-time", type=_moment, metavar="WHEN", help="by the scanner's clock, as 2026-01-31T14:05:00"
+    )
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     loudness.add_argument("-v", "--verbose", action="store_true", help="print the time of each stage")
     parser.add_argument("--version", action="version", version=f"petseg {__version__}")
     return parser
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if "T" not in text or moment.tzinfo is not None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a local date and time such as 2026-01-31T14:05:00")
+    return moment
+
+
+def _overrides(options: argparse.Namespace) -> SuvOverrides:
+    from petseg_runtime.io.suv_attributes import SuvOverrides
+
+    return SuvOverrides(
+        weight_kg=options.patient_weight_kg,
+        height_m=options.patient_height_m,
+        sex=options.patient_sex,
+        dose_mbq=options.injected_dose_mbq,
+        injection=options.injection_time,
+        half_life_s=options.half_life_s,
+    )
 
 
 def _run(options: argparse.Namespace, messages: Console) -> None:
@@ -102,6 +135,7 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
     settings = RunSettings(
         output=options.output,
         unit=Unit(options.unit or "unknown"),
+        overrides=_overrides(options),
         statistics=options.statistics,
         preview=options.preview,
         save_probabilities=options.save_probabilities,
@@ -110,6 +144,11 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
         tta=options.tta,
     )
     scans, missing = _find(options, settings, messages)
+    if settings.overrides.options and len(scans) + missing > 1:
+        raise UsageError(
+            f"{', '.join(settings.overrides.options)} is of one patient, but {len(scans) + missing} scans were given. "
+            "Pass one scan."
+        )
     if settings.output is not None:
         prepare_folder(settings.output)
     segmenter = Segmenter(options.model, options.device, options.backend, options.threads)

@@ -8,6 +8,7 @@ from time import perf_counter
 
 from petseg_runtime.io.images import write_image
 from petseg_runtime.io.scans import Scan
+from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
 from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_runtime.outputs.preview import write_preview
 from petseg_runtime.outputs.records import run_record, statistics_record
@@ -16,6 +17,9 @@ from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.segmenter import Segmenter, check_options
 from petseg_runtime.sliding_window import Progress
 from petseg_runtime.volume import Unit, Volume
+
+# The hottest voxel of a patient: more than the mean of the body, less than the urine of a small one.
+PLAUSIBLE_SUV_MAX = (1.0, 500.0)
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class RunSettings:
     ----------
     output : folder of the results; beside each scan where None.
     unit : what the numbers of NIfTI, MHA and NRRD files mean.
+    overrides : what the user says of one patient in place of the header.
     statistics, preview, save_probabilities : further outputs beside the mask and the record.
     threshold, overlap : in place of the model's.
     tta : average over mirrorings.
@@ -33,6 +38,7 @@ class RunSettings:
 
     output: Path | None = None
     unit: Unit = Unit.UNKNOWN
+    overrides: SuvOverrides = NO_OVERRIDES
     statistics: bool = False
     preview: bool = False
     save_probabilities: bool = False
@@ -69,7 +75,7 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
     folder = settings.folder_for(scan)
     prepare_folder(folder)
     started = perf_counter()
-    volume = scan.read(settings.unit)
+    volume = scan.read(settings.unit, settings.overrides)
     reading_s = perf_counter() - started
     segmentation = segmenter.segment(
         volume, progress, overlap=settings.overlap, threshold=settings.threshold, tta=settings.tta
@@ -83,13 +89,14 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
     }
     record = folder / f"{scan.name}_run.json"
     result = ScanResult(
-        scan.name, segmentation.statistics, (*files, record), timings_s, volume.notes, _unit_warnings(volume)
+        scan.name, segmentation.statistics, (*files, record), timings_s, volume.notes, _warnings(volume)
     )
     used = {
         "unit": volume.unit.value,
         "overlap": segmenter.manifest.overlap if settings.overlap is None else settings.overlap,
         "threshold": segmenter.manifest.threshold if settings.threshold is None else settings.threshold,
         "tta": settings.tta,
+        "given_by_user": list(settings.overrides.options),
     }
     write_json(run_record(segmenter, used, timings_s, result.decisions, result.warnings), record)
     return result
@@ -114,9 +121,15 @@ def _write(
     return tuple(files)
 
 
-def _unit_warnings(volume: Volume) -> tuple[str, ...]:
-    if volume.unit is Unit.SUVBW:
-        return ()
+def _warnings(volume: Volume) -> tuple[str, ...]:
+    """What to mind: what the reader warns of, numbers that have no unit, and SUVs that no patient has."""
+    highest = float(volume.array.max())
+    low, high = PLAUSIBLE_SUV_MAX
+    own: tuple[str, ...] = ()
     if volume.unit is Unit.BQML:
-        return ("The scan is in Bq/ml: SUV quantities are left out.",)
-    return ("The file does not say its unit: SUV quantities are left out. Pass --unit suvbw if it holds SUVbw.",)
+        own = ("The scan is in Bq/ml: SUV quantities are left out. Pass the patient's weight and dose for them.",)
+    elif volume.unit is Unit.UNKNOWN:
+        own = ("The file does not say its unit: SUV quantities are left out. Pass --unit suvbw if it holds SUVbw.",)
+    elif not low <= highest <= high:
+        own = (f"The highest SUVbw of the scan is {highest:.3g}, expected {low:g} to {high:g}. Check its unit.",)
+    return (*volume.warnings, *own)

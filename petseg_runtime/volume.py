@@ -106,13 +106,15 @@ class Volume:
     """A scan: float32 voxels `(z, y, x)`, their geometry and their unit.
 
     `notes` says in plain sentences what was decided while reading (which series was taken, where the
-    SUV factor came from), for the user and for the record of the run.
+    SUV factor came from), for the user and for the record of the run; `warnings` what to check before its numbers
+    are used.
     """
 
     array: FloatArray
     geometry: Geometry
     unit: Unit = Unit.UNKNOWN
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.dtype != np.float32:

@@ -17,7 +17,8 @@ from petseg_runtime.io.dicom_header import Header, group_by_study, read_headers
 from petseg_runtime.io.dicom_pixels import check_pixel_format, read_slice
 from petseg_runtime.io.dicom_series import choose_pet_series
 from petseg_runtime.io.plausible import check_grid, check_uptake
-from petseg_runtime.io.suv import merge_attributes, suvbw_factor
+from petseg_runtime.io.suv import merge_attributes, suvbw_factors
+from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
 from petseg_runtime.volume import FloatArray, Geometry, Unit, Volume
 
 __all__ = ["Header", "choose_pet_series", "group_by_study", "pet_volume", "read_headers", "read_pet_series"]
@@ -35,13 +36,14 @@ SAME_VALUE = 1e-4
 Vector = npt.NDArray[np.float64]
 
 
-def read_pet_series(files: Sequence[Path]) -> Volume:
+def read_pet_series(files: Sequence[Path], overrides: SuvOverrides = NO_OVERRIDES) -> Volume:
     """Read the PET of one study as a volume in SUVbw.
 
     Parameters
     ----------
     files : of one study, in any order and under any names; other series and files that are not DICOM may be
         among them.
+    overrides : what the user says of weight, dose and the like in place of the header.
 
     Returns
     -------
@@ -58,10 +60,10 @@ def read_pet_series(files: Sequence[Path]) -> Volume:
     ----------
     PS3.3 C.7.6.2.1.1 (position and orientation), C.8.9 (PET).
     """
-    return pet_volume(read_headers(files))
+    return pet_volume(read_headers(files), overrides)
 
 
-def pet_volume(headers: Sequence[Header]) -> Volume:
+def pet_volume(headers: Sequence[Header], overrides: SuvOverrides = NO_OVERRIDES) -> Volume:
     """The same from headers that have been read."""
     series, choice = choose_pet_series(_only_study(headers))
     _check_alike(series)
@@ -69,8 +71,10 @@ def pet_volume(headers: Sequence[Header]) -> Volume:
     _check_complete(series)
     for header in ordered:
         check_pixel_format(header)
-    factor, origin = suvbw_factor(merge_attributes(header.suv for header in ordered))
-    return Volume(_read_voxels(ordered, geometry, factor), geometry, Unit.SUVBW, (choice, origin))
+    factors = suvbw_factors(merge_attributes(header.suv for header in ordered), overrides)
+    array = _read_voxels(ordered, geometry, factors.per_frame)
+    warnings = (factors.warning,) if factors.warning else ()
+    return Volume(array, geometry, Unit.SUVBW, (choice, factors.note), warnings)
 
 
 def _only_study(headers: Sequence[Header]) -> list[Header]:
@@ -206,9 +210,9 @@ def _gap(along: Vector) -> str:
     )
 
 
-def _read_voxels(ordered: Sequence[Header], geometry: Geometry, factor: float) -> FloatArray:
+def _read_voxels(ordered: Sequence[Header], geometry: Geometry, factors: Sequence[float]) -> FloatArray:
     array: FloatArray = np.empty(geometry.shape, np.float32)
-    for index, header in enumerate(ordered):
+    for index, (header, factor) in enumerate(zip(ordered, factors, strict=True)):
         with np.errstate(over="ignore", invalid="ignore"):
             array[index] = read_slice(header) * factor
     check_uptake(array, "The PET series")

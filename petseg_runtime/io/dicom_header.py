@@ -12,7 +12,7 @@ import pydicom
 from pydicom.dataset import FileDataset
 
 from petseg_runtime.io.dicom_elements import Elements, MalformedValueError
-from petseg_runtime.io.suv_attributes import FrameTiming, SuvAttributes
+from petseg_runtime.io.suv_attributes import Frame, SuvAttributes
 
 DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax in which even the header is compressed
 _DICOMDIR = "1.2.840.10008.1.3.10"
@@ -22,11 +22,23 @@ _INJECTIONS = 0x00540016
 # Every element that is read, so that pydicom skips the rest.
 _TAGS = (
     *(0x00080008, 0x00080016, 0x00080021, 0x00080022, 0x0008002A, 0x00080031, 0x00080032, 0x00080060, 0x00080070),
-    *(_TIME_ZONE, 0x00090010, 0x0009100D, 0x0009108C, 0x00100020, 0x00101030, 0x00181242, 0x0020000D, 0x0020000E),
+    *(
+        _TIME_ZONE,
+        0x00090010,
+        0x0009100D,
+        0x0009108C,
+        0x00100020,
+        0x00100040,
+        0x00101020,
+        0x00101030,
+        0x00181242,
+        0x0020000D,
+        0x0020000E,
+    ),
     *(0x00200011, 0x00200032, 0x00200037, 0x00200052, 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011),
     *(0x00280030, 0x00280051, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00281052, 0x00281053, 0x00282110),
     *(_INJECTIONS, 0x00540081, 0x00541000, 0x00541001, 0x00541006, 0x00541101, 0x00541102, 0x00541300, 0x00710010),
-    *(0x00711022,),
+    *(0x00711022, 0x70530010, 0x70531000, 0x70531009),
 )
 
 
@@ -205,6 +217,8 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
         corrected_image=_upper(elements.texts(0x00280051)),
         manufacturer=elements.text(0x00080070).upper(),
         weight_kg=elements.number(0x00101030),
+        height_m=elements.number(0x00101020),
+        sex=elements.text(0x00100040).upper(),
         dose=injection.number(0x00181074),
         half_life_s=injection.number(0x00181075),
         radionuclide=tuple(name for name in names if name),
@@ -214,10 +228,12 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
         series_start=elements.date_and_time(0x00080021, 0x00080031),
         private_scan_start=_private_scan_start(elements),
         frames=(
-            FrameTiming(
+            Frame(
                 acquisition=elements.date_and_time(0x00080022, 0x00080032) or elements.moment(0x0008002A, zone),
                 frame_reference_s=_milliseconds(elements.number(0x00541300)),
                 duration_s=_milliseconds(elements.number(0x00181242)),
+                philips_suv=_philips_factor(elements, 0x70531000),
+                philips_activity=_philips_factor(elements, 0x70531009),
             ),
         ),
     )
@@ -245,6 +261,15 @@ def _private_scan_start(elements: Elements) -> datetime | None:
             except MalformedValueError:  # no standard says what a private element holds; the public ones remain
                 return None
     return None
+
+
+def _philips_factor(elements: Elements, tag: int) -> float | None:
+    if not _has_block(elements, 0x70530010, "Philips PET Private Group", "PHILIPS"):
+        return None
+    try:
+        return elements.number(tag)
+    except MalformedValueError:  # as good as none
+        return None
 
 
 def _has_block(elements: Elements, creator_tag: int, creator: str, vendor: str) -> bool:

@@ -8,9 +8,13 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.dicom import Header, group_by_study, pet_volume, read_headers
 from petseg_runtime.io.images import IMAGE_SUFFIXES, image_suffix, read_image
+from petseg_runtime.io.suv import suvbw_of_activity
+from petseg_runtime.io.suv_attributes import DOSE, NO_OVERRIDES, OPTIONS, WEIGHT, SuvOverrides
 from petseg_runtime.volume import Unit, Volume
 
 # Names that petseg-run itself writes; a second run over the same folder leaves them alone.
@@ -34,24 +38,29 @@ class Scan:
     image: Path | None = None
     dicom: tuple[Header, ...] = field(default=(), repr=False)
 
-    def read(self, unit: Unit = Unit.UNKNOWN) -> Volume:
+    def read(self, unit: Unit = Unit.UNKNOWN, overrides: SuvOverrides = NO_OVERRIDES) -> Volume:
         """Read it; DICOM says its unit itself, and `unit` speaks for the other formats.
 
         Raises
         ------
-        InputError : if the scan is refused.
+        InputError : if the scan is refused, or an override has no use for it.
         """
-        return read_image(self.image, unit) if self.image is not None else pet_volume(self.dicom)
+        if self.image is None:
+            return pet_volume(self.dicom, overrides)
+        volume = read_image(self.image, unit)
+        return _in_suv(volume, overrides) if overrides.options else volume
 
 
-def read_volume(path: Path | str, unit: Unit | str = Unit.UNKNOWN) -> Volume:
+def read_volume(path: Path | str, unit: Unit | str = Unit.UNKNOWN, overrides: SuvOverrides = NO_OVERRIDES) -> Volume:
     """Read one PET scan: a .nii, .nii.gz, .mha or .nrrd file, or a folder with one DICOM study.
 
     DICOM comes back in SUVbw. Other formats do not say what their numbers mean: pass `unit` where you know it.
+    `overrides` stand in for what a DICOM header says of weight, dose and the like; with a weight and a dose, a file in
+    Bq/ml comes back in SUVbw, for a dose as of the moment that its Bq/ml are corrected to.
 
     Raises
     ------
-    InputError : if there is no scan, more than one, or it is refused.
+    InputError : if there is no scan, more than one, or it is refused; or an override has no use for it.
     UsageError : if `unit` is none of "suvbw", "bqml" and "unknown".
     """
     if unit not in tuple(Unit):
@@ -59,7 +68,7 @@ def read_volume(path: Path | str, unit: Unit | str = Unit.UNKNOWN) -> Volume:
     scans = find_scans(Path(path))
     if len(scans) > 1:
         raise InputError(f"{Path(path).name} holds {len(scans)} scans, expected one. Pass one of them.")
-    return scans[0].read(Unit(unit))
+    return scans[0].read(Unit(unit), overrides)
 
 
 def find_scans(path: Path) -> list[Scan]:
@@ -114,6 +123,23 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
         taken.add((place(scan), name))
         unique.append(replace(scan, name=name))
     return unique
+
+
+def _in_suv(volume: Volume, overrides: SuvOverrides) -> Volume:
+    weight_kg, dose_mbq = overrides.weight_kg, overrides.dose_mbq
+    if volume.unit is not Unit.BQML or weight_kg is None or dose_mbq is None or len(overrides.options) > 2:
+        raise InputError(
+            f"{', '.join(overrides.options)} came with a file that is not DICOM, expected --unit bqml with "
+            f"{OPTIONS[WEIGHT]} and {OPTIONS[DOSE]} together and nothing more."
+        )
+    factor = suvbw_of_activity(weight_kg, dose_mbq)
+    note = f"SUVbw is {factor:.6g} times the Bq/ml of the voxels: {weight_kg:g} kg / {dose_mbq:g} MBq, both given."
+    warning = (
+        "The dose is taken as of the moment that the Bq/ml are corrected to. If that is the start of the scan, as it "
+        f"mostly is, {OPTIONS[DOSE]} must be the dose decayed to it."
+    )
+    array = volume.array * np.float32(factor)
+    return replace(volume, array=array, unit=Unit.SUVBW, notes=(*volume.notes, note), warnings=(warning,))
 
 
 def _files_in(folder: Path) -> list[Path]:

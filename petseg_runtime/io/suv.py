@@ -1,4 +1,4 @@
-"""From a PET series' attributes to the factor that makes SUVbw of its voxels. Pure: no files, no pydicom.
+"""From a PET series' attributes to the factors that make SUVbw of its voxels. Pure: no files, no pydicom.
 
     SUVbw [g/ml] = activity concentration [Bq/ml] * body weight [g] / dose [Bq]
 
@@ -8,6 +8,11 @@ where dose and concentration must refer to the same moment. DecayCorrection (005
   would correct twice (SUV too high by a factor of 1.5 after an hour of uptake).
 - START: the voxels are corrected to the start of the scan, so the dose is decayed to that moment, which
   `suv_timing` finds.
+- NONE: the voxels are not corrected, so the dose is decayed to the moment of each slice's own frame at which
+  its activity is the average of the frame.
+
+Units (0054,1001) BQML is activity concentration. CNTS is turned into it, or into SUVbw, by Philips' private factors.
+GML and CM2ML are SUVs already; those that refer to lean mass, ideal weight or body surface are turned to body weight.
 
 Whatever does not fit is refused: no value is assumed, moved or repaired. The single exception is a dose
 that can only be meant in MBq, and the note says so.
@@ -16,27 +21,46 @@ that can only be meant in MBq, and the note says so.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
 from typing import NamedTuple
 
 from petseg_runtime.errors import InputError
+from petseg_runtime.io.body_size import MASSES_KG, body_surface_cm2
 from petseg_runtime.io.suv_attributes import (
     CORRECTED_IMAGE,
     DECAY_CORRECTION,
     DOSE,
+    FRAME_DURATION,
     HALF_LIFE,
+    HEIGHT,
+    NO_OVERRIDES,
+    PHILIPS_ACTIVITY,
+    PHILIPS_SUV,
     RADIOPHARMACEUTICAL,
+    SEX,
     SUV_TYPE,
     UNITS,
     WEIGHT,
-    FrameTiming,
+    Frame,
     SuvAttributes,
+    SuvOverrides,
     merge_attributes,
     refusal,
     required,
 )
-from petseg_runtime.io.suv_timing import injection_delay_s, scan_start
+from petseg_runtime.io.suv_timing import acquisition_of, average_activity_time_s, injection_delay_s, scan_start
 
-__all__ = ["FrameTiming", "SuvAttributes", "SuvFactor", "is_convertible", "merge_attributes", "suvbw_factor"]
+__all__ = [
+    "Frame",
+    "SuvAttributes",
+    "SuvFactors",
+    "SuvOverrides",
+    "is_convertible",
+    "merge_attributes",
+    "suvbw_factors",
+]
 
 WEIGHT_RANGE_KG = (1.0, 400.0)
 # A diagnostic PET injection. What is outside is a dose in another unit, or not a dose.
@@ -46,6 +70,11 @@ MBQ_BELOW = 1e4
 # Below this a dose that is not Bq may as well be mCi: 5 to 25 mCi of FDG are 185 to 925 MBq.
 MCI_BELOW = 50.0
 
+# A patient's height. What is outside is a height in cm or feet, or none.
+HEIGHT_RANGE_M = (0.4, 2.6)
+# Philips' two factors agree but for their rounding and the residue in the syringe.
+PHILIPS_TOLERANCE = 0.05
+
 F18_HALF_LIFE_S = 6586.2
 # Vendors write 6586 to 6600 s; 1 % changes SUV by less than 0.5 % after an hour.
 F18_HALF_LIFE_TOLERANCE = 0.01
@@ -53,80 +82,192 @@ F18_CODES = frozenset({"C-111A1", "77004003"})  # PS3.16 CID 4020, in SRT and in
 _F18_NAMES = ("18f", "f18", "18fluor", "fluorine18", "fdg", "fluorodeoxyglucose", "fludeoxyglucose")
 
 
-class SuvFactor(NamedTuple):
-    """`factor` times a rescaled voxel value is SUVbw in g/ml; `note` says in a sentence where it comes from."""
+class SuvFactors(NamedTuple):
+    """`per_frame[k]` times a rescaled voxel value of slice k is SUVbw in g/ml.
 
-    factor: float
+    `note` says in a sentence where they come from, `warning` what is odd about them (mostly empty).
+    """
+
+    per_frame: tuple[float, ...]
     note: str
+    warning: str = ""
 
 
 def is_convertible(attributes: SuvAttributes) -> bool:
-    """Whether the voxels are in a unit that `suvbw_factor` can turn into SUVbw."""
-    return attributes.units == "BQML" or (attributes.units == "GML" and attributes.suv_type in ("", "BW"))
+    """Whether the voxels of one slice are in a unit that `suvbw_factors` can turn into SUVbw."""
+    if attributes.units == "GML":
+        return attributes.suv_type in ("", "BW", *MASSES_KG)
+    if attributes.units == "CM2ML":
+        return attributes.suv_type in ("", "BSA")
+    if attributes.units == "CNTS":
+        return any(frame.philips_suv or frame.philips_activity for frame in attributes.frames)
+    return attributes.units == "BQML"
 
 
-def suvbw_factor(attributes: SuvAttributes) -> SuvFactor:
-    """Factor from rescaled voxel values (slope and intercept applied) to SUVbw in g/ml.
+def suvbw_factors(attributes: SuvAttributes, overrides: SuvOverrides = NO_OVERRIDES) -> SuvFactors:
+    """Factors from rescaled voxel values (slope and intercept applied) to SUVbw in g/ml.
 
     Parameters
     ----------
-    attributes : of one series; nothing in it is changed.
+    attributes : of one series, with the frame of every slice; nothing in it is changed.
+    overrides : what the user says in place of the header.
 
     Returns
     -------
-    SuvFactor : g/Bq for Units BQML, exactly 1 for Units GML.
+    SuvFactors : one for each frame; g/Bq for Units BQML, exactly 1 for Units GML with body weight.
 
     Raises
     ------
     InputError : an attribute that is needed is absent, implausible, or contradicts another one; or the
-        Units, SUVType or DecayCorrection is one that PETSeg does not convert.
+        Units, SUVType or DecayCorrection is one that PETSeg does not convert; or an override changes nothing.
 
     References
     ----------
     PS3.3 C.8.9.1 (PET Series) and C.8.9.2 (PET Isotope); IBSI SUV manual, version 3; QIBA, vendor-neutral
     pseudocode of SUV.
     """
-    if attributes.units == "GML":
-        return _factor_of_suv(attributes)
-    if attributes.units == "BQML":
-        return _factor_of_activity(attributes)
-    raise refusal(f"{UNITS} {_came(attributes.units)}, expected BQML or GML", "in Bq/ml or SUVbw")
+    if not attributes.frames:
+        attributes = replace(attributes, frames=(Frame(),))
+    attributes, told = overrides.apply(attributes)
+    makers = {
+        "BQML": _from_activity,
+        "CNTS": _from_philips_counts,
+        "GML": _from_suv_of_a_mass,
+        "CM2ML": _from_suv_of_the_surface,
+    }
+    if attributes.units not in makers:
+        raise refusal(f"{UNITS} {_came(attributes.units)}, expected BQML, GML, CM2ML or CNTS", "in Bq/ml or SUVbw")
+    factors = makers[attributes.units](attributes, overrides)
+    return factors._replace(note=f"{factors.note} {told}".strip())
 
 
-def _factor_of_suv(attributes: SuvAttributes) -> SuvFactor:
-    if attributes.suv_type not in ("", "BW"):
-        raise InputError(
-            f"{SUV_TYPE} is {attributes.suv_type}, expected BW (body weight): PETSeg does not convert other SUVs. "
-            "Pass a series in Bq/ml or SUVbw."
+def suvbw_of_activity(weight_kg: float, dose_mbq: float) -> float:
+    """Factor g/Bq from Bq/ml to SUVbw, for a dose as of the moment that the Bq/ml are corrected to.
+
+    Raises
+    ------
+    InputError : if one of the two is implausible.
+    """
+    attributes = SuvAttributes(weight_kg=weight_kg, dose=dose_mbq * 1e6)
+    return 1000.0 * _weight_kg(attributes) / _dose_bq(attributes)[0]
+
+
+def _from_suv_of_a_mass(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFactors:
+    suv_type, count = attributes.suv_type, len(attributes.frames)
+    if suv_type in ("", "BW"):
+        if overrides.options:
+            raise _idle(overrides, "the voxels are SUVbw already")
+        # PS3.3 C.8.9.1: "If absent, and the Units (0054,1001) are GML, then the type of SUV shall be assumed to be BW."
+        how = f"{SUV_TYPE} BW" if suv_type else f"no {SUV_TYPE}, which stands for BW"
+        return SuvFactors((1.0,) * count, f"The voxels are SUVbw already: {UNITS} GML, {how}.")
+    if suv_type not in MASSES_KG:
+        known = ", ".join(("BW", *MASSES_KG))
+        raise refusal(f"{SUV_TYPE} is {suv_type}, expected {known} for {UNITS} GML", "in Bq/ml or SUVbw")
+    _check_useful(overrides, "weight_kg", "height_m", "sex")
+    weight_kg, height_m, sex = _weight_kg(attributes), _height_m(attributes), _sex(attributes)
+    mass_kg = MASSES_KG[suv_type](weight_kg, height_m, sex)
+    if mass_kg <= 0:
+        raise refusal(
+            f"{SUV_TYPE} {suv_type} is of {mass_kg:.3g} kg for {weight_kg:g} kg and {height_m:g} m", "in Bq/ml"
         )
-    # PS3.3 C.8.9.1: "If absent, and the Units (0054,1001) are GML, then the type of SUV shall be assumed to be BW."
-    how = f"{SUV_TYPE} BW" if attributes.suv_type else f"no {SUV_TYPE}, which stands for BW"
-    return SuvFactor(1.0, f"The voxels are SUVbw already: {UNITS} GML, {how}.")
+    factor = weight_kg / mass_kg
+    how = f"{weight_kg:g} kg / {mass_kg:.5g} kg ({SUV_TYPE} {suv_type})"
+    return SuvFactors((factor,) * count, f"SUVbw is {factor:.6g} times the SUV of the voxels: {how}.")
 
 
-def _factor_of_activity(attributes: SuvAttributes) -> SuvFactor:
+def _from_suv_of_the_surface(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFactors:
+    if attributes.suv_type not in ("", "BSA"):
+        raise refusal(f"{SUV_TYPE} is {attributes.suv_type}, expected BSA for {UNITS} CM2ML", "in Bq/ml or SUVbw")
+    _check_useful(overrides, "weight_kg", "height_m")
+    weight_kg = _weight_kg(attributes)
+    surface_cm2 = body_surface_cm2(weight_kg, _height_m(attributes))
+    factor = 1000.0 * weight_kg / surface_cm2
+    how = f"{weight_kg:g} kg / {surface_cm2:.5g} cm² of body surface ({UNITS} CM2ML)"
+    note = f"SUVbw is {factor:.6g} times the SUV of the voxels: {how}."
+    return SuvFactors((factor,) * len(attributes.frames), note)
+
+
+def _from_philips_counts(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFactors:
+    suv = tuple(frame.philips_suv or 0.0 for frame in attributes.frames)
+    activity = tuple(frame.philips_activity or 0.0 for frame in attributes.frames)
+    if min(*suv, *activity) < 0:
+        raise refusal(f"{PHILIPS_SUV} or {PHILIPS_ACTIVITY} is below 0", "in Bq/ml or SUVbw")
+    has_suv, has_activity = all(suv), all(activity)
+    if not has_suv and not has_activity:
+        raise refusal(
+            f"{UNITS} is CNTS, and neither {PHILIPS_SUV} nor {PHILIPS_ACTIVITY} is there for every slice",
+            "in Bq/ml or SUVbw",
+        )
+    scanner = SuvFactors(suv, f"SUVbw is the scanner's own factor times the counts: {PHILIPS_SUV} {_range(suv)}.")
+    if not has_activity:
+        if overrides.options:
+            raise _idle(overrides, f"{UNITS} is CNTS, and {PHILIPS_SUV} holds the weight and dose already")
+        return scanner
+    try:
+        computed = _from_activity(attributes, overrides)
+    except InputError:
+        if has_suv and not overrides.options:  # anonymised of weight or dose, which the scanner still knew
+            return scanner
+        raise
+    factors = tuple(one * other for one, other in zip(activity, computed.per_frame))
+    if has_suv and not overrides.options:
+        apart = max(abs(one / other - 1) for one, other in zip(factors, suv))
+        if apart > PHILIPS_TOLERANCE:
+            raise refusal(
+                f"{PHILIPS_SUV} and {PHILIPS_ACTIVITY} lead to SUVs {100 * apart:.0f} % apart", "in which they agree"
+            )
+    return computed._replace(
+        per_frame=factors, note=f"Counts are Bq/ml by {PHILIPS_ACTIVITY} {_range(activity)}. {computed.note}"
+    )
+
+
+def _from_activity(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFactors:
+    _check_useful(overrides, "weight_kg", "dose_mbq", "half_life_s", "injection")
     _check_decay_correction(attributes)
     _check_half_life(attributes)
     weight_kg = _weight_kg(attributes)
     dose_bq, how = _dose_bq(attributes)
-    if attributes.decay_correction == "ADMIN":
-        decay = 1.0
-        how += f", not decayed because the voxels are corrected to the injection ({DECAY_CORRECTION} ADMIN)"
-    else:
-        half_life_s = required(attributes.half_life_s, HALF_LIFE)
+    decays, when = _decays(attributes)
+    factors = tuple(1000.0 * weight_kg / (dose_bq * decay) for decay in decays)
+    note = f"SUVbw is {_range(factors)} times the Bq/ml of the voxels: {weight_kg:g} kg / {how}, {when}."
+    contradiction = attributes.decay_correction == "NONE" and "DECY" in attributes.corrected_image
+    warning = (
+        f"{CORRECTED_IMAGE} lists DECY, but {DECAY_CORRECTION} is NONE: taken as not corrected for decay. Check SUV."
+        if contradiction
+        else ""
+    )
+    return SuvFactors(factors, note, warning)
+
+
+def _decays(attributes: SuvAttributes) -> tuple[tuple[float, ...], str]:
+    """What is left of the dose at the moment that each frame's voxels refer to, and how that was found."""
+    correction, frames = attributes.decay_correction, attributes.frames
+    if correction == "ADMIN":
+        how = f"not decayed because the voxels are corrected to the injection ({DECAY_CORRECTION} ADMIN)"
+        return (1.0,) * len(frames), how
+    half_life_s = required(attributes.half_life_s, HALF_LIFE)
+    if correction == "START":
         start, source = scan_start(attributes, half_life_s)
         delay_s = injection_delay_s(attributes, start, half_life_s)
-        decay = 2.0 ** (-delay_s / half_life_s)
-        how += f", decayed over {delay_s:.0f} s (half-life {half_life_s:g} s) to the scan start, from {source}"
-    factor = 1000.0 * weight_kg / (dose_bq * decay)
-    return SuvFactor(factor, f"SUVbw is {factor:.6g} times the Bq/ml of the voxels: {weight_kg:g} kg / {how}.")
+        how = f"decayed over {delay_s:.0f} s (half-life {half_life_s:g} s) to the scan start, from {source}"
+        return (2.0 ** (-delay_s / half_life_s),) * len(frames), how
+    delays_s = []
+    for frame in frames:
+        into_frame_s = average_activity_time_s(required(frame.duration_s, FRAME_DURATION), half_life_s)
+        average = acquisition_of(frame) + timedelta(seconds=into_frame_s)
+        delays_s.append(injection_delay_s(attributes, average, half_life_s))
+    how = (
+        f"decayed over {_range(delays_s, '.0f')} s (half-life {half_life_s:g} s) to the average of each slice's frame, "
+        f"because the voxels are not corrected ({DECAY_CORRECTION} NONE)"
+    )
+    return tuple(2.0 ** (-delay_s / half_life_s) for delay_s in delays_s), how
 
 
 def _check_decay_correction(attributes: SuvAttributes) -> None:
     correction = attributes.decay_correction
-    if correction not in ("START", "ADMIN"):
-        raise refusal(f"{DECAY_CORRECTION} {_came(correction)}, expected START or ADMIN", "corrected for decay")
-    if attributes.corrected_image and "DECY" not in attributes.corrected_image:
+    if correction not in ("START", "ADMIN", "NONE"):
+        raise refusal(f"{DECAY_CORRECTION} {_came(correction)}, expected START, ADMIN or NONE", "that says it")
+    if correction != "NONE" and attributes.corrected_image and "DECY" not in attributes.corrected_image:
         raise refusal(
             f"{DECAY_CORRECTION} is {correction}, but {CORRECTED_IMAGE} does not list DECY", "in which they agree"
         )
@@ -159,6 +300,20 @@ def _weight_kg(attributes: SuvAttributes) -> float:
     return weight_kg
 
 
+def _height_m(attributes: SuvAttributes) -> float:
+    height_m = required(attributes.height_m, HEIGHT)
+    low, high = HEIGHT_RANGE_M
+    if not low <= height_m <= high:
+        raise refusal(f"{HEIGHT} is {height_m:g} m, expected {low:g} to {high:g} m", "with the height in m")
+    return height_m
+
+
+def _sex(attributes: SuvAttributes) -> str:
+    if attributes.sex not in ("M", "F", "O"):
+        raise refusal(f"{SEX} {_came(attributes.sex)}, expected M, F or O", "that carries it, or --patient-sex")
+    return attributes.sex
+
+
 def _dose_bq(attributes: SuvAttributes) -> tuple[float, str]:
     """Dose in Bq at the injection, and how it was read."""
     if attributes.injections > 1:
@@ -178,3 +333,19 @@ def _dose_bq(attributes: SuvAttributes) -> tuple[float, str]:
 
 def _came(value: str) -> str:
     return f"is {value}" if value else "is absent"
+
+
+def _range(values: Sequence[float], form: str = ".6g") -> str:
+    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _check_useful(overrides: SuvOverrides, *useful: str) -> None:
+    """Refuse an override that this series has no use for: the user believes something of it that is not so."""
+    idle = replace(overrides, **dict.fromkeys(useful))
+    if idle.options:
+        raise _idle(idle, "the SUV of this series does not depend on it")
+
+
+def _idle(overrides: SuvOverrides, why: str) -> InputError:
+    return InputError(f"{', '.join(overrides.options)} would change nothing: {why}. Leave it out.")

@@ -10,6 +10,8 @@ from datetime import datetime, time
 from petseg_runtime.errors import InputError
 
 WEIGHT = "PatientWeight (0010,1030)"
+HEIGHT = "PatientSize (0010,1020)"
+SEX = "PatientSex (0010,0040)"
 DOSE = "RadionuclideTotalDose (0018,1074)"
 HALF_LIFE = "RadionuclideHalfLife (0018,1075)"
 INJECTION_DATETIME = "RadiopharmaceuticalStartDateTime (0018,1078)"
@@ -26,23 +28,29 @@ FRAME_DURATION = "ActualFrameDuration (0018,1242)"
 PRIVATE_SCAN_START = "private scan date-time, GE (0009,100D) or Siemens (0071,1022)"
 
 MANUFACTURER = "Manufacturer (0008,0070)"
+PHILIPS_SUV = "private SUV factor, Philips (7053,1000)"
+PHILIPS_ACTIVITY = "private activity factor, Philips (7053,1009)"
 RADIONUCLIDE = "RadionuclideCodeSequence (0054,0300)"
 
 
 @dataclass(frozen=True)
-class FrameTiming:
-    """When one slice was measured.
+class Frame:
+    """What one slice says for itself: when it was measured, and with which factors Philips scales its counts.
 
     Attributes
     ----------
     acquisition : AcquisitionDate and AcquisitionTime (0008,0022), (0008,0032), local time.
     frame_reference_s : FrameReferenceTime (0054,1300) in s (the header has ms).
     duration_s : ActualFrameDuration (0018,1242) in s (the header has ms).
+    philips_suv : (7053,1000), SUVbw for each unit of the rescaled voxels; 0 where Philips did not compute it.
+    philips_activity : (7053,1009), Bq/ml for each unit of the rescaled voxels; likewise.
     """
 
     acquisition: datetime | None = None
     frame_reference_s: float | None = None
     duration_s: float | None = None
+    philips_suv: float | None = None
+    philips_activity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class SuvAttributes:
     Attributes
     ----------
     units, suv_type, decay_correction, corrected_image, manufacturer : as in the header, upper case.
-    weight_kg : PatientWeight (0010,1030).
+    weight_kg, height_m, sex : PatientWeight (0010,1030), PatientSize (0010,1020), PatientSex (0010,0040).
     dose : RadionuclideTotalDose (0018,1074) as written; Bq by the standard, MBq in some files.
     half_life_s : RadionuclideHalfLife (0018,1075).
     radionuclide : what names the nuclide or the tracer: code values, code meanings, free names.
@@ -61,7 +69,7 @@ class SuvAttributes:
     injection_time : RadiopharmaceuticalStartTime (0018,1072), local time.
     series_start : SeriesDate and SeriesTime (0008,0021), (0008,0031), local time.
     private_scan_start : GE (0009,100D) or Siemens (0071,1022), local time.
-    frames : the timing of every slice; the same timing need not be repeated.
+    frames : of every slice, in the order of the slices.
     """
 
     units: str = ""
@@ -70,6 +78,8 @@ class SuvAttributes:
     corrected_image: tuple[str, ...] = ()
     manufacturer: str = ""
     weight_kg: float | None = None
+    height_m: float | None = None
+    sex: str = ""
     dose: float | None = None
     half_life_s: float | None = None
     radionuclide: tuple[str, ...] = ()
@@ -78,8 +88,18 @@ class SuvAttributes:
     injection_time: time | None = None
     series_start: datetime | None = None
     private_scan_start: datetime | None = None
-    frames: tuple[FrameTiming, ...] = ()
+    frames: tuple[Frame, ...] = ()
 
+
+# What a user who knows better than the header may say, by the attribute that it stands in for.
+OPTIONS = {
+    WEIGHT: "--patient-weight-kg",
+    HEIGHT: "--patient-height-m",
+    SEX: "--patient-sex",
+    DOSE: "--injected-dose-mbq",
+    HALF_LIFE: "--half-life-s",
+    INJECTION_DATETIME: "--injection-time",
+}
 
 # The fields of SuvAttributes that are one for the whole series, as messages name them.
 NAMES = {
@@ -89,6 +109,8 @@ NAMES = {
     "corrected_image": CORRECTED_IMAGE,
     "manufacturer": MANUFACTURER,
     "weight_kg": WEIGHT,
+    "height_m": HEIGHT,
+    "sex": SEX,
     "dose": DOSE,
     "half_life_s": HALF_LIFE,
     "radionuclide": RADIONUCLIDE,
@@ -100,8 +122,57 @@ NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class SuvOverrides:
+    """What the user says of one patient in place of the header. None: the header holds.
+
+    Attributes
+    ----------
+    weight_kg, height_m, sex : of the patient; sex is "M", "F" or "O".
+    dose_mbq : injected activity at `injection`, residue in the syringe subtracted.
+    injection : moment of the injection, by the clock that timed the scan.
+    half_life_s : of the radionuclide.
+    """
+
+    weight_kg: float | None = None
+    height_m: float | None = None
+    sex: str | None = None
+    dose_mbq: float | None = None
+    injection: datetime | None = None
+    half_life_s: float | None = None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options of petseg-run that were given."""
+        names = ("weight_kg", "height_m", "sex", "dose_mbq", "half_life_s", "injection")
+        return tuple(option for name, option in zip(names, OPTIONS.values()) if getattr(self, name) is not None)
+
+    def apply(self, attributes: SuvAttributes) -> tuple[SuvAttributes, str]:
+        """The attributes with these values in them, and a sentence that says so (empty if there are none)."""
+        changes: dict[str, object] = {
+            name: getattr(self, name)
+            for name in ("weight_kg", "height_m", "sex", "half_life_s")
+            if getattr(self, name) is not None
+        }
+        if self.dose_mbq is not None:
+            changes["dose"] = self.dose_mbq * 1e6
+        if self.injection is not None:
+            changes |= {"injection_datetime": self.injection, "injection_time": None}
+        if not changes:
+            return attributes, ""
+        said = ", ".join(
+            f"{NAMES[name]} ({'absent' if getattr(attributes, name) in (None, '') else 'replaced'})"
+            for name in changes
+            if name != "injection_time"
+        )
+        return replace(attributes, **changes), f"Given by the user in place of the header: {said}."  # type: ignore[arg-type]
+
+
+NO_OVERRIDES = SuvOverrides()
+
+
 def merge_attributes(slices: Iterable[SuvAttributes]) -> SuvAttributes:
-    """Attributes of a series from those of its slices: the timings are collected, all else must be the same.
+    """Attributes of a series from those of its slices: the frames are collected, all else must be the same.
 
     Raises
     ------
@@ -112,8 +183,7 @@ def merge_attributes(slices: Iterable[SuvAttributes]) -> SuvAttributes:
         values = {getattr(one, attribute) for one in slices}
         if len(values) > 1:
             raise refusal(f"{name} has {len(values)} different values in the slices of one series", "of one scan")
-    timings = dict.fromkeys(timing for one in slices for timing in one.frames)
-    return replace(slices[0], frames=tuple(timings))
+    return replace(slices[0], frames=tuple(frame for one in slices for frame in one.frames))
 
 
 def required(value: float | None, name: str) -> float:
@@ -124,7 +194,8 @@ def required(value: float | None, name: str) -> float:
     InputError : if the attribute is absent or not a finite number.
     """
     if value is None:
-        raise InputError(f"{name} is absent, so SUV cannot be computed. Pass a series that carries it.")
+        option = f", or {OPTIONS[name]}" if name in OPTIONS else ""
+        raise InputError(f"{name} is absent, so SUV cannot be computed. Pass a series that carries it{option}.")
     if not math.isfinite(value):
         raise refusal(f"{name} is {value}, expected a number", "that carries it")
     return value

@@ -29,18 +29,18 @@ from petseg_runtime.io.suv_attributes import (
     INJECTION_TIME,
     PRIVATE_SCAN_START,
     SERIES_TIME,
-    FrameTiming,
+    Frame,
     SuvAttributes,
     refusal,
     required,
 )
 
-MAX_DELAY_S = 24 * 3600.0
 # Nothing is imaged later than this. A clock that is 12 h off is caught: 12 h are 6.6 half-lives of F-18.
 MAX_DELAY_HALF_LIVES = 6.0
 # From here on injection and scan may be days apart, so a clock time alone does not say when it was
-# (IBSI SUV manual).
+# (IBSI SUV manual). Zr-89 antibodies are imaged up to ten days later, which are three half-lives.
 LONG_HALF_LIFE_S = 41_400.0
+MAX_DELAY_LONG_HALF_LIVES = 4.0
 
 # Two clocks that agree to a minute agree: F-18 decays by 0.6 % in that time.
 CLOCK_TOLERANCE_S = 60.0
@@ -58,9 +58,9 @@ def scan_start(attributes: SuvAttributes, half_life_s: float) -> tuple[datetime,
     ------
     InputError : if the attributes that tell are absent or contradict each other.
     """
-    acquisitions = [_acquisition(frame) for frame in attributes.frames or (FrameTiming(),)]
+    acquisitions = [acquisition_of(frame) for frame in attributes.frames or (Frame(),)]
     first, series, private = min(acquisitions), attributes.series_start, attributes.private_scan_start
-    if private is not None and -CLOCK_TOLERANCE_S <= _seconds(private, first) <= MAX_DELAY_S:
+    if private is not None and -CLOCK_TOLERANCE_S <= _seconds(private, first) <= _DAY_S:
         return private, PRIVATE_SCAN_START
     if series is not None and abs(_seconds(series, first)) <= SAME_EVENT_S:
         return series, f"{SERIES_TIME}, equal to the first {ACQUISITION_TIME}"
@@ -79,12 +79,12 @@ def scan_start(attributes: SuvAttributes, half_life_s: float) -> tuple[datetime,
 
 
 def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: float) -> float:
-    """Seconds from the injection to the scan start; an injection clock after the scan's is of the day before.
+    """Seconds from the injection to `start`; an injection clock after the scan's is of the day before.
 
     Raises
     ------
     InputError : if the time of injection is absent or given twice and differently, or if the delay is negative,
-        longer than a day, or longer than `MAX_DELAY_HALF_LIVES`.
+        or longer than `MAX_DELAY_HALF_LIVES` (`MAX_DELAY_LONG_HALF_LIVES` for nuclides of long half-life).
     """
     moment, clock = attributes.injection_datetime, attributes.injection_time
     if moment is not None:
@@ -95,15 +95,31 @@ def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: f
         source = INJECTION_TIME
         moment = _last_before(start, clock, half_life_s)
     else:
-        raise refusal(f"{INJECTION_DATETIME} and {INJECTION_TIME} are absent", "that carries one of them")
-    delay_s = _seconds(moment, start)
-    limit_s = min(MAX_DELAY_S, MAX_DELAY_HALF_LIVES * half_life_s)
-    if not 0.0 <= delay_s <= limit_s:
         raise refusal(
-            f"{source} is {delay_s / 3600:.2f} h before the scan start, expected 0 to {limit_s / 3600:.2f} h",
-            "in which the times are right",
+            f"{INJECTION_DATETIME} and {INJECTION_TIME} are absent", "that carries one of them, or --injection-time"
+        )
+    delay_s = _seconds(moment, start)
+    half_lives = MAX_DELAY_HALF_LIVES if half_life_s < LONG_HALF_LIFE_S else MAX_DELAY_LONG_HALF_LIVES
+    limit_s = half_lives * half_life_s
+    if not 0.0 <= delay_s <= limit_s:
+        shifted = ": anonymisation shifts dates apart" if abs(delay_s) >= _DAY_S else ""
+        raise refusal(
+            f"{source} is {delay_s / 3600:.2f} h before the scan, expected 0 to {limit_s / 3600:.2f} h{shifted}",
+            "in which the times are right, or --injection-time",
         )
     return delay_s
+
+
+def acquisition_of(frame: Frame) -> datetime:
+    """When the frame began to be measured.
+
+    Raises
+    ------
+    InputError : if date or time is absent.
+    """
+    if frame.acquisition is None:
+        raise refusal(f"AcquisitionDate (0008,0022) or {ACQUISITION_TIME} is absent", "that carries both")
+    return frame.acquisition
 
 
 def average_activity_time_s(duration_s: float, half_life_s: float) -> float:
@@ -127,20 +143,14 @@ def average_activity_time_s(duration_s: float, half_life_s: float) -> float:
     return duration_s / 2 if decay < 1e-6 else math.log(decay / -math.expm1(-decay)) / decay_per_s
 
 
-def _start_from_frame(frame: FrameTiming, manufacturer: str, half_life_s: float) -> datetime:
+def _start_from_frame(frame: Frame, manufacturer: str, half_life_s: float) -> datetime:
     reference_s = required(frame.frame_reference_s, FRAME_REFERENCE_TIME)
     if not 0.0 <= reference_s <= _DAY_S:
         raise refusal(f"{FRAME_REFERENCE_TIME} is {reference_s:g} s, expected 0 s to a day", "with the right time")
     into_frame_s = 0.0
     if not (manufacturer.startswith(_GE) or manufacturer == "GE"):
         into_frame_s = average_activity_time_s(required(frame.duration_s, FRAME_DURATION), half_life_s)
-    return _acquisition(frame) + timedelta(seconds=into_frame_s - reference_s)
-
-
-def _acquisition(frame: FrameTiming) -> datetime:
-    if frame.acquisition is None:
-        raise refusal(f"AcquisitionDate (0008,0022) or {ACQUISITION_TIME} is absent", "that carries both")
-    return frame.acquisition
+    return acquisition_of(frame) + timedelta(seconds=into_frame_s - reference_s)
 
 
 def _last_before(start: datetime, clock: time, half_life_s: float) -> datetime:

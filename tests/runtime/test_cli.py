@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import GEOMETRIES, body_array, onnx_model
+from pydicom.filereader import dcmread
 from runtime.dicom_factory import ct_series, pet_series, write
 
 import petseg_runtime.runner
 from petseg_runtime.cli import main
-from petseg_runtime.io.images import read_mask, write_image
+from petseg_runtime.io.images import read_image, read_mask, write_image
 from petseg_runtime.volume import Geometry
 
 SMALL = (20, 22, 24)
@@ -357,6 +359,65 @@ def test_impossible_options_get_exit_code_2(arguments: tuple[str, str], run, sca
     code, _, err = run(scan, *arguments)
     assert code == 2
     assert len(err) == 1
+
+
+def test_the_patient_of_a_dicom_scan_may_be_told(run, tmp_path: Path) -> None:
+    files = save_dicom(tmp_path / "in")
+    for file in files:
+        dataset = dcmread(file)
+        del dataset.PatientWeight
+        dataset.save_as(file)
+    code, _, err = run(tmp_path / "in")
+    assert code == 3
+    assert "--patient-weight-kg" in err[0]
+    code, _, err = run(tmp_path / "in", "--patient-weight-kg", "70")
+    assert code == 0
+    record = json.loads((tmp_path / "out/in_run.json").read_text())
+    assert record["settings"]["given_by_user"] == ["--patient-weight-kg"]
+    assert any("70 kg / 350 MBq" in decision for decision in record["decisions"])
+
+
+def test_a_file_in_bqml_becomes_suv_with_weight_and_dose(run, scan: Path, tmp_path: Path) -> None:
+    code, _, err = run(scan, "-s", "--unit", "bqml", "--patient-weight-kg", "70", "--injected-dose-mbq", "350")
+    assert code == 0
+    statistics = json.loads((tmp_path / "out/scan_stats.json").read_text())
+    assert statistics["unit"] == "suvbw"
+    # 70 000 g / 350e6 Bq = 2e-4 g/Bq.
+    assert statistics["scan_max"] == pytest.approx(2e-4 * read_image(scan).array.max(), rel=1e-5)
+    assert any("as of the moment that the Bq/ml are corrected to" in line for line in err)
+    assert any("Check its unit" in line for line in err)  # no scan of a patient is that cold
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--unit", "bqml", "--patient-weight-kg", "70"),
+        ("--unit", "suvbw", "--patient-weight-kg", "70", "--injected-dose-mbq", "350"),
+        ("--patient-weight-kg", "70", "--injected-dose-mbq", "350"),
+        ("--unit", "bqml", "--patient-weight-kg", "70", "--injected-dose-mbq", "350", "--half-life-s", "6586"),
+    ],
+    ids=" ".join,
+)
+def test_a_file_that_is_no_dicom_takes_weight_and_dose_together(arguments: tuple[str, ...], run, scan: Path) -> None:
+    code, _, err = run(scan, *arguments)
+    assert code == 3
+    assert len(err) == 1
+    assert "--unit bqml" in err[0]
+
+
+def test_what_is_said_of_one_patient_is_not_used_for_two(run, scan: Path) -> None:
+    other = scan.with_name("other.nii.gz")
+    shutil.copy(scan, other)
+    code, _, err = run(scan.parent, "--patient-weight-kg", "70")
+    assert code == 2
+    assert "is of one patient, but 2 scans were given" in err[0]
+
+
+@pytest.mark.parametrize("when", ["14:05", "2026-01-31", "soon", "2026-01-31T14:05:00+01:00"])
+def test_an_injection_time_is_a_local_date_and_time(when: str, scan: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(scan), "--injection-time", when])
+    assert stopped.value.code == 2
 
 
 def test_unknown_options_get_exit_code_2(scan: Path) -> None:

@@ -38,6 +38,7 @@ from runtime.dicom_factory import (
 
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom import choose_pet_series, group_by_study, read_headers, read_pet_series
+from petseg_runtime.io.suv_attributes import SuvOverrides
 from petseg_runtime.volume import Unit
 
 DATA = Path(__file__).parents[2].parent / "shared/data"
@@ -229,6 +230,36 @@ def test_a_blank_slice_may_have_slope_zero(tmp_path: Path) -> None:
     stored[1] = 0
     volume = read_pet_series(write(pet_series(stored, slopes=[1.0, 0.0, 1.0, 1.0]), tmp_path))
     assert not volume.array[1].any()
+
+
+def test_slices_that_are_not_corrected_for_decay_have_factors_of_their_own(tmp_path: Path) -> None:
+    series = edited(pet_series(np.full((2, 2, 2), 1000)), put(DecayCorrection="NONE", CorrectedImage=["ATTN"]))
+    series[1].AcquisitionTime = "133932.400000"  # one half-life after the first
+    volume = read_pet_series(write(series, tmp_path))
+    np.testing.assert_allclose(volume.array[1], 2 * volume.array[0], rtol=1e-6)
+
+
+def test_philips_factors_are_read_from_their_private_block(tmp_path: Path) -> None:
+    def in_counts(dataset: Dataset) -> None:
+        dataset.Units, dataset.Manufacturer = "CNTS", "Philips Medical Systems"
+        dataset.private_block(0x7053, "Philips PET Private Group", create=True).add_new(0x00, "DS", "0.0005")
+
+    volume = read_pet_series(write(edited(pet_series(), in_counts), tmp_path / "a"))
+    np.testing.assert_allclose(volume.array, default_voxels() * 5e-4, rtol=1e-6)
+    other = edited(pet_series(), lambda d: (in_counts(d), setattr(d, "Manufacturer", "Other")))
+    assert "neither private SUV factor" in refusal_of(other, tmp_path / "b")
+
+
+def test_height_and_sex_are_read_for_lean_mass(tmp_path: Path) -> None:
+    lean = put(Units="GML", SUVType="LBMJAMES128", PatientSize="1.75", PatientSex="M")
+    volume = read_pet_series(write(edited(pet_series(), lean), tmp_path))
+    np.testing.assert_allclose(volume.array, default_voxels() * 70 / 56.52, rtol=1e-6)
+
+
+def test_what_the_user_says_stands_in_for_the_header(tmp_path: Path) -> None:
+    files = write(edited(pet_series(), drop("PatientWeight")), tmp_path)
+    volume = read_pet_series(files, SuvOverrides(weight_kg=35.0))
+    np.testing.assert_allclose(volume.array, default_voxels() * FACTOR / 2, rtol=1e-6)
 
 
 def test_suv_in_the_file_is_left_as_it_is(tmp_path: Path) -> None:
@@ -451,7 +482,7 @@ SPOILT: list[tuple[str, Callable[[list[Dataset]], list[Dataset]], str]] = [
         on_all(drop("RadiopharmaceuticalInformationSequence")),
         "RadionuclideTotalDose (0018,1074) is absent",
     ),
-    ("unit", on_all(put(Units="CNTS")), "Units (0054,1001) is CNTS, expected BQML or GML"),
+    ("unit", on_all(put(Units="CNTS")), "Units (0054,1001) is CNTS, and neither private SUV factor"),
     ("no class", on_first(drop("SOPClassUID")), "no SOPClassUID (0008,0016)"),
 ]
 
@@ -615,30 +646,23 @@ def test_odd_values_make_no_warning(tmp_path: Path) -> None:
 # --- real data ---------------------------------------------------------------------------------------
 
 
-def dro_cases() -> list[tuple[str, str | None]]:
-    """Every reference object, with the attribute that its refusal names; None where it is to be read."""
-    refused = {"DRO_2_1": "SUVType (0054,1006)", "DRO_2_3": "Units (0054,1001)", "DRO_2_4": "Units (0054,1001)"}
-    names = ["0_0", "1_0", "2_0", "2_1", "2_3", "2_4", "3_0", "3_1", "3_3", "4_0", "4_1", "5_0"]
-    return [(f"DRO_{name}", refused.get(f"DRO_{name}")) for name in names]
+def reference_objects() -> list[dict[str, str]]:
+    table = DATA / "suv-dro/expected.csv"
+    return list(csv.DictReader(table.open())) if table.is_file() else []
 
 
-@pytest.mark.parametrize(("name", "refused"), dro_cases())
-def test_reference_objects_have_the_suv_they_must(name: str, refused: str | None) -> None:
-    folder = needs("suv-dro")
-    files = sorted((folder / name / "PT").iterdir())
-    if refused:
-        with pytest.raises(InputError) as error:
-            read_pet_series(files)
-        assert refused in str(error.value)
-        return
-    volume = read_pet_series(files)
-    inside = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / name / "mask" / "DRO_mask.nii.gz"))) > 0
-    with (folder / "expected.csv").open() as table:
-        (row,) = (row for row in csv.DictReader(table) if row["id"] == name)
+@pytest.mark.skipif(not reference_objects(), reason="the reference objects are not part of the project")
+@pytest.mark.parametrize("row", reference_objects(), ids=lambda row: row["id"])
+def test_reference_objects_have_the_suv_they_must(row: dict[str, str]) -> None:
+    folder = DATA / "suv-dro" / row["id"]
+    volume = read_pet_series(sorted((folder / "PT").iterdir()))
+    inside = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "mask" / "DRO_mask.nii.gz"))) > 0
     values = volume.array[inside]
-    actual = (values.min(), np.median(values), values.max())
-    expected = (float(row["suv_min"]), float(row["suv_median"]), float(row["suv_max"]))
-    assert actual == pytest.approx(expected, rel=2e-3)  # stored as whole Bq/ml, which round by as much
+    actual = np.array([values.min(), np.median(values), values.max()])
+    expected = np.array([float(row["suv_min"]), float(row["suv_median"]), float(row["suv_max"])])
+    # Some objects store so few digits that what they hold is further than 1 % from what they mean.
+    steps = np.diff(np.unique(values))
+    np.testing.assert_array_less(np.abs(actual - expected), np.maximum(0.01 * expected, 0.51 * steps.min()))
 
 
 def test_a_study_from_a_console(tmp_path: Path) -> None:
