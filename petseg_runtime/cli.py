@@ -75,9 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-m", "--model", type=Path, metavar="FILE", help=".onnx file; default the bundled model")
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, gpu or gpu:N; only auto ever falls back")
     parser.add_argument("--backend", default="auto", help="auto, openvino or onnxruntime")
+    parser.add_argument(
+        "--output-type",
+        action="append",
+        choices=["nifti", "dicom-seg", "dicom-sr", "dicom-rtstruct"],
+        help="of the mask, nifti by default; may be given several times; the structured report brings its SEG along",
+    )
     parser.add_argument("-s", "--statistics", action="store_true", help="write the quantities as JSON")
     parser.add_argument("-p", "--preview", action="store_true", help="write projections with the outline as PNG")
-    parser.add_argument("--save-probabilities", action="store_true", help="write the probabilities as NIfTI")
+    parser.add_argument("--save-probabilities", action="store_true", help="write the probabilities as well")
     parser.add_argument("--unit", choices=["suvbw", "bqml"], help="what a NIfTI, MHA or NRRD file holds")
     parser.add_argument("--threshold", type=float, help="probability from which a voxel is tumour; default the model's")
     parser.add_argument("--overlap", type=float, help="overlap of the windows, 0 to 0.9; default the model's")
@@ -136,6 +142,7 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
         output=options.output,
         unit=Unit(options.unit or "unknown"),
         overrides=_overrides(options),
+        output_types=tuple(dict.fromkeys(options.output_type or ["nifti"])),
         statistics=options.statistics,
         preview=options.preview,
         save_probabilities=options.save_probabilities,

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.images import write_image
 from petseg_runtime.io.scans import Scan
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
+from petseg_runtime.outputs.dicom_source import Equipment
 from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_runtime.outputs.preview import write_preview
 from petseg_runtime.outputs.records import run_record, statistics_record
@@ -17,6 +19,8 @@ from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.segmenter import Segmenter, check_options
 from petseg_runtime.sliding_window import Progress
 from petseg_runtime.volume import Unit, Volume
+
+OUTPUT_TYPES = ("nifti", "dicom-seg", "dicom-sr", "dicom-rtstruct")
 
 # The hottest voxel of a patient: more than the mean of the body, less than the urine of a small one.
 PLAUSIBLE_SUV_MAX = (1.0, 500.0)
@@ -31,6 +35,7 @@ class RunSettings:
     output : folder of the results; beside each scan where None.
     unit : what the numbers of NIfTI, MHA and NRRD files mean.
     overrides : what the user says of one patient in place of the header.
+    output_types : how the mask is written, of `OUTPUT_TYPES`; the probabilities follow it.
     statistics, preview, save_probabilities : further outputs beside the mask and the record.
     threshold, overlap : in place of the model's.
     tta : average over mirrorings.
@@ -39,6 +44,7 @@ class RunSettings:
     output: Path | None = None
     unit: Unit = Unit.UNKNOWN
     overrides: SuvOverrides = NO_OVERRIDES
+    output_types: tuple[str, ...] = ("nifti",)
     statistics: bool = False
     preview: bool = False
     save_probabilities: bool = False
@@ -48,6 +54,13 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_options(self.overlap, self.threshold)
+        unknown = [kind for kind in self.output_types if kind not in OUTPUT_TYPES]
+        if unknown or not self.output_types:
+            raise UsageError(f"Output type {unknown or 'none'} is unknown; there are {', '.join(OUTPUT_TYPES)}.")
+
+    @property
+    def wants_dicom(self) -> bool:
+        return any(kind != "nifti" for kind in self.output_types)
 
     def folder_for(self, scan: Scan) -> Path:
         return scan.beside if self.output is None else self.output / scan.folder
@@ -77,11 +90,16 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
     started = perf_counter()
     volume = scan.read(settings.unit, settings.overrides)
     reading_s = perf_counter() - started
+    if settings.wants_dicom and not volume.source:
+        raise InputError(
+            f"{scan.name} is not a DICOM series, so there is nothing that DICOM results could refer to. Leave out "
+            f"--output-type {' and '.join(kind for kind in settings.output_types if kind != 'nifti')}."
+        )
     segmentation = segmenter.segment(
         volume, progress, overlap=settings.overlap, threshold=settings.threshold, tta=settings.tta
     )
     started = perf_counter()
-    files = _write(scan.name, volume, segmentation, folder, settings)
+    files = _write(scan.name, volume, segmentation, folder, settings, segmenter)
     timings_s = {
         "reading": round(reading_s, 4),
         **segmentation.timings_s,
@@ -89,7 +107,7 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
     }
     record = folder / f"{scan.name}_run.json"
     result = ScanResult(
-        scan.name, segmentation.statistics, (*files, record), timings_s, volume.notes, _warnings(volume)
+        scan.name, segmentation.statistics, (*files, record), timings_s, volume.notes, _warnings(volume, segmentation)
     )
     used = {
         "unit": volume.unit.value,
@@ -103,15 +121,24 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
 
 
 def _write(
-    name: str, volume: Volume, segmentation: Segmentation, folder: Path, settings: RunSettings
+    name: str, volume: Volume, segmentation: Segmentation, folder: Path, settings: RunSettings, segmenter: Segmenter
 ) -> tuple[Path, ...]:
-    files = [folder / f"{name}_petseg.nii.gz"]
-    with whole_file(files[-1]) as temporary:
-        write_image(segmentation.mask, segmentation.geometry, temporary)
-    if settings.save_probabilities:
-        files.append(folder / f"{name}_prob.nii.gz")
+    files = []
+    if "nifti" in settings.output_types:
+        files.append(folder / f"{name}_petseg.nii.gz")
         with whole_file(files[-1]) as temporary:
-            write_image(segmentation.probabilities, segmentation.geometry, temporary)
+            write_image(segmentation.mask, segmentation.geometry, temporary)
+        if settings.save_probabilities:
+            files.append(folder / f"{name}_prob.nii.gz")
+            with whole_file(files[-1]) as temporary:
+                write_image(segmentation.probabilities, segmentation.geometry, temporary)
+    if settings.wants_dicom:
+        from petseg_runtime.outputs.dicom import write_dicom  # takes half a second to import
+
+        equipment = Equipment(segmenter.manifest.name, segmenter.manifest.version, segmenter.model_sha256)
+        files += write_dicom(
+            volume.source, segmentation, equipment, settings.output_types, settings.save_probabilities, folder / name
+        )
     if settings.statistics:
         files.append(folder / f"{name}_stats.json")
         write_json(statistics_record(segmentation.statistics), files[-1])
@@ -121,8 +148,8 @@ def _write(
     return tuple(files)
 
 
-def _warnings(volume: Volume) -> tuple[str, ...]:
-    """What to mind: what the reader warns of, numbers that have no unit, and SUVs that no patient has."""
+def _warnings(volume: Volume, segmentation: Segmentation) -> tuple[str, ...]:
+    """What to mind: what the reader warns of, numbers without a unit, SUVs that no patient has, a tumour cut off."""
     highest = float(volume.array.max())
     low, high = PLAUSIBLE_SUV_MAX
     own: tuple[str, ...] = ()
@@ -132,4 +159,6 @@ def _warnings(volume: Volume) -> tuple[str, ...]:
         own = ("The file does not say its unit: SUV quantities are left out. Pass --unit suvbw if it holds SUVbw.",)
     elif not low <= highest <= high:
         own = (f"The highest SUVbw of the scan is {highest:.3g}, expected {low:g} to {high:g}. Check its unit.",)
+    if segmentation.statistics.tumour.edge_mm == 0:
+        own += ("A lesion reaches the edge of the scan and may go on beyond: its quantities are of what was scanned.",)
     return (*volume.warnings, *own)

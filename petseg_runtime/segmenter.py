@@ -125,7 +125,7 @@ class Segmenter:
         mask = threshold_mask(probabilities, threshold)
         lesion_labels = label_lesions(mask)
         clock.stop("postprocessing")
-        statistics = quantify(volume, lesion_labels)
+        statistics = quantify(volume, lesion_labels, probabilities)
         clock.stop("quantification")
         return Segmentation(mask, lesion_labels, probabilities, volume.geometry, statistics, clock.seconds)
 

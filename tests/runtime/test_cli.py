@@ -446,3 +446,19 @@ def test_the_installed_command_works_and_says_its_version() -> None:
         [Path(sys.executable).with_name("petseg-run"), "--version"], capture_output=True, text=True, check=True
     )
     assert version.stdout.startswith("petseg 0.")
+
+
+def test_dicom_results_need_a_dicom_scan(run, scan: Path, tmp_path: Path) -> None:
+    code, _, err = run(scan, "--output-type", "dicom-seg", "--output-type", "dicom-sr")
+    assert code == 3
+    assert "is not a DICOM series" in err[0]
+    assert "--output-type dicom-seg and dicom-sr" in err[0]
+    assert files_in(tmp_path / "out") == []
+
+
+def test_dicom_results_of_a_dicom_scan(run, tmp_path: Path) -> None:
+    save_dicom(tmp_path / "in")
+    code, _, err = run(tmp_path / "in", "--output-type", "dicom-sr", "--output-type", "dicom-rtstruct")
+    assert code == 0
+    assert files_in(tmp_path / "out") == ["in_rtstruct.dcm", "in_run.json", "in_seg.dcm", "in_sr.dcm"]
+    assert "Doe" not in " ".join(err)

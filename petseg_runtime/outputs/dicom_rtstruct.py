@@ -1,0 +1,133 @@
+"""DICOM RT Structure Set: the lesions as contours in the planes of the PET slices (PS3.3 A.19)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+
+from petseg_runtime.outputs.contours import outlines
+from petseg_runtime.outputs.dicom_source import PATIENT_AND_STUDY, Equipment
+from petseg_runtime.volume import Geometry
+
+SERIES_NUMBER = 904
+
+_STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, which readers expect of the study referred to
+_COPIED = (*PATIENT_AND_STUDY, "StudyInstanceUID", "SpecificCharacterSet", "FrameOfReferenceUID")
+_COLOURS = ((220, 0, 30), (0, 110, 220), (0, 150, 60), (230, 140, 0), (140, 60, 200))
+
+
+def structure_set(
+    labels: npt.NDArray[np.integer], geometry: Geometry, source: Sequence[Dataset], equipment: Equipment
+) -> Dataset:
+    """Each lesion as a region of its own; without lesions one region without contours says so.
+
+    The contours hold the centres of exactly the voxels of the lesion. Their interpreted type is left empty: it is the
+    physician who makes a gross tumour volume of an outline.
+
+    Parameters
+    ----------
+    labels : whole numbers `(z, y, x)`, 0 outside, 1 to n in the lesions; slice k lies on `source[k]`.
+    source : headers of the PET slices, see `dicom_source.read_source`.
+    """
+    count = int(labels.max())
+    names = [f"Lesion {number}" for number in range(1, count + 1)] or ["Tumour (none found)"]
+    dataset = _header(source[0], equipment)
+    frame_uid = source[0].FrameOfReferenceUID
+    dataset.ReferencedFrameOfReferenceSequence = [_referenced_frame(source)]
+    dataset.StructureSetROISequence = [
+        _item(
+            ROINumber=number,
+            ReferencedFrameOfReferenceUID=frame_uid,
+            ROIName=name,
+            ROIGenerationAlgorithm="AUTOMATIC",
+            ROIGenerationDescription=f"{equipment.model_name} {equipment.model_version}"[:64],
+        )
+        for number, name in enumerate(names, start=1)
+    ]
+    dataset.ROIContourSequence = [_contours(labels, number, geometry, source) for number in range(1, len(names) + 1)]
+    dataset.RTROIObservationsSequence = [
+        _item(ObservationNumber=number, ReferencedROINumber=number, RTROIInterpretedType="", ROIInterpreter="")
+        for number in range(1, len(names) + 1)
+    ]
+    return dataset
+
+
+def _header(first: Dataset, equipment: Equipment) -> Dataset:
+    now = datetime.now()
+    dataset = _item(
+        SOPClassUID=RTStructureSetStorage,
+        SOPInstanceUID=generate_uid(),
+        InstanceCreationDate=now.strftime("%Y%m%d"),
+        InstanceCreationTime=now.strftime("%H%M%S"),
+        Modality="RTSTRUCT",
+        SeriesInstanceUID=generate_uid(),
+        SeriesNumber=SERIES_NUMBER,
+        SeriesDescription="PETSeg tumour",
+        OperatorsName="",
+        PositionReferenceIndicator="",
+        Manufacturer=equipment.manufacturer,
+        ManufacturerModelName=equipment.model_name,
+        DeviceSerialNumber=equipment.serial_number,
+        SoftwareVersions=equipment.software,
+        StructureSetLabel="TUMOUR",
+        StructureSetDescription=f"Research use only. Model {equipment.model_name} {equipment.model_version}, SHA-256 "
+        f"{equipment.model_sha256}",
+        StructureSetDate=now.strftime("%Y%m%d"),
+        StructureSetTime=now.strftime("%H%M%S"),
+        ApprovalStatus="UNAPPROVED",
+    )
+    for keyword in _COPIED:
+        if keyword in first:
+            dataset[keyword] = first[keyword]
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    return dataset
+
+
+def _referenced_frame(source: Sequence[Dataset]) -> Dataset:
+    first = source[0]
+    series = _item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=[_image(one) for one in source])
+    study = _item(
+        ReferencedSOPClassUID=_STUDY_COMPONENT,
+        ReferencedSOPInstanceUID=first.StudyInstanceUID,
+        RTReferencedSeriesSequence=[series],
+    )
+    return _item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
+
+
+def _contours(labels: npt.NDArray[np.integer], number: int, geometry: Geometry, source: Sequence[Dataset]) -> Dataset:
+    region = _item(ReferencedROINumber=number, ROIDisplayColor=list(_COLOURS[(number - 1) % len(_COLOURS)]))
+    contours = []
+    inside = labels == number
+    for index in np.flatnonzero(inside.any(axis=(1, 2))).tolist():
+        for polygon in outlines(inside[index]):
+            place = np.column_stack([np.full(len(polygon), index), polygon])
+            contours.append(
+                _item(
+                    ContourImageSequence=[_image(source[index])],
+                    ContourGeometricType="CLOSED_PLANAR",
+                    NumberOfContourPoints=len(polygon),
+                    ContourData=[f"{value:.4f}" for value in geometry.to_lps_mm(place).ravel()],
+                )
+            )
+    if contours:
+        region.ContourSequence = contours
+    return region
+
+
+def _image(dataset: Dataset) -> Dataset:
+    return _item(ReferencedSOPClassUID=dataset.SOPClassUID, ReferencedSOPInstanceUID=dataset.SOPInstanceUID)
+
+
+def _item(**values: object) -> Dataset:
+    item = Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return item

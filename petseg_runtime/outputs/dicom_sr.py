@@ -1,0 +1,114 @@
+"""DICOM structured report: the quantities of each lesion, by template TID 1500 (PS3.16)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import highdicom as hd
+from highdicom.sr.coding import CodedConcept
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import generate_uid
+
+from petseg_runtime.outputs.dicom_source import Equipment
+from petseg_runtime.quantification import LesionStatistics, ScanStatistics
+
+SERIES_NUMBER = 903
+
+_ML = CodedConcept("mL", "UCUM", "milliliter")
+_MM = CodedConcept("mm", "UCUM", "millimeter")
+_G = CodedConcept("g", "UCUM", "gram")
+_SUV = CodedConcept("g/ml{SUVbw}", "UCUM", "Standardized Uptake Value body weight")
+_ONE = CodedConcept("1", "UCUM", "no units")
+_SUVBW = CodedConcept("126401", "DCM", "SUVbw")
+_PEAK = CodedConcept("126031", "DCM", "Peak Value Within ROI")
+_VOLUME = CodedConcept("126032", "DCM", "Metabolic Volume")
+_GLYCOLYSIS = CodedConcept("126033", "DCM", "Total Lesion Glycolysis")
+_DIAMETER = CodedConcept("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")
+_PROBABILITY = CodedConcept("mean-probability", "99PETSEG", "Mean tumour probability")
+_MAXIMUM = CodedConcept("56851009", "SCT", "Maximum")
+_MEAN = CodedConcept("373098007", "SCT", "Mean")
+_PROCEDURE = CodedConcept("44139-4", "LN", "PET whole body")
+_ABSENT = CodedConcept("2667000", "SCT", "Absent")
+
+
+def measurement_report(
+    statistics: ScanStatistics, segmentation: hd.seg.Segmentation, source: Sequence[Dataset], equipment: Equipment
+) -> hd.sr.Comprehensive3DSR:
+    """The quantities, each lesion's group referring to its segment; without lesions the finding is absent.
+
+    Parameters
+    ----------
+    segmentation : of the same lesions, see `dicom_seg.lesion_segmentation`.
+    source : headers of the PET slices, see `dicom_source.read_source`.
+    """
+    lesions = [_lesion(lesion, segmentation, equipment) for lesion in statistics.lesions]
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=generate_uid(entropy_srcs=[equipment.model_sha256, equipment.software]),
+        name=equipment.manufacturer,
+        manufacturer_name=equipment.manufacturer,
+        model_name=equipment.model_name,
+        serial_number=equipment.serial_number,
+    )
+    observer = hd.sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
+    content = hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=_PROCEDURE,
+        imaging_measurements=lesions or [_no_lesion(equipment)],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    return hd.sr.Comprehensive3DSR(
+        evidence=[segmentation, *source],
+        content=content[0],
+        series_instance_uid=generate_uid(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer=equipment.manufacturer,
+        is_complete=True,
+        series_description="PETSeg quantities",
+    )
+
+
+def _lesion(
+    lesion: LesionStatistics, segmentation: hd.seg.Segmentation, equipment: Equipment
+) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    segment = segmentation.SegmentSequence[lesion.label - 1]
+    values = [
+        (_VOLUME, lesion.mtv_ml, _ML, None),
+        (_DIAMETER, lesion.diameter_mm, _MM, None),
+        (_SUVBW, lesion.suv_max, _SUV, _MAXIMUM),
+        (_SUVBW, lesion.suv_mean, _SUV, _MEAN),
+        (_PEAK, lesion.suv_peak, _SUV, None),
+        (_GLYCOLYSIS, lesion.tlg_g, _G, None),
+        (_PROBABILITY, lesion.mean_probability, _ONE, None),
+    ]
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=segment.TrackingUID, identifier=segment.TrackingID),
+        referenced_segment=hd.sr.ReferencedSegment.from_segmentation(segmentation, lesion.label),
+        finding_type=codes.SCT.Neoplasm,
+        algorithm_id=_algorithm(equipment),
+        measurements=[
+            hd.sr.Measurement(name=name, value=value, unit=unit, derivation=derivation)
+            for name, value, unit, derivation in values
+            if value is not None
+        ],
+    )
+
+
+def _no_lesion(equipment: Equipment) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+    return hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(), identifier="Tumour"),
+        finding_type=codes.SCT.Neoplasm,
+        algorithm_id=_algorithm(equipment),
+        measurements=[hd.sr.Measurement(name=_VOLUME, value=0.0, unit=_ML)],
+        qualitative_evaluations=[hd.sr.QualitativeEvaluation(name=codes.SCT.Neoplasm, value=_ABSENT)],
+    )
+
+
+def _algorithm(equipment: Equipment) -> hd.sr.AlgorithmIdentification:
+    return hd.sr.AlgorithmIdentification(
+        name=equipment.model_name,
+        version=equipment.model_version,
+        parameters=[f"model_sha256={equipment.model_sha256}"],
+    )

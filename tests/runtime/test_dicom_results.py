@@ -1,0 +1,242 @@
+"""DICOM results: valid by an independent validator, the same voxels by independent readers, in every orientation."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.path import Path as Polygon
+from pydicom.dataset import Dataset
+from runtime.dicom_factory import edited, pet_series, write
+from runtime.test_dicom import ORIENTATIONS, drop, needs, put
+
+from petseg_runtime.cli import main
+from petseg_runtime.errors import InputError
+from petseg_runtime.io.dicom import read_pet_series
+from petseg_runtime.outputs.contours import outlines
+from petseg_runtime.outputs.dicom import write_dicom
+from petseg_runtime.outputs.dicom_source import Equipment
+from petseg_runtime.quantification import quantify
+from petseg_runtime.segmentation import Segmentation
+from petseg_runtime.volume import Volume
+
+EQUIPMENT = Equipment("petseg-test", "3", "ab" * 32)
+KINDS = ("dicom-seg", "dicom-sr", "dicom-rtstruct")
+SHAPE = (5, 12, 14)
+
+
+def two_lesions() -> np.ndarray:
+    """One with a hole and a corner that touches another part diagonally, and one of a single voxel."""
+    labels = np.zeros(SHAPE, np.uint32)
+    labels[1:4, 2:9, 3:10] = 1
+    labels[2, 4:7, 5:8] = 0
+    labels[2, 5, 6] = 1
+    labels[3, 9, 10] = 1
+    labels[4, 11, 13] = 2
+    return labels
+
+
+def scan_in(folder: Path, orientation: str = "axial") -> Volume:
+    stored = np.random.default_rng(3).integers(100, 9000, SHAPE)
+    return read_pet_series(write(pet_series(stored, orientation=ORIENTATIONS[orientation]), folder))
+
+
+def segmentation_of(volume: Volume, labels: np.ndarray) -> Segmentation:
+    probabilities = np.where(labels > 0, 0.8, 0.1).astype(np.float32)
+    statistics = quantify(volume, labels, probabilities)
+    return Segmentation((labels > 0).astype(np.uint8), labels, probabilities, volume.geometry, statistics, {})
+
+
+def results_of(volume: Volume, labels: np.ndarray, folder: Path) -> dict[str, Path]:
+    files = write_dicom(volume.source, segmentation_of(volume, labels), EQUIPMENT, KINDS, True, folder / "scan")
+    return {file.name.removeprefix("scan"): file for file in files}
+
+
+def index_of(volume: Volume, positions_lps_mm: np.ndarray) -> np.ndarray:
+    """Array index `(n, 3)` of positions: the inverse of the geometry, by linear algebra of its own."""
+    geometry = volume.geometry
+    axes = np.array(geometry.direction_lps) * geometry.spacing_mm
+    return np.linalg.solve(axes, (positions_lps_mm - np.array(geometry.origin_lps_mm)).T).T
+
+
+def frames_of_seg(volume: Volume, file: Path) -> Iterator[tuple[int, np.ndarray, Dataset]]:
+    """Slice, pixels, groups of each frame: pixels by ITK, which knows nothing of highdicom, places by the frame."""
+    dataset = pydicom.dcmread(file)
+    frames = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).reshape(-1, *volume.array.shape[1:])
+    for pixels, groups in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        position = np.array([groups.PlanePositionSequence[0].ImagePositionPatient], float)
+        z, y, x = index_of(volume, position)[0]
+        assert (y, x) == pytest.approx((0, 0), abs=1e-3)
+        assert z == pytest.approx(round(z), abs=1e-3)
+        yield round(z), pixels, groups
+
+
+def labels_of_seg(volume: Volume, file: Path) -> np.ndarray:
+    """Label map of a binary SEG."""
+    labels = np.zeros(volume.array.shape, np.uint32)
+    for index, pixels, groups in frames_of_seg(volume, file):
+        # With one segment it stands in the groups that all frames share.
+        identification = groups.get("SegmentIdentificationSequence")
+        labels[index][pixels > 0] = identification[0].ReferencedSegmentNumber if identification else 1
+    return labels
+
+
+def labels_of_rtstruct(volume: Volume, file: Path) -> np.ndarray:
+    """Label map of an RTSTRUCT: the voxels whose centres lie in a contour, by matplotlib."""
+    labels = np.zeros(volume.array.shape, np.uint32)
+    rows_and_columns = np.argwhere(np.ones(volume.array.shape[1:]))
+    for region in pydicom.dcmread(file).ROIContourSequence:
+        for contour in region.get("ContourSequence", []):
+            points = index_of(volume, np.reshape(contour.ContourData, (-1, 3)).astype(float))
+            (index,) = set(points[:, 0].round(2))
+            inside = Polygon(points[:, 1:]).contains_points(rows_and_columns).reshape(volume.array.shape[1:])
+            labels[int(index)][inside] = region.ReferencedROINumber
+    return labels
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_other_readers_get_the_same_voxels(orientation: str, tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in", orientation)
+    labels = two_lesions()
+    files = results_of(volume, labels, tmp_path)
+    np.testing.assert_array_equal(labels_of_seg(volume, files["_seg.dcm"]), labels)
+    np.testing.assert_array_equal(labels_of_rtstruct(volume, files["_rtstruct.dcm"]), labels)
+
+
+def test_probabilities_come_back_to_a_255th(tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in")
+    files = results_of(volume, two_lesions(), tmp_path)
+    read = np.zeros(SHAPE)
+    for index, pixels, _ in frames_of_seg(volume, files["_prob_seg.dcm"]):
+        read[index] = pixels / 255
+    np.testing.assert_allclose(read, np.where(two_lesions() > 0, 0.8, 0.1), atol=0.501 / 255)
+
+
+@pytest.mark.parametrize("orientation", ["axial", "oblique"])
+@pytest.mark.parametrize("found", [True, False], ids=["two lesions", "none"])
+def test_the_validator_finds_no_error(found: bool, orientation: str, tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in", orientation)
+    files = results_of(volume, two_lesions() if found else np.zeros(SHAPE, np.uint32), tmp_path)
+    assert set(files) == {"_seg.dcm", "_sr.dcm", "_prob_seg.dcm", "_rtstruct.dcm"}
+    for file in files.values():
+        assert errors_in(file) == []
+
+
+def errors_in(file: Path) -> list[str]:
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy is not installed (Debian's dicom3tools)")
+    said = subprocess.run(["dciodvfy", str(file)], capture_output=True, text=True, check=False)
+    return [line for line in (said.stdout + said.stderr).splitlines() if line.startswith("Error")]
+
+
+def test_no_tumour_is_a_valid_result(tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in")
+    files = results_of(volume, np.zeros(SHAPE, np.uint32), tmp_path)
+    assert not labels_of_seg(volume, files["_seg.dcm"]).any()
+    assert pydicom.dcmread(files["_seg.dcm"]).SegmentSequence[0].SegmentLabel == "Tumour (none found)"
+    structures = pydicom.dcmread(files["_rtstruct.dcm"])
+    assert [region.ROIName for region in structures.StructureSetROISequence] == ["Tumour (none found)"]
+    assert "Absent" in str(pydicom.dcmread(files["_sr.dcm"]))
+
+
+def test_results_refer_to_the_slices_and_name_the_model(tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in")
+    slices = [pydicom.dcmread(file) for file in volume.source]
+    files = results_of(volume, two_lesions(), tmp_path)
+    for file in files.values():
+        result = pydicom.dcmread(file)
+        assert result.PatientID == slices[0].PatientID
+        assert result.StudyInstanceUID == slices[0].StudyInstanceUID
+        assert result.SeriesInstanceUID != slices[0].SeriesInstanceUID
+        text = str(result)
+        assert "petseg-test" in text
+        assert EQUIPMENT.model_sha256 in text
+        assert all(one.SOPInstanceUID in text for one in slices[1:4])
+
+
+def test_the_report_holds_the_quantities_of_each_lesion(tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in")
+    statistics = quantify(volume, two_lesions())
+    said = str(pydicom.dcmread(results_of(volume, two_lesions(), tmp_path)["_sr.dcm"]))
+    for lesion in statistics.lesions:
+        for value in (lesion.mtv_ml, lesion.suv_max, lesion.suv_mean, lesion.suv_peak, lesion.tlg_g):
+            assert f"{value:.3f}"[:4] in said
+
+
+@pytest.mark.parametrize("spoil", [drop("StudyInstanceUID"), put(Rows=13)], ids=["no study", "other size"])
+def test_headers_that_nothing_can_refer_to_are_refused(spoil, tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in")
+    for file in volume.source:
+        dataset = edited([pydicom.dcmread(file)], spoil)[0]
+        dataset.save_as(file)
+    with pytest.raises(InputError, match="do not allow DICOM results"):
+        results_of(volume, two_lesions(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_anonymisers_leave_is_made_fit(tmp_path: Path, capfd, recwarn) -> None:
+    def anonymised(dataset: Dataset) -> None:
+        del dataset.SeriesInstanceUID
+        dataset.PatientName = "Doe"
+        dataset.ClinicalTrialSponsorName, dataset.ClinicalTrialProtocolID = "", "6668"
+        dataset.add_new(0x00200010, "LO", "A study whose ID is far too long")
+
+    volume = scan_in(tmp_path / "in")
+    for file in volume.source:
+        edited([pydicom.dcmread(file)], anonymised)[0].save_as(file)
+    recwarn.clear()
+    files = results_of(volume, two_lesions(), tmp_path)
+    assert [str(warning.message) for warning in recwarn] == []
+    assert capfd.readouterr() == ("", "")
+    for file in files.values():
+        result = pydicom.dcmread(file)
+        assert result.StudyID == "A study whose ID"
+        assert result.PatientName == "Doe"
+        assert errors_in(file) == []
+    series = [pydicom.dcmread(files[name]) for name in ("_seg.dcm", "_rtstruct.dcm")]
+    (first,) = {series[0].ReferencedSeriesSequence[0].SeriesInstanceUID}
+    study = series[1].ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
+    assert study.RTReferencedSeriesSequence[0].SeriesInstanceUID == first
+
+
+@pytest.mark.parametrize("folder", ["sts-dicom/STS_007", "acrin-study"])
+def test_results_of_real_scans_are_valid_and_come_back_voxel_for_voxel(folder: str, tmp_path: Path) -> None:
+    path = needs(folder)
+    kinds = [option for kind in ("nifti", *KINDS) for option in ("--output-type", kind)]
+    assert main([str(path), "-o", str(tmp_path), "-q", "--save-probabilities", *kinds]) == 0
+    name = path.name
+    for suffix in ("_seg.dcm", "_sr.dcm", "_prob_seg.dcm", "_rtstruct.dcm"):
+        assert errors_in(tmp_path / f"{name}{suffix}") == []
+    if shutil.which("plastimatch") is None:
+        pytest.skip("plastimatch is not installed")
+    mask_file = tmp_path / f"{name}_petseg.nii.gz"
+    arguments = [
+        "--input",
+        tmp_path / f"{name}_rtstruct.dcm",
+        "--fixed",
+        mask_file,
+        "--output-prefix",
+        tmp_path / "read",
+    ]
+    subprocess.run(["plastimatch", "convert", *arguments, "--prefix-format", "nii.gz"], check=True, capture_output=True)
+    read = [sitk.GetArrayFromImage(sitk.ReadImage(str(file))) > 0 for file in (tmp_path / "read").iterdir()]
+    np.testing.assert_array_equal(np.any(read, axis=0), sitk.GetArrayFromImage(sitk.ReadImage(str(mask_file))) > 0)
+
+
+@given(st.integers(0, 2**31), st.floats(0.1, 0.9))
+def test_outlines_hold_the_centres_of_exactly_the_pixels_inside(seed: int, share: float) -> None:
+    """By matplotlib, which counts windings, and by adding the polygons up, as readers without holes do."""
+    mask = np.random.default_rng(seed).random((7, 9)) < share
+    centres = np.argwhere(np.ones(mask.shape))
+    inside = np.zeros(mask.shape, int)
+    for polygon in outlines(mask):
+        inside += Polygon(polygon).contains_points(centres).reshape(mask.shape)
+    np.testing.assert_array_equal(inside, mask)
