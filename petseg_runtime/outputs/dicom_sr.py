@@ -42,7 +42,7 @@ def measurement_report(
     segmentation : of the same lesions, see `dicom_seg.lesion_segmentation`.
     source : headers of the PET slices, see `dicom_source.read_source`.
     """
-    lesions = [_lesion(lesion, segmentation, equipment) for lesion in statistics.lesions]
+    lesions = [_lesion(lesion, segmentation, source, equipment) for lesion in statistics.lesions]
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=generate_uid(entropy_srcs=[equipment.model_sha256, equipment.software]),
         name=equipment.manufacturer,
@@ -71,7 +71,7 @@ def measurement_report(
 
 
 def _lesion(
-    lesion: LesionStatistics, segmentation: hd.seg.Segmentation, equipment: Equipment
+    lesion: LesionStatistics, segmentation: hd.seg.Segmentation, source: Sequence[Dataset], equipment: Equipment
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     segment = segmentation.SegmentSequence[lesion.label - 1]
     values = [
@@ -85,7 +85,12 @@ def _lesion(
     ]
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=segment.TrackingUID, identifier=segment.TrackingID),
-        referenced_segment=hd.sr.ReferencedSegment.from_segmentation(segmentation, lesion.label),
+        referenced_segment=hd.sr.ReferencedSegment(
+            sop_class_uid=segmentation.SOPClassUID,
+            sop_instance_uid=segmentation.SOPInstanceUID,
+            segment_number=lesion.label,
+            source_series=hd.sr.SourceSeriesForSegmentation(source[0].SeriesInstanceUID),
+        ),
         finding_type=codes.SCT.Neoplasm,
         algorithm_id=_algorithm(equipment),
         measurements=[

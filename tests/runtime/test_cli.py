@@ -459,6 +459,6 @@ def test_dicom_results_need_a_dicom_scan(run, scan: Path, tmp_path: Path) -> Non
 def test_dicom_results_of_a_dicom_scan(run, tmp_path: Path) -> None:
     save_dicom(tmp_path / "in")
     code, _, err = run(tmp_path / "in", "--output-type", "dicom-sr", "--output-type", "dicom-rtstruct")
-    assert code == 0
+    assert code == 0, err
     assert files_in(tmp_path / "out") == ["in_rtstruct.dcm", "in_run.json", "in_seg.dcm", "in_sr.dcm"]
     assert "Doe" not in " ".join(err)
