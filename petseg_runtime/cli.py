@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-s", "--statistics", action="store_true", help="write the quantities as JSON")
     parser.add_argument("-p", "--preview", action="store_true", help="write projections with the outline as PNG")
+    parser.add_argument("--report", action="store_true", help="write a page for the physician as HTML")
     parser.add_argument("--save-probabilities", action="store_true", help="write the probabilities as well")
     parser.add_argument("--unit", choices=["suvbw", "bqml"], help="what a NIfTI, MHA or NRRD file holds")
     parser.add_argument("--threshold", type=float, help="probability from which a voxel is tumour; default the model's")
@@ -133,7 +134,7 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
     import SimpleITK as sitk
 
     from petseg_runtime.outputs.files import prepare_folder
-    from petseg_runtime.runner import RunSettings
+    from petseg_runtime.runner import RunSettings, write_summary
     from petseg_runtime.segmenter import Segmenter
     from petseg_runtime.volume import Unit
 
@@ -145,34 +146,46 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
         output_types=tuple(dict.fromkeys(options.output_type or ["nifti"])),
         statistics=options.statistics,
         preview=options.preview,
+        report=options.report,
         save_probabilities=options.save_probabilities,
         threshold=options.threshold,
         overlap=options.overlap,
         tta=options.tta,
     )
-    scans, missing = _find(options, settings, messages)
-    if settings.overrides.options and len(scans) + missing > 1:
+    scans, failures = _find(options, settings, messages)
+    wanted = len(scans) + len(failures)
+    if settings.overrides.options and wanted > 1:
         raise UsageError(
-            f"{', '.join(settings.overrides.options)} is of one patient, but {len(scans) + missing} scans were given. "
-            "Pass one scan."
+            f"{', '.join(settings.overrides.options)} is of one patient, but {wanted} scans were given. Pass one scan."
         )
     if settings.output is not None:
         prepare_folder(settings.output)
     segmenter = Segmenter(options.model, options.device, options.backend, options.threads)
-    results = _run_scans(scans, segmenter, settings, options, messages)
+    results = _run_scans(scans, segmenter, settings, options, messages, failures)
+    summary: tuple[Path, ...] = ()
+    if wanted > 1 and (settings.statistics or settings.report):
+        summary = write_summary(results, failures, _summary_folder(options, settings), settings.report)
     if results and not options.json and not options.quiet:
-        _print_table(results)
-    wanted, failed = len(scans) + missing, len(scans) + missing - len(results)
-    if failed:
-        raise BatchError(f"{failed} of {wanted} scans failed{'; the others are done' if results else ''}.")
+        _print_table(results, summary)
+    if failures:
+        raise BatchError(f"{len(failures)} of {wanted} scans failed{'; the others are done' if results else ''}.")
 
 
-def _find(options: argparse.Namespace, settings: RunSettings, messages: Console) -> tuple[list[Scan], int]:
-    """The scans of all inputs, under names that do not collide, and how many inputs are refused."""
+def _summary_folder(options: argparse.Namespace, settings: RunSettings) -> Path:
+    """Where the CSV and the index of a batch go: the output folder, or else the first input's own."""
+    first: Path = options.input[0]
+    return settings.output or (first if first.is_dir() else first.parent)
+
+
+Failures = list[tuple[str, PetsegError]]
+
+
+def _find(options: argparse.Namespace, settings: RunSettings, messages: Console) -> tuple[list[Scan], Failures]:
+    """The scans of all inputs, under names that do not collide, and the inputs that are refused."""
     from petseg_runtime.io.scans import find_scans, with_unique_names
 
     scans: list[Scan] = []
-    missing = 0
+    failures: Failures = []
     for path in options.input:
         try:
             scans += find_scans(path)
@@ -180,8 +193,8 @@ def _find(options: argparse.Namespace, settings: RunSettings, messages: Console)
             if len(options.input) == 1:
                 raise
             _report_failure(path.name, error, options, messages)
-            missing += 1
-    return with_unique_names(scans, lambda scan: settings.folder_for(scan).resolve()), missing
+            failures.append((path.name, error))
+    return with_unique_names(scans, lambda scan: settings.folder_for(scan).resolve()), failures
 
 
 def _run_scans(
@@ -190,8 +203,9 @@ def _run_scans(
     settings: RunSettings,
     options: argparse.Namespace,
     messages: Console,
+    failures: Failures,
 ) -> list[ScanResult]:
-    """Run each scan; one that fails is reported and passed over, unless it is the only one."""
+    """Run each scan; one that fails is reported, added to `failures` and passed over, unless it is the only one."""
     from petseg_runtime.runner import run_scan
 
     results: list[ScanResult] = []
@@ -211,7 +225,9 @@ def _run_scans(
                 if len(options.input) == len(scans) == 1:
                     raise
                 known = error if isinstance(error, PetsegError) else _unexpected(error)
-                _report_failure(str(scan.folder / scan.name), known, options, messages)
+                name = str(scan.folder / scan.name)
+                _report_failure(name, known, options, messages)
+                failures.append((name, known))
                 continue
             if not results and not options.quiet:
                 messages.print(segmenter.choice, style="dim")
@@ -267,12 +283,12 @@ def _print_notes(result: ScanResult, name_them: bool, verbose: bool, messages: C
         messages.print(f"{result.name}: {note}" if name_them else note, style="dim")
 
 
-def _print_table(results: Sequence[ScanResult]) -> None:
+def _print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Tumour", title_justify="left")
-    for heading in ("scan", "lesion", "MTV ml", "SUVmax", "SUVmean", "TLG g", "seconds"):
+    for heading in ("scan", "lesion", "MTV ml", "SUVmax", "SUVpeak", "SUVmean", "TLG g", "seconds"):
         table.add_column(heading, justify="left" if heading == "scan" else "right", overflow="fold")
     for result in results:
         statistics = result.statistics
@@ -284,14 +300,13 @@ def _print_table(results: Sequence[ScanResult]) -> None:
                 result.name if number == 0 else "",
                 lesion,
                 f"{region.mtv_ml:.1f}",
-                *(_cell(value) for value in (region.suv_max, region.suv_mean, region.tlg_g)),
+                *(_cell(value) for value in (region.suv_max, region.suv_peak, region.suv_mean, region.tlg_g)),
                 f"{sum(result.timings_s.values()):.1f}" if number == 0 else "",
             )
     output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     output.print(table)
-    for result in results:
-        for file in result.files:
-            output.print(f"wrote {file}")
+    for file in (*(file for result in results for file in result.files), *summary):
+        output.print(f"wrote {file}")
 
 
 def _cell(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,8 @@ class RegionStatistics:
     suv_peak : the largest mean SUVbw of a sphere of 1 cm³ centred on a voxel of the region; it averages the scan's
         voxels whose centres it holds, in the region or not (Wahl et al., J Nucl Med 50:122S, 2009; IBSI 0F91).
     tlg_g : total lesion glycolysis, suv_mean x mtv_ml, in g; None unless the scan is in SUVbw.
-    mtv_41_ml : volume of the region's voxels at or above 41 % of its largest value (Boellaard et al., EJNMMI
-        42:328, 2015), for comparison.
+    mtv_41_ml : volume of a lesion's voxels at or above 41 % of its largest value (Boellaard et al., EJNMMI 42:328,
+        2015), for comparison; of the whole tumour the sum over its lesions.
     mtv_suv25_ml : volume of the region's voxels at or above SUVbw 2.5, for comparison; None unless in SUVbw.
     edge_mm : least distance from a voxel of the region to the outermost layer of the scan, in mm; 0 where the region
         reaches it, and may go on beyond.
@@ -119,7 +119,10 @@ def quantify(
             )
         )
     dmax_mm = _farthest_mm(np.array([lesion.centroid_lps_mm for lesion in lesions])) if len(lesions) > 1 else None
-    tumour = _region(volume, index, max(peaks, default=0.0), probabilities)
+    tumour = replace(
+        _region(volume, index, max(peaks, default=0.0), probabilities),
+        mtv_41_ml=sum(lesion.mtv_41_ml for lesion in lesions),
+    )
     return ScanStatistics(volume.unit, float(volume.array.max()), len(lesions), dmax_mm, tumour, tuple(lesions))
 
 

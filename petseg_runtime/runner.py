@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from petseg_runtime.errors import InputError, UsageError
+from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.io.images import write_image
 from petseg_runtime.io.scans import Scan
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
 from petseg_runtime.outputs.dicom_source import Equipment
 from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_runtime.outputs.preview import write_preview
-from petseg_runtime.outputs.records import run_record, statistics_record
+from petseg_runtime.outputs.records import run_record, statistics_record, summary_row, write_csv
+from petseg_runtime.outputs.report import IndexedScan, write_index, write_report
 from petseg_runtime.quantification import ScanStatistics
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.segmenter import Segmenter, check_options
@@ -36,7 +39,7 @@ class RunSettings:
     unit : what the numbers of NIfTI, MHA and NRRD files mean.
     overrides : what the user says of one patient in place of the header.
     output_types : how the mask is written, of `OUTPUT_TYPES`; the probabilities follow it.
-    statistics, preview, save_probabilities : further outputs beside the mask and the record.
+    statistics, preview, report, save_probabilities : further outputs beside the mask and the record.
     threshold, overlap : in place of the model's.
     tta : average over mirrorings.
     """
@@ -47,6 +50,7 @@ class RunSettings:
     output_types: tuple[str, ...] = ("nifti",)
     statistics: bool = False
     preview: bool = False
+    report: bool = False
     save_probabilities: bool = False
     threshold: float | None = None
     overlap: float | None = None
@@ -100,6 +104,8 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
     )
     started = perf_counter()
     files = _write(scan.name, volume, segmentation, folder, settings, segmenter)
+    if settings.report:
+        files += (folder / f"{scan.name}_report.html",)
     timings_s = {
         "reading": round(reading_s, 4),
         **segmentation.timings_s,
@@ -116,8 +122,34 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
         "tta": settings.tta,
         "given_by_user": list(settings.overrides.options),
     }
-    write_json(run_record(segmenter, used, timings_s, result.decisions, result.warnings), record)
+    content = run_record(segmenter, used, timings_s, result.decisions, result.warnings)
+    if settings.report:
+        write_report(scan.name, volume, segmentation, segmenter.manifest, content, files[-1])
+    write_json(content, record)
     return result
+
+
+def write_summary(
+    results: Sequence[ScanResult], failures: Sequence[tuple[str, PetsegError]], folder: Path, with_index: bool
+) -> tuple[Path, ...]:
+    """Write one CSV of a folder of scans, a row for each, refused ones too; and, if asked for, a page that lists them.
+
+    Parameters
+    ----------
+    folder : gets the files; the page links to the scans' own pages relative to it.
+    """
+    table = folder / "petseg_results.csv"
+    write_csv([summary_row(result.name, result.statistics, result.warnings) for result in results], failures, table)
+    if not with_index:
+        return (table,)
+    scans = []
+    for result in results:
+        pages = [file for file in result.files if file.name.endswith("_report.html")]
+        page = Path(os.path.relpath(pages[0], folder)).as_posix() if pages else None
+        scans.append(IndexedScan(result.name, result.statistics, len(result.warnings), page))
+    index = folder / "petseg_index.html"
+    write_index(scans, [(name, str(error)) for name, error in failures], index)
+    return table, index
 
 
 def _write(

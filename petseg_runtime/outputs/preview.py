@@ -1,20 +1,25 @@
-"""Preview: maximum-intensity projections of a scan with the mask's outline, as one PNG."""
+"""Pictures of a scan with the outline of its mask: projections, and slices through a lesion."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+from PIL import Image
 
 from petseg_runtime.outputs.files import whole_file
-from petseg_runtime.volume import FloatArray, MaskArray, Triple, Unit, Volume
+from petseg_runtime.volume import FloatArray, MaskArray, Triple, Unit, Volume, bounding_box
 
 RgbArray = npt.NDArray[np.uint8]
 
-_LARGEST_PIXEL_MM = 1.5
+_LARGEST_PIXEL_MM, _LESION_PIXEL_MM = 1.5, 0.5
 _GAP_PIXELS = 12
+_SURROUNDINGS_MM = 70.0  # shown round a lesion's hottest voxel on each side
+_MARKS = (("R", "L"), ("R", "L"), ("A", " "))  # at the left and right edge of each panel
 _SUV_RANGE = 10.0  # black at this SUV, the usual window of FDG reading
 _OUTLINE = (220, 0, 30)
 _LETTER = (90, 90, 90)
@@ -36,19 +41,50 @@ def render_preview(volume: Volume, mask: MaskArray) -> RgbArray:
     """
     orientation = volume.geometry.orientation
     array, mask = orientation.to_canonical(volume.array), orientation.to_canonical(mask)
+    planes = [(array.max(axis=axis), mask.max(axis=axis)) for axis in range(3)]
+    return _page(planes, volume.geometry.canonical_spacing_mm, _black(volume), _LARGEST_PIXEL_MM)
+
+
+def render_lesion(volume: Volume, labels: npt.NDArray[np.integer], label: int) -> RgbArray:
+    """Axial, coronal and sagittal slices through a lesion's hottest voxel, cut to its surroundings; as the preview."""
+    orientation = volume.geometry.orientation
+    array, labels = orientation.to_canonical(volume.array), orientation.to_canonical(labels)
+    box = bounding_box(labels == label)
+    own = np.where(labels[box] == label, array[box], -np.inf)
+    hottest = np.array(np.unravel_index(int(own.argmax()), own.shape)) + [side.start for side in box]
     spacing_mm = volume.geometry.canonical_spacing_mm
-    white, black = (0.0, _SUV_RANGE) if volume.unit is Unit.SUVBW else (0.0, float(np.percentile(array, 99.9)))
-    pixel_mm = min(_LARGEST_PIXEL_MM, *spacing_mm)  # no voxel of a lesion falls between two pixels
+    reach = [round(_SURROUNDINGS_MM / step) for step in spacing_mm]
+    around = tuple(
+        slice(max(0, min(side.start, place - n)), max(side.stop, place + n + 1))
+        for side, place, n in zip(box, hottest.tolist(), reach)
+    )
+    within = hottest - [side.start for side in around]
+    planes = [
+        (array[around].take(within[axis], axis), (labels[around] > 0).take(within[axis], axis)) for axis in range(3)
+    ]
+    return _page(planes, spacing_mm, _black(volume), _LESION_PIXEL_MM)
+
+
+def _black(volume: Volume) -> float:
+    return _SUV_RANGE if volume.unit is Unit.SUVBW else float(np.percentile(volume.array, 99.9))
+
+
+def _page(
+    planes: Sequence[tuple[FloatArray, npt.NDArray[np.generic]]], spacing_mm: Triple, black: float, largest_mm: float
+) -> RgbArray:
+    """The axial, coronal and sagittal plane, each with its mask, of canonical axes, side by side on white."""
+    pixel_mm = min(largest_mm, *spacing_mm)  # no voxel of a lesion falls between two pixels
     panels = []
-    for axis, marks in ((0, "R L"), (1, "R L"), (2, "A  ")):
+    for axis, (plane, mask) in enumerate(planes):
         plane_mm = _plane_spacing(spacing_mm, axis)
-        grey = _to_square_pixels(array.max(axis=axis), plane_mm, pixel_mm, sitk.sitkLinear)
-        inside = _to_square_pixels(mask.max(axis=axis), plane_mm, pixel_mm, sitk.sitkNearestNeighbor) > 0
-        panel = _panel((grey - white) / max(black - white, 1e-12), inside)
+        grey = _to_square_pixels(plane, plane_mm, pixel_mm, sitk.sitkLinear)
+        inside = _to_square_pixels(mask, plane_mm, pixel_mm, sitk.sitkNearestNeighbor) > 0
+        panel = _panel(grey / max(black, 1e-12), inside)
         panel = panel[::-1] if axis else panel  # canonical z runs up, rows run down
         panel = np.ascontiguousarray(panel)
-        _stamp(panel, marks[0], left=True)
-        _stamp(panel, marks[2], left=False)
+        left, right = _MARKS[axis]
+        _stamp(panel, left, left=True)
+        _stamp(panel, right, left=False)
         panels.append(panel)
     height = max(panel.shape[0] for panel in panels) + 2 * _GAP_PIXELS
     width = sum(panel.shape[1] + _GAP_PIXELS for panel in panels) + _GAP_PIXELS
@@ -62,9 +98,15 @@ def render_preview(volume: Volume, mask: MaskArray) -> RgbArray:
 
 def write_preview(volume: Volume, mask: MaskArray, path: Path) -> None:
     """Write the preview as PNG."""
-    picture = sitk.GetImageFromArray(render_preview(volume, mask), isVector=True)
     with whole_file(path) as temporary:
-        sitk.WriteImage(picture, str(temporary))
+        temporary.write_bytes(as_png(render_preview(volume, mask)))
+
+
+def as_png(picture: RgbArray) -> bytes:
+    """A picture as the content of a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
 def _plane_spacing(spacing_mm: Triple, projected: int) -> tuple[float, float]:
@@ -80,7 +122,7 @@ def _panel(darkness: FloatArray, inside: npt.NDArray[np.bool_]) -> RgbArray:
 
 
 def _to_square_pixels(
-    plane: FloatArray | MaskArray, spacing_mm: tuple[float, float], pixel_mm: float, how: int
+    plane: npt.NDArray[np.generic], spacing_mm: tuple[float, float], pixel_mm: float, how: int
 ) -> FloatArray:
     image = sitk.GetImageFromArray(np.ascontiguousarray(plane, dtype=np.float32))
     image.SetSpacing(spacing_mm[::-1])

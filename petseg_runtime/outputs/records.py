@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from petseg_runtime import __version__
+from petseg_runtime.outputs.files import whole_file
 from petseg_runtime.quantification import ScanStatistics
 from petseg_runtime.segmenter import Segmenter
 
@@ -18,6 +21,34 @@ def statistics_record(statistics: ScanStatistics) -> dict[str, Any]:
     return {"unit": statistics.unit.value, "unit_note": note[statistics.unit.value]} | {
         key: value for key, value in asdict(statistics).items() if key != "unit"
     }
+
+
+def summary_row(name: str, statistics: ScanStatistics, warnings: Sequence[str]) -> dict[str, Any]:
+    """One row of the CSV of many scans: the quantities of the whole tumour."""
+    return {
+        "scan": name,
+        "unit": statistics.unit.value,
+        "lesions": statistics.lesion_count,
+        "dmax_mm": statistics.dmax_mm,
+        **asdict(statistics.tumour),
+        "warnings": " ".join(warnings),
+        "error": "",
+    }
+
+
+def write_csv(rows: Sequence[dict[str, Any]], failures: Sequence[tuple[str, Exception]], path: Path) -> None:
+    """Write the rows of `summary_row`, and one for each scan that was refused, with the reason."""
+    refused = [{"scan": name, "error": str(error)} for name, error in failures]
+    columns = list(rows[0]) if rows else ["scan", "error"]
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, restval="")
+        writer.writeheader()
+        writer.writerows([{key: _plain(value) for key, value in row.items()} for row in (*rows, *refused)])
+
+
+def _plain(value: Any) -> Any:
+    """A cell that a spreadsheet takes for text or a number, never for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
 
 def run_record(
