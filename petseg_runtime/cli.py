@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from petseg_runtime.io.scans import Scan
     from petseg_runtime.io.suv_attributes import SuvOverrides
+    from petseg_runtime.quantification import RegionStatistics
     from petseg_runtime.runner import RunSettings, ScanResult
     from petseg_runtime.segmenter import Segmenter
 
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-s", "--statistics", action="store_true", help="write the quantities as JSON")
     parser.add_argument("-p", "--preview", action="store_true", help="write projections with the outline as PNG")
+    parser.add_argument("--radiomics", action="store_true", help="write IBSI features as CSV (extra: radiomics)")
     parser.add_argument("--report", action="store_true", help="write a page for the physician as HTML")
     parser.add_argument("--save-probabilities", action="store_true", help="write the probabilities as well")
     parser.add_argument("--unit", choices=["suvbw", "bqml"], help="what a NIfTI, MHA or NRRD file holds")
@@ -147,6 +149,7 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
         statistics=options.statistics,
         preview=options.preview,
         report=options.report,
+        radiomics=options.radiomics,
         save_probabilities=options.save_probabilities,
         threshold=options.threshold,
         overlap=options.overlap,
@@ -300,7 +303,7 @@ def _print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None
                 result.name if number == 0 else "",
                 lesion,
                 f"{region.mtv_ml:.1f}",
-                *(_cell(value) for value in (region.suv_max, region.suv_peak, region.suv_mean, region.tlg_g)),
+                *_uptake(region),
                 f"{sum(result.timings_s.values()):.1f}" if number == 0 else "",
             )
     output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -309,8 +312,11 @@ def _print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None
         output.print(f"wrote {file}")
 
 
-def _cell(value: float | None) -> str:
-    return "unit unknown" if value is None else f"{value:.2f}"
+def _uptake(region: RegionStatistics) -> list[str]:
+    if region.tlg_g is None:
+        return ["unit unknown", "–", "–", "–"]
+    values = (region.suv_max, region.suv_peak, region.suv_mean, region.tlg_g)
+    return ["–" if value is None else f"{value:.2f}" for value in values]
 
 
 def _json_record(result: ScanResult) -> dict[str, Any]:

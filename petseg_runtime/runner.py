@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -15,6 +15,7 @@ from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
 from petseg_runtime.outputs.dicom_source import Equipment
 from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_runtime.outputs.preview import write_preview
+from petseg_runtime.outputs.radiomics import RadiomicsSettings, check_installed, write_radiomics
 from petseg_runtime.outputs.records import run_record, statistics_record, summary_row, write_csv
 from petseg_runtime.outputs.report import IndexedScan, write_index, write_report
 from petseg_runtime.quantification import ScanStatistics
@@ -39,7 +40,7 @@ class RunSettings:
     unit : what the numbers of NIfTI, MHA and NRRD files mean.
     overrides : what the user says of one patient in place of the header.
     output_types : how the mask is written, of `OUTPUT_TYPES`; the probabilities follow it.
-    statistics, preview, report, save_probabilities : further outputs beside the mask and the record.
+    statistics, preview, report, radiomics, save_probabilities : further outputs beside the mask and the record.
     threshold, overlap : in place of the model's.
     tta : average over mirrorings.
     """
@@ -51,6 +52,7 @@ class RunSettings:
     statistics: bool = False
     preview: bool = False
     report: bool = False
+    radiomics: bool = False
     save_probabilities: bool = False
     threshold: float | None = None
     overlap: float | None = None
@@ -59,6 +61,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_options(self.overlap, self.threshold)
         unknown = [kind for kind in self.output_types if kind not in OUTPUT_TYPES]
+        if self.radiomics:
+            check_installed()
         if unknown or not self.output_types:
             raise UsageError(f"Output type {unknown or 'none'} is unknown; there are {', '.join(OUTPUT_TYPES)}.")
 
@@ -121,6 +125,7 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
         "threshold": segmenter.manifest.threshold if settings.threshold is None else settings.threshold,
         "tta": settings.tta,
         "given_by_user": list(settings.overrides.options),
+        **({"radiomics": asdict(RadiomicsSettings())} if settings.radiomics else {}),
     }
     content = run_record(segmenter, used, timings_s, result.decisions, result.warnings)
     if settings.report:
@@ -174,6 +179,9 @@ def _write(
     if settings.statistics:
         files.append(folder / f"{name}_stats.json")
         write_json(statistics_record(segmentation.statistics), files[-1])
+    if settings.radiomics:
+        files.append(folder / f"{name}_radiomics.csv")
+        write_radiomics(volume, segmentation.lesion_labels, files[-1])
     if settings.preview:
         files.append(folder / f"{name}_preview.png")
         write_preview(volume, segmentation.mask, files[-1])

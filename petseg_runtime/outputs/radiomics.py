@@ -1,0 +1,118 @@
+"""Radiomic features of each lesion, as the Image Biomarker Standardisation Initiative (IBSI) defines them, by mirp.
+
+mirp is not part of the slim runtime; the extra `radiomics` brings it.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from petseg_runtime.errors import UsageError
+from petseg_runtime.io.images import write_image
+from petseg_runtime.outputs.files import whole_file
+from petseg_runtime.volume import Unit, Volume
+
+# mirp's names of the families of features; what else it returns speaks of files and settings.
+_FAMILIES = ("morph_", "loc_", "stat_", "ivh_", "ih_", "cm_", "rlm_", "szm_", "dzm_", "ngt_", "ngl_")
+
+
+@dataclass(frozen=True)
+class RadiomicsSettings:
+    """How a lesion is prepared for its features (IBSI chapter 2).
+
+    Attributes
+    ----------
+    spacing_mm : side of the isotropic voxels that image and mask are resampled to; None leaves the scan's own.
+    bin_width : width of a grey level in SUVbw; without the unit there are `bins` levels between the lesion's least and
+        largest value instead.
+    intensities : range that voxels must lie in to count; None counts all.
+    """
+
+    spacing_mm: float | None = 4.0
+    bin_width: float = 0.5
+    bins: int = 32
+    intensities: tuple[float, float] | None = None
+
+
+def check_installed() -> None:
+    """Raise UsageError if mirp is not there, before any work is done."""
+    from importlib.util import find_spec
+
+    if find_spec("mirp") is None:
+        raise UsageError("--radiomics needs mirp, which is not installed. Run: pip install 'petseg[radiomics]'")
+
+
+def radiomic_features(
+    volume: Volume, labels: npt.NDArray[np.integer], settings: RadiomicsSettings = RadiomicsSettings()
+) -> list[dict[str, Any]]:
+    """Features of each lesion, from the first; three-dimensional, textures merged over all directions.
+
+    Parameters
+    ----------
+    labels : whole numbers `(z, y, x)` on the scan's grid, 0 outside, 1 to n in the lesions.
+
+    Returns
+    -------
+    A record a lesion: `lesion`, its number, and mirp's names of the features. A lesion that is too small for a
+    resampled voxel has no features.
+    """
+    from mirp import extract_features
+
+    count = int(labels.max())
+    records: dict[int, dict[str, Any]] = {label: {"lesion": label} for label in range(1, count + 1)}
+    if volume.unit is Unit.SUVBW:
+        levels = {
+            "base_discretisation_method": "fixed_bin_size",
+            "base_discretisation_bin_width": settings.bin_width,
+        }
+    else:
+        levels = {"base_discretisation_method": "fixed_bin_number", "base_discretisation_n_bins": settings.bins}
+    # mirp reads files, so the scan is lent to it as some.
+    with tempfile.TemporaryDirectory() as folder, _unlogged():
+        image, mask = Path(folder) / "image.nii.gz", Path(folder) / "mask.nii.gz"
+        write_image(volume.array, volume.geometry, image)
+        for label, record in records.items():
+            write_image((labels == label).astype(np.uint8), volume.geometry, mask)
+            tables = extract_features(
+                image=str(image),
+                mask=str(mask),
+                image_modality="PET",
+                by_slice=False,
+                new_spacing=settings.spacing_mm,
+                resegmentation_intensity_range=None if settings.intensities is None else list(settings.intensities),
+                **levels,
+            )
+            for table in tables or []:
+                record |= {name: table[name].iloc[0] for name in table.columns if name.startswith(_FAMILIES)}
+    return list(records.values())
+
+
+def write_radiomics(volume: Volume, labels: npt.NDArray[np.integer], path: Path) -> None:
+    """Write the features as CSV, a row a lesion; only the heading without lesions."""
+    records = radiomic_features(volume, labels)
+    columns = list(dict.fromkeys(name for record in records for name in record)) or ["lesion"]
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, restval="")
+        writer.writeheader()
+        writer.writerows(records)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Mirp turns on the root logger's messages, which name files; with a handler there it leaves it alone."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
