@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test gpu-test lint bench
 .DEFAULT_GOAL := demo
 
 # The environment is made again whenever the requirements change.
@@ -16,6 +16,10 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# On a machine with an NVIDIA GPU: what no other machine can show.
+gpu-test: .venv/ready
+	$(BIN)/python -m pytest -m gpu
 
 lint: .venv/ready
 	$(BIN)/ruff check .

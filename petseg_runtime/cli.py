@@ -73,9 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="folder of the results; default beside the input"
     )
-    parser.add_argument("-m", "--model", type=Path, metavar="FILE", help=".onnx file; default the bundled model")
+    parser.add_argument(
+        "-m", "--model", type=Path, metavar="FILE", help=".onnx or .engine file; default the bundled model"
+    )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, gpu or gpu:N; only auto ever falls back")
-    parser.add_argument("--backend", default="auto", help="auto, openvino or onnxruntime")
+    parser.add_argument("--backend", default="auto", help="auto, openvino, onnxruntime or tensorrt")
     parser.add_argument(
         "--output-type",
         action="append",

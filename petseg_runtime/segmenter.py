@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 from time import perf_counter
@@ -10,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from petseg_runtime.backends import Backend, open_backend
+from petseg_runtime.engine import ENGINE_SUFFIX, check_origin, read_engine
 from petseg_runtime.errors import ModelError, UsageError
 from petseg_runtime.manifest import MAX_OVERLAP, ModelManifest, read_model
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
@@ -36,9 +38,10 @@ class Segmenter:
 
     Parameters
     ----------
-    model : an .onnx file with a manifest; the bundled model by default.
+    model : an .onnx file with a manifest, or an .engine built from one; the bundled model by default. An engine of
+        the same name beside an .onnx file is used where it fits.
     device : "auto", "cpu", "gpu" or "gpu:N"; an explicit device never falls back.
-    backend : "auto", "openvino" or "onnxruntime"; likewise.
+    backend : "auto", "openvino", "onnxruntime" or "tensorrt"; likewise.
     threads : CPU threads of the inference; by default the backend decides.
 
     Raises
@@ -68,12 +71,31 @@ class Segmenter:
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, expected at least 1.")
         if model is not None:
-            model_file = read_model(Path(model))
+            self._open(Path(model), backend, device, threads)
         else:
             with as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL) as path:
-                model_file = read_model(path)
-        self.manifest, self.model_sha256 = model_file.manifest, model_file.sha256
-        self._backend, self.choice = open_backend(model_file.content, backend, device, threads)
+                self._open(path, backend, device, threads)
+
+    def _open(self, path: Path, backend: str, device: str, threads: int | None) -> None:
+        if path.suffix == ENGINE_SUFFIX:
+            engine = read_engine(path)
+            self.manifest, self.model_sha256 = engine.manifest, engine.sha256
+            self._backend, self.choice = open_backend(None, backend, device, threads, engine, _cache_of(path))
+            return
+        model = read_model(path)
+        beside = path.with_suffix(ENGINE_SUFFIX)
+        found, left_alone = None, ""
+        if device != "cpu" and backend in ("auto", "tensorrt") and beside.is_file():
+            try:
+                found = read_engine(beside)
+                check_origin(found, model)
+            except ModelError as error:
+                if backend == "tensorrt":
+                    raise
+                found, left_alone = None, f" The engine beside the model is left alone: {error}"
+        self.manifest, self.model_sha256 = model.manifest, model.sha256
+        self._backend, choice = open_backend(model.content, backend, device, threads, found, _cache_of(beside))
+        self.choice = choice + left_alone
 
     @classmethod
     def from_backend(cls, manifest: ModelManifest, backend: Backend) -> Self:
@@ -158,14 +180,15 @@ class Segmenter:
             )
         return total
 
-    def _predict(self, windows: FloatArray) -> FloatArray:
-        probabilities = self._backend.predict(windows)
-        if probabilities.shape != windows.shape:
-            raise ModelError(
-                f"The model made {probabilities.shape} of windows {windows.shape}, expected the same shape. "
-                "Export it again."
-            )
-        return probabilities
+    def _predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
+        expected = (1, 1, *self.manifest.patch_size)
+        for probabilities in self._backend.predict(windows):
+            if probabilities.shape != expected:
+                raise ModelError(
+                    f"The model made {probabilities.shape} of a window {expected}, expected the same shape. "
+                    "Export it again."
+                )
+            yield probabilities
 
 
 def check_options(overlap: float | None, threshold: float | None) -> None:
@@ -179,6 +202,11 @@ def check_options(overlap: float | None, threshold: float | None) -> None:
         raise UsageError(f"overlap is {overlap}, expected 0 to {MAX_OVERLAP}.")
     if threshold is not None and not 0 < threshold < 1:
         raise UsageError(f"threshold is {threshold}, expected a number between 0 and 1.")
+
+
+def _cache_of(engine: Path) -> Path:
+    """Where TensorRT for RTX keeps what it compiled for this GPU."""
+    return engine.with_name(f"{engine.name}.cache")
 
 
 class _Clock:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
 import numpy as np
 
 from petseg_runtime.volume import Box, FloatArray, Shape
 
-Predict = Callable[[FloatArray], FloatArray]
+Predict = Callable[[Iterable[FloatArray]], Iterator[FloatArray]]
 Progress = Callable[[int, int], None]
 
 # Standard deviation of the Gaussian importance, as a share of the window's side (nnU-Net and MONAI use the same).
@@ -74,7 +74,8 @@ def sliding_window_probabilities(
     array : normalised voxels `(z, y, x)`.
     window : voxels of one window `(z, y, x)`; a smaller array is padded with `air`.
     overlap : smallest share that neighbouring windows have in common.
-    predict : maps windows `(n, 1, z, y, x)` to probabilities of the same shape.
+    predict : maps windows `(1, 1, z, y, x)`, taken one by one, to probabilities of the same shape, in their order. A
+        GPU takes the next window while it computes one.
     progress : called with windows done and windows in all, after each.
 
     Returns
@@ -86,10 +87,10 @@ def sliding_window_probabilities(
     importance = gaussian_importance(window)
     total = np.zeros(padded.shape, dtype=np.float32)
     weight = np.zeros(padded.shape, dtype=np.float32)
-    for done, start in enumerate(starts, 1):
-        here = tuple(slice(first, first + side) for first, side in zip(start, window))
-        probabilities = predict(np.ascontiguousarray(padded[here])[None, None])[0, 0]
-        total[here] += importance * probabilities
+    places = [tuple(slice(first, first + side) for first, side in zip(start, window)) for start in starts]
+    windows = (np.ascontiguousarray(padded[here])[None, None] for here in places)
+    for done, (here, probabilities) in enumerate(zip(places, predict(windows), strict=True), 1):
+        total[here] += importance * probabilities[0, 0]
         weight[here] += importance
         if progress:
             progress(done, len(starts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 
 from petseg_runtime.manifest import Channel, ModelManifest
@@ -26,10 +28,11 @@ class TorchBackend:
         return f"PyTorch {torch.__version__}, {self._module.device}, f32"
 
     @torch.inference_mode()
-    def predict(self, windows: FloatArray) -> FloatArray:
-        tensor = torch.from_numpy(windows).to(self._module.device, memory_format=torch.channels_last_3d)
-        probabilities: FloatArray = torch.sigmoid(self._module.network(tensor)).cpu().numpy()
-        return probabilities
+    def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
+        for window in windows:
+            tensor = torch.from_numpy(window).to(self._module.device, memory_format=torch.channels_last_3d)
+            probabilities: FloatArray = torch.sigmoid(self._module.network(tensor)).cpu().numpy()
+            yield probabilities
 
 
 def torch_segmenter(module: SegmentationModule) -> Segmenter:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -90,9 +90,10 @@ class SegmentationModule(lightning.LightningModule):
         dsc = dice(probabilities >= self.config.threshold, case.mask > 0)
         self.log("tune/dsc", dsc, prog_bar=True, batch_size=1, sync_dist=True)
 
-    def _predict(self, windows: np.ndarray) -> np.ndarray:
-        tensor = torch.from_numpy(windows).to(self.device, memory_format=torch.channels_last_3d)
-        return torch.sigmoid(self.network(tensor).float()).cpu().numpy()
+    def _predict(self, windows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for window in windows:
+            tensor = torch.from_numpy(window).to(self.device, memory_format=torch.channels_last_3d)
+            yield torch.sigmoid(self.network(tensor).float()).cpu().numpy()
 
     def configure_optimizers(self) -> Any:
         highest, lowest = self.config.learning_rate

@@ -1,4 +1,4 @@
-"""petseg-export: `onnx` turns a checkpoint into a model file, `verify` compares the backends that run it."""
+"""petseg-export: `onnx` makes a model of a checkpoint, `engine` an engine of it; `verify` compares the backends."""
 
 from __future__ import annotations
 
@@ -51,6 +51,47 @@ def onnx(
     console.print(
         f"{output}: {output.stat().st_size / 1e6:.1f} MB. Parity with PyTorch on {volume.name}: largest probability "
         f"difference {agreement.largest_probability_difference:.1e}, masks identical."
+    )
+
+
+@app.command()
+def engine(
+    model: Annotated[Path, typer.Argument(help=".onnx file of petseg-export onnx")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="default beside the model, as MODEL.engine")
+    ] = None,
+    flavour: Annotated[
+        str, typer.Option(help="tensorrt_rtx (needs no GPU) or tensorrt (this machine's GPU)")
+    ] = "tensorrt_rtx",
+    precision: Annotated[str, typer.Option(help="f32, or fp16 with norms, means and head in f32")] = "f32",
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(help="of a GPU to serve, such as 8.6; repeatable; 7.5 (Turing) alone, in fp16")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(help="windows at once, at most")] = 4,
+) -> None:
+    """Build a TensorRT engine with the manifest inside; without a GPU for TensorRT for RTX."""
+    from time import perf_counter
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from petseg_export.to_engine import build_engine
+    from petseg_runtime.engine import ENGINE_SUFFIX
+
+    path = output or model.with_suffix(ENGINE_SUFFIX)
+    started = perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(phase: str, done: int, count: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase)
+            bar.update(tasks[phase], completed=done, total=count)
+
+        info = build_engine(model, path, flavour, precision, compute_capability or (), max_batch, show)
+    console.print(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, {info.flavour} {info.version}, {info.precision}, compute "
+        f"capability {', '.join(info.compute_capabilities)}, built in {perf_counter() - started:.1f} s."
     )
 
 

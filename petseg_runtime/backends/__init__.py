@@ -4,52 +4,70 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from petseg_runtime.backends.base import Backend
-from petseg_runtime.errors import BackendError
+from petseg_runtime.engine import EngineFile
+from petseg_runtime.errors import BackendError, ModelError
 
 __all__ = ["Backend", "open_backend"]
 
-BACKENDS = ("auto", "openvino", "onnxruntime")
+BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 
 
 def open_backend(
-    model: bytes, backend: str = "auto", device: str = "auto", threads: int | None = None
+    model: bytes | None,
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    engine: EngineFile | None = None,
+    engine_cache: Path | None = None,
 ) -> tuple[Backend, str]:
     """Load a model where the caller asked for it, and say in one sentence what was taken and why.
 
     Parameters
     ----------
-    model : content of an ONNX file.
-    backend : "auto", "openvino" or "onnxruntime".
-    device : "auto", "cpu", "gpu" or "gpu:N". "auto" takes the GPU where ONNX Runtime can use one, then the CPU;
-        an explicit device or backend never falls back.
+    model : content of an ONNX file; None where there is only an engine.
+    backend : "auto", "openvino", "onnxruntime" or "tensorrt".
+    device : "auto", "cpu", "gpu" or "gpu:N". "auto" takes TensorRT where there is an engine and a GPU that fit, then
+        CUDA through ONNX Runtime, then the CPU; an explicit device or backend never falls back.
+    engine : of the same model.
+    engine_cache : see `TensorRtBackend`.
 
     Raises
     ------
     BackendError : if the backend or device is unknown, absent, or does not work.
-    ModelError : if the backend cannot load the model.
+    ModelError : if the backend cannot load the model, or needs an engine that is not there.
     """
     if backend not in BACKENDS:
         raise BackendError(f"Backend {backend!r} is unknown; there are {', '.join(BACKENDS)}.")
     gpu = _gpu_index(device)
+    if gpu is not None and backend == "openvino":
+        raise BackendError("Backend openvino runs on the CPU; use --backend onnxruntime with --device gpu.")
+    if model is None or backend == "tensorrt":
+        return _chosen(_tensorrt(engine, backend, device, gpu, engine_cache), "as asked")
+
+    passed_over = []
+    if engine is not None and backend == "auto" and device != "cpu":
+        try:
+            return _chosen(_tensorrt(engine, backend, device, gpu, engine_cache), "an engine and a GPU fit")
+        except (BackendError, ModelError) as error:
+            passed_over.append(f"TensorRT does not work: {str(error).rstrip('.')}")
     if gpu is not None:
-        if backend == "openvino":
-            raise BackendError("Backend openvino runs on the CPU; use --backend onnxruntime with --device gpu.")
         from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-        return _chosen(OnnxRuntimeBackend(model, gpu, threads), "as asked")
-
-    reason = "as asked"
+        return _chosen(OnnxRuntimeBackend(model, gpu, threads), "; ".join([*passed_over, "as asked"]))
     if device == "auto" and backend != "openvino":
-        reason = "no GPU that ONNX Runtime can use"
         if _has_gpu_build():
             from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
             try:
-                return _chosen(OnnxRuntimeBackend(model, 0, threads), "a GPU is present")
+                return _chosen(OnnxRuntimeBackend(model, 0, threads), "; ".join([*passed_over, "a GPU is present"]))
             except BackendError as error:
-                reason = f"the GPU does not work: {error}"
+                passed_over.append(f"the GPU does not work: {error}")
+        else:
+            passed_over.append("no GPU that ONNX Runtime can use")
+    reason = "; ".join(passed_over) or "as asked"
     if backend == "onnxruntime":
         from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
@@ -57,6 +75,20 @@ def open_backend(
     from petseg_runtime.backends.openvino import OpenVinoBackend
 
     return _chosen(OpenVinoBackend(model, threads), reason)
+
+
+def _tensorrt(engine: EngineFile | None, backend: str, device: str, gpu: int | None, cache: Path | None) -> Backend:
+    if backend not in ("auto", "tensorrt"):
+        raise BackendError(f"Backend {backend} cannot run an engine; pass the .onnx file.")
+    if device == "cpu":
+        raise BackendError("An engine runs on an NVIDIA GPU; pass the .onnx file, or leave out --device cpu.")
+    if engine is None:
+        raise ModelError(
+            "TensorRT runs engines, and there is none beside the model. Build one: petseg-export engine MODEL.onnx"
+        )
+    from petseg_runtime.backends.tensorrt import TensorRtBackend
+
+    return TensorRtBackend(engine, gpu or 0, cache)
 
 
 def _chosen(backend: Backend, reason: str) -> tuple[Backend, str]:

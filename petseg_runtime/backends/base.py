@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from petseg_runtime.errors import ModelError
@@ -19,8 +20,8 @@ class Backend(Protocol):
     def name(self) -> str:
         """Backend, version, device and precision, as the record of a run shows them."""
 
-    def predict(self, windows: FloatArray) -> FloatArray:
-        """Tumour probabilities `(n, 1, z, y, x)` of normalised windows `(n, c, z, y, x)`, float32."""
+    def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
+        """Tumour probabilities, float32, of normalised windows `(1, c, z, y, x)`, of the same shape and order."""
 
 
 def check_one_input_and_output(inputs: int, outputs: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 
 from petseg_runtime.backends.base import check_one_input_and_output
 from petseg_runtime.errors import BackendError, ModelError
@@ -70,12 +71,13 @@ class OnnxRuntimeBackend:
     def name(self) -> str:
         return f"ONNX Runtime {onnxruntime.__version__}, {self._where}, f32"
 
-    def predict(self, windows: FloatArray) -> FloatArray:
-        try:
-            probabilities: FloatArray = self._session.run(None, {self._input: windows})[0]
-        except Exception as error:  # no base class of its own here either
-            raise BackendError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
-        return probabilities
+    def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
+        for window in windows:
+            try:
+                probabilities: FloatArray = self._session.run(None, {self._input: window})[0]
+            except Exception as error:  # no base class of its own here either
+                raise BackendError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
+            yield probabilities
 
 
 def check_provider(active: list[str], wanted: str) -> None:

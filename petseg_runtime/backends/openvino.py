@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterable, Iterator
 
 from petseg_runtime.backends.base import check_one_input_and_output
 from petseg_runtime.errors import BackendError, ModelError
@@ -58,15 +59,16 @@ class OpenVinoBackend:
     def name(self) -> str:
         return f"OpenVINO {openvino.__version__.split('-')[0]}, CPU, f32"
 
-    def predict(self, windows: FloatArray) -> FloatArray:
+    def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
         # One request a thread: a request holds the buffers of one inference.
         if not hasattr(self._requests, "mine"):
             self._requests.mine = self.compiled.create_infer_request()
-        try:
-            probabilities: FloatArray = self._requests.mine.infer([windows], share_inputs=True)[0]
-        except RuntimeError as error:
-            raise BackendError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
-        return probabilities
+        for window in windows:
+            try:
+                probabilities: FloatArray = self._requests.mine.infer([window], share_inputs=True)[0]
+            except RuntimeError as error:
+                raise BackendError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
+            yield probabilities
 
 
 def _first_line(error: RuntimeError) -> str:

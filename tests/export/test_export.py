@@ -78,7 +78,7 @@ def test_windows_give_pytorchs_probabilities(
     windows = np.random.default_rng(0).normal(size=(batch, 1, 16, 16, 16)).astype(np.float32)
     with torch.inference_mode():
         expected = torch.sigmoid(module.network(torch.from_numpy(windows))).numpy()
-    found = open_backend(path.read_bytes(), backend, "cpu")[0].predict(windows)
+    found = next(open_backend(path.read_bytes(), backend, "cpu")[0].predict([windows]))
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 

@@ -24,7 +24,7 @@ BACKENDS = ("openvino", "onnxruntime")
 def test_the_known_model_gives_the_sigmoid(name: str, batch: int, known_model: Path) -> None:
     backend, _ = open_backend(known_model.read_bytes(), name, "cpu")
     windows = np.random.default_rng(0).normal(2.0, 0.3, (batch, 1, 16, 16, 16)).astype(np.float32)
-    np.testing.assert_allclose(backend.predict(windows), 1 / (1 + np.exp(-10 * (windows - 2.0))), atol=1e-5)
+    np.testing.assert_allclose(next(backend.predict([windows])), 1 / (1 + np.exp(-10 * (windows - 2.0))), atol=1e-5)
 
 
 def test_openvino_computes_in_float32_whatever_the_cpu_prefers(known_model: Path) -> None:
@@ -48,7 +48,11 @@ def test_windows_that_do_not_fit_the_network_are_refused(backend: str, known_mod
     for side, value in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], (8, 8, 8)):
         side.dim_value = value
     with pytest.raises(BackendError, match="cannot run"):
-        open_backend(model.SerializeToString(), backend, "cpu")[0].predict(np.zeros((1, 1, 16, 16, 16), np.float32))
+        next(
+            open_backend(model.SerializeToString(), backend, "cpu")[0].predict(
+                [np.zeros((1, 1, 16, 16, 16), np.float32)]
+            )
+        )
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -56,7 +60,7 @@ def test_threads_do_not_disturb_each_other(name: str, known_model: Path) -> None
     backend, _ = open_backend(known_model.read_bytes(), name, "cpu", threads=1)
 
     def constant(value: float) -> np.ndarray:
-        return backend.predict(np.full((1, 1, 16, 16, 16), value, np.float32))
+        return next(backend.predict([np.full((1, 1, 16, 16, 16), value, np.float32)]))
 
     values = np.linspace(1.5, 2.5, 40)
     with ThreadPoolExecutor(8) as pool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -68,7 +70,7 @@ def test_blending_changes_nothing_for_a_network_that_looks_at_one_voxel(
     shape: tuple[int, int, int], window: tuple[int, int, int], overlap: float, seed: int
 ) -> None:
     array = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-    blended = sliding_window_probabilities(array, window, overlap, -1.0, np.tanh)
+    blended = sliding_window_probabilities(array, window, overlap, -1.0, lambda windows: map(np.tanh, windows))
     np.testing.assert_allclose(blended, np.tanh(array), atol=1e-5)
 
 
@@ -76,9 +78,10 @@ def test_agrees_with_monai_for_a_network_that_looks_around() -> None:
     array = np.random.default_rng(0).normal(size=(27, 27, 27)).astype(np.float32)
     convolution = torch.nn.Conv3d(1, 1, 3, padding=1)
 
-    def predict(windows: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return convolution(torch.from_numpy(windows)).numpy()
+    def predict(windows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for window in windows:
+            with torch.inference_mode():
+                yield convolution(torch.from_numpy(window)).numpy()
 
     # Windows of 9 in an axis of 27 with overlap 1/3 start at 0, 6, 12, 18 in both.
     ours = sliding_window_probabilities(array, (9, 9, 9), 1 / 3, 0.0, predict)
@@ -105,7 +108,7 @@ def test_progress_counts_every_window() -> None:
         (8, 8, 8),
         0.5,
         0.0,
-        lambda w: w,
+        iter,
         lambda done, total: seen.append((done, total)),
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]

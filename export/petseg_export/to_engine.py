@@ -1,0 +1,176 @@
+"""ONNX to a TensorRT engine. TensorRT for RTX builds without a GPU; classic TensorRT on the machine that will run it.
+
+One piece of code drives both, as their modules have the same shape. Networks are strongly typed: the precision is
+that of the ONNX graph (see `precision`), which is all that TensorRT 11 knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from petseg_runtime.engine import FLAVOURS, PRECISIONS, EngineInfo, write_engine
+from petseg_runtime.errors import BackendError, ModelError, UsageError
+from petseg_runtime.manifest import ModelFile, read_model
+
+# GPUs that one engine of TensorRT for RTX serves: Ampere, Ada and Blackwell.
+PORTABLE = ("8.0", "8.6", "8.9", "12.0")
+# Turing takes an engine of its own, and has no f32 convolution in three dimensions.
+TURING = "7.5"
+
+Progress = Callable[[str, int, int], None]
+
+
+def build_engine(
+    model: Path,
+    output: Path,
+    flavour: str = FLAVOURS[0],
+    precision: str = "f32",
+    compute_capabilities: Sequence[str] = (),
+    max_batch: int = 4,
+    progress: Progress | None = None,
+) -> EngineInfo:
+    """Build the engine of an ONNX model and write it with its manifest.
+
+    Parameters
+    ----------
+    flavour : "tensorrt_rtx", ahead of time and without a GPU; or "tensorrt", for the GPU of this machine.
+    precision : "f32" or "fp16" (norms, global means and the head stay in f32).
+    compute_capabilities : of the GPUs to serve; none means `PORTABLE` for tensorrt_rtx, this machine's for tensorrt.
+    max_batch : windows at once, at most; the engine is tuned for one.
+    progress : called with a phase of the builder, its steps done and its steps in all.
+
+    Raises
+    ------
+    UsageError : if precision, capabilities or batch cannot be combined.
+    BackendError : if the flavour is not installed, or has no GPU where it needs one.
+    ModelError : if the model cannot be read, parsed or built.
+    """
+    if flavour not in FLAVOURS or precision not in PRECISIONS or max_batch < 1:
+        raise UsageError(
+            f"Flavour {flavour}, precision {precision}, batch {max_batch}: expected {' or '.join(FLAVOURS)}, "
+            f"{' or '.join(PRECISIONS)}, at least 1."
+        )
+    trt = _module(flavour)
+    capabilities = _capabilities(trt, flavour, precision, compute_capabilities)
+    model_file = read_model(model)
+    content = model_file.content
+    if precision == "fp16":
+        from petseg_export.precision import to_mixed_fp16
+
+        content = to_mixed_fp16(content, turing=TURING in capabilities)
+    engine = _build(trt, content, model_file, capabilities if flavour == "tensorrt_rtx" else (), max_batch, progress)
+    info = EngineInfo(
+        flavour=flavour,
+        version=trt.__version__,
+        precision=precision,
+        compute_capabilities=tuple(capabilities),
+        max_batch=max_batch,
+        onnx_sha256=model_file.sha256,
+        engine_sha256=hashlib.sha256(engine).hexdigest(),
+    )
+    write_engine(engine, info, model_file.manifest, output)
+    return info
+
+
+def _module(flavour: str) -> Any:
+    if find_spec(flavour) is None:
+        package = "petseg[engine]" if flavour == "tensorrt_rtx" else "tensorrt (beside an NVIDIA driver)"
+        raise BackendError(f"{flavour} is not installed. Install {package}.")
+    return import_module(flavour)
+
+
+def _capabilities(trt: Any, flavour: str, precision: str, wanted: Sequence[str]) -> tuple[str, ...]:
+    if flavour == "tensorrt":
+        here = _own_capability()
+        if wanted and list(wanted) != [here]:
+            raise UsageError(f"Classic TensorRT builds for the GPU of this machine, which is {here}.")
+        return (here,)
+    wanted = tuple(dict.fromkeys(wanted)) or PORTABLE
+    known = {f"{name[2:-1]}.{name[-1]}" for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
+    unknown = [capability for capability in wanted if capability not in known]
+    if unknown:
+        raise UsageError(
+            f"Compute capability {', '.join(unknown)} has no engine of TensorRT for RTX {trt.__version__}; there are "
+            f"{', '.join(sorted(known, key=float))}. Data-centre GPUs take --flavour tensorrt."
+        )
+    if TURING in wanted and (len(wanted) > 1 or precision != "fp16"):
+        raise UsageError("Turing (7.5) takes an engine of its own, with --precision fp16 and no other capability.")
+    return wanted
+
+
+def _own_capability() -> str:
+    from petseg_runtime.backends.tensorrt import compute_capability
+
+    return compute_capability(0)
+
+
+def _build(
+    trt: Any, content: bytes, model: ModelFile, capabilities: Sequence[str], max_batch: int, progress: Progress | None
+) -> bytes:
+    messages: list[str] = []
+    logger = _logger(trt, messages)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)  # kept until the build is done: the network refers to its weights
+    if not parser.parse(content):
+        errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        raise ModelError(f"TensorRT cannot parse the model: {_line(errors)}")
+    config = builder.create_builder_config()
+    name, patch = network.get_input(0).name, model.manifest.patch_size
+    profile = builder.create_optimization_profile()
+    profile.set_shape(name, (1, 1, *patch), (1, 1, *patch), (max_batch, 1, *patch))
+    config.add_optimization_profile(profile)
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), index)
+    if progress is not None:
+        config.progress_monitor = _monitor(trt, progress)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise ModelError(f"TensorRT cannot build the model: {_line('; '.join(messages)) or 'no reason given'}")
+    return bytes(engine)
+
+
+def _logger(trt: Any, messages: list[str]) -> Any:
+    """Keeps errors for the message; warnings of a build that succeeds change nothing that is checked afterwards."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                messages.append(message)
+
+    return Logger()
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    steps: dict[str, int] = {}
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase: str, _: str | None, count: int) -> None:
+            steps[phase] = count
+            progress(phase, 0, count)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            progress(phase, step + 1, steps[phase])
+            return True  # go on
+
+        def phase_finish(self, phase: str) -> None:
+            progress(phase, steps[phase], steps[phase])
+
+    return Monitor()
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:400]

@@ -1,0 +1,267 @@
+"""TensorRT engines: built for real without a GPU, refused where they do not fit, and run where a GPU is lent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import body_array
+from onnx import numpy_helper
+from petseg_export.precision import to_mixed_fp16
+from petseg_export.to_engine import PORTABLE, build_engine
+
+from petseg_runtime import Segmenter
+from petseg_runtime.backends import open_backend
+from petseg_runtime.backends.tensorrt import TensorRtBackend, check_fit
+from petseg_runtime.engine import EngineInfo, check_origin, read_engine, write_engine
+from petseg_runtime.errors import BackendError, ModelError, UsageError
+from petseg_runtime.manifest import read_model
+from petseg_runtime.segmenter import BUNDLED_MODEL
+from petseg_runtime.volume import Geometry, Volume
+
+BUNDLED = Path(str(files("petseg_runtime") / "models" / BUNDLED_MODEL))
+
+
+def has_gpu() -> bool:
+    try:
+        from petseg_runtime.backends.tensorrt import compute_capability
+
+        compute_capability(0)
+    except BackendError:
+        return False
+    return True
+
+
+pytest.importorskip("tensorrt_rtx", reason="the extra `engine` is not installed")
+without_gpu = pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+
+
+@pytest.fixture(scope="module")
+def engine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model's engine for every GPU that one engine can serve, beside a copy of the model."""
+    folder = tmp_path_factory.mktemp("engine")
+    shutil.copy(BUNDLED, folder / "model.onnx")
+    phases = []
+    build_engine(folder / "model.onnx", folder / "model.engine", progress=lambda *step: phases.append(step))
+    assert phases
+    assert all(0 <= done <= count for _, done, count in phases)
+    return folder / "model.engine"
+
+
+def test_one_engine_serves_ampere_ada_and_blackwell(engine_file: Path) -> None:
+    engine = read_engine(engine_file)
+    assert engine.info.compute_capabilities == PORTABLE == ("8.0", "8.6", "8.9", "12.0")
+    assert (engine.info.flavour, engine.info.precision) == ("tensorrt_rtx", "f32")
+    assert engine.manifest == read_model(BUNDLED).manifest
+    assert engine.info.onnx_sha256 == read_model(BUNDLED).sha256
+    assert len(engine.engine) > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"), [(["7.5"], "fp16"), (["8.6"], "fp16")], ids=["Turing", "Ampere"]
+)
+def test_engines_in_mixed_precision_are_built(capabilities: list[str], precision: str, tmp_path: Path) -> None:
+    info = build_engine(BUNDLED, tmp_path / "small.engine", "tensorrt_rtx", precision, capabilities)
+    assert list(info.compute_capabilities) == capabilities
+    assert read_engine(tmp_path / "small.engine").info == info
+
+
+@pytest.mark.parametrize("turing", [False, True])
+def test_mixed_precision_keeps_sums_and_head_in_f32(turing: bool) -> None:
+    """By the graph itself: what feeds a norm, a mean and the last sigmoid comes through a cast to float32."""
+    graph = onnx.load_from_string(to_mixed_fp16(BUNDLED.read_bytes(), turing)).graph
+    made_by = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        if node.op_type in ("InstanceNormalization", "ReduceMean"):
+            feeding = made_by[node.input[0]]
+            assert feeding.op_type == "Cast"
+            assert feeding.attribute[0].i == onnx.TensorProto.FLOAT
+    constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(BUNDLED).graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert all(constants[node.input[1]] == onnx.TensorProto.FLOAT16 for node in convolutions[:-1])
+    head = onnx.TensorProto.FLOAT16 if turing else onnx.TensorProto.FLOAT
+    assert constants[convolutions[-1].input[1]] == head
+    kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == 1}
+    for name, values in kept.items():  # not rounded on the way
+        np.testing.assert_array_equal(values, exact[name.removesuffix("_cast_to_fp32")])
+    assert (
+        graph.input[0].type.tensor_type.elem_type
+        == graph.output[0].type.tensor_type.elem_type
+        == onnx.TensorProto.FLOAT
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"compute_capabilities": ["9.0"]}, "9.0 has no engine .* --flavour tensorrt"),
+        ({"compute_capabilities": ["7.5"]}, "Turing .* fp16"),
+        ({"compute_capabilities": ["7.5", "8.6"], "precision": "fp16"}, "Turing .* of its own"),
+        ({"precision": "int8"}, "precision int8"),
+        ({"flavour": "openvino"}, "Flavour openvino"),
+        ({"max_batch": 0}, "batch 0"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(arguments: dict, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=says):
+        build_engine(BUNDLED, tmp_path / "no.engine", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classic_tensorrt_says_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"tensorrt is not installed|no NVIDIA GPU"):
+        build_engine(BUNDLED, tmp_path / "no.engine", flavour="tensorrt")
+
+
+def test_a_graph_that_tensorrt_does_not_know_is_refused(known_model: Path, tmp_path: Path) -> None:
+    model = onnx.load(known_model)
+    model.graph.node[2].op_type = "Sigmold"
+    from petseg_runtime.manifest import MANIFEST_KEY, ModelManifest, graph_sha256
+
+    (entry,) = (entry for entry in model.metadata_props if entry.key == MANIFEST_KEY)
+    manifest = ModelManifest.from_json(entry.value)
+    entry.value = replace(manifest, weights_sha256=graph_sha256(model.SerializeToString())).to_json()
+    (tmp_path / "odd.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="cannot parse"):
+        build_engine(tmp_path / "odd.onnx", tmp_path / "odd.engine")
+
+
+# --- refused ---------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_engine_is_refused(engine_file: Path, tmp_path: Path) -> None:
+    content = bytearray(engine_file.read_bytes())
+    content[-1000] ^= 1
+    (tmp_path / "bad.engine").write_bytes(content)
+    with pytest.raises(ModelError, match=r"damaged.*petseg-export engine"):
+        read_engine(tmp_path / "bad.engine")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 20, 100, 5000])
+def test_a_truncated_engine_is_refused(keep: int, engine_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.engine").write_bytes(engine_file.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="petseg-export engine"):
+        read_engine(tmp_path / "short.engine")
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "foreign.engine").write_bytes(BUNDLED.read_bytes())
+    with pytest.raises(ModelError, match="not an engine file"):
+        Segmenter(tmp_path / "foreign.engine")
+    with pytest.raises(ModelError, match="cannot be read"):
+        Segmenter(tmp_path / "absent.engine")
+
+
+@pytest.mark.parametrize("change", [{"precision": "int4"}, {"flavour": "cudnn"}, {"max_batch": 0}], ids=str)
+def test_a_header_of_another_version_is_refused(change: dict, engine_file: Path, tmp_path: Path) -> None:
+    engine = read_engine(engine_file)
+    write_engine(engine.engine, replace(engine.info, **change), engine.manifest, tmp_path / "odd.engine")
+    with pytest.raises(ModelError, match="header that cannot be read"):
+        read_engine(tmp_path / "odd.engine")
+
+
+def test_an_engine_of_another_version_or_gpu_is_refused_with_the_command(engine_file: Path) -> None:
+    engine = read_engine(engine_file)
+    check_fit(engine, engine.info.version, "8.6")
+    with pytest.raises(ModelError, match=r"here is 99\.0.*petseg-export engine MODEL\.onnx --precision f32"):
+        check_fit(engine, "99.0", "8.6")
+    with pytest.raises(ModelError, match=r"compute capability 8\.0, 8\.6, 8\.9, 12\.0, here is 9\.0"):
+        check_fit(engine, engine.info.version, "9.0")
+
+
+def test_an_engine_of_another_model_is_stale(engine_file: Path, known_model: Path) -> None:
+    check_origin(read_engine(engine_file), read_model(BUNDLED))
+    with pytest.raises(ModelError, match="another model"):
+        check_origin(read_engine(engine_file), read_model(known_model))
+
+
+@without_gpu
+def test_an_engine_without_a_gpu_is_refused(engine_file: Path) -> None:
+    for device in ("auto", "gpu"):
+        with pytest.raises(BackendError, match="no NVIDIA GPU"):
+            Segmenter(engine_file, device=device)
+    with pytest.raises(BackendError, match=r"pass the \.onnx file"):
+        Segmenter(engine_file, device="cpu")
+    with pytest.raises(BackendError, match="cannot run an engine"):
+        Segmenter(engine_file, backend="openvino")
+
+
+@without_gpu
+def test_auto_says_why_it_did_not_take_the_engine_beside_the_model(engine_file: Path) -> None:
+    segmenter = Segmenter(engine_file.with_suffix(".onnx"))
+    assert segmenter.device == "cpu"
+    assert "TensorRT does not work: There is no NVIDIA GPU" in segmenter.choice
+    with pytest.raises(BackendError, match="no NVIDIA GPU"):
+        Segmenter(engine_file.with_suffix(".onnx"), backend="tensorrt")
+
+
+def test_a_stale_engine_beside_the_model_is_left_alone_and_said(
+    engine_file: Path, known_model: Path, tmp_path: Path
+) -> None:
+    shutil.copy(known_model, tmp_path / "known.onnx")
+    shutil.copy(engine_file, tmp_path / "known.engine")
+    segmenter = Segmenter(tmp_path / "known.onnx")
+    assert "left alone: The engine was built from another model" in segmenter.choice
+    with pytest.raises(ModelError, match="another model"):
+        Segmenter(tmp_path / "known.onnx", backend="tensorrt")
+
+
+def test_tensorrt_without_an_engine_says_how_to_build_one(known_model: Path) -> None:
+    with pytest.raises(ModelError, match=r"petseg-export engine MODEL\.onnx"):
+        open_backend(known_model.read_bytes(), "tensorrt")
+
+
+def test_the_command_builds_and_tells(known_model: Path, tmp_path: Path) -> None:
+    from petseg_export.cli import app
+    from typer.testing import CliRunner
+
+    shutil.copy(known_model, tmp_path / "known.onnx")
+    done = CliRunner().invoke(app, ["engine", str(tmp_path / "known.onnx"), "--compute-capability", "8.9"])
+    assert done.exit_code == 0
+    assert "compute capability 8.9" in done.output
+    info = read_engine(tmp_path / "known.engine").info
+    assert json.loads(json.dumps(list(info.compute_capabilities))) == ["8.9"]
+    assert isinstance(info, EngineInfo)
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_engine(tmp_path: Path) -> Path:
+    """The bundled model's engine for this machine's GPU."""
+    from petseg_runtime.backends.tensorrt import compute_capability
+
+    here = compute_capability(0)
+    flavour = "tensorrt_rtx" if here in PORTABLE else "tensorrt"
+    build_engine(BUNDLED, tmp_path / "own.engine", flavour, "f32", [here])
+    return tmp_path / "own.engine"
+
+
+@pytest.mark.gpu
+def test_the_gpu_gives_the_probabilities_of_the_cpu(own_engine: Path) -> None:
+    geometry = Geometry((40, 60, 60), (4.0, 4.0, 4.0))
+    volume = Volume(body_array(geometry.shape), geometry)
+    cpu, gpu = Segmenter(BUNDLED, "cpu").segment(volume), Segmenter(own_engine, "gpu").segment(volume)
+    np.testing.assert_allclose(gpu.probabilities, cpu.probabilities, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_threads_share_an_engine_and_windows_keep_their_order(own_engine: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = read_engine(own_engine)
+    windows = [np.full((1, 1, *engine.manifest.patch_size), value, np.float32) for value in np.linspace(-1, 3, 9)]
+    with TensorRtBackend(engine, 0, own_engine.with_suffix(".cache")) as backend:
+        alone = list(backend.predict(windows))
+        with ThreadPoolExecutor(4) as pool:
+            for together in pool.map(lambda _: list(backend.predict(windows)), range(8)):
+                for one, other in zip(alone, together, strict=True):
+                    np.testing.assert_array_equal(one, other)
