@@ -98,6 +98,19 @@ def test_mixed_precision_keeps_sums_and_head_in_f32(turing: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("turing", [False, True])
+def test_mixed_precision_hardly_moves_a_probability(turing: bool) -> None:
+    """On the CPU, which rounds to fp16 where the graph says so."""
+    window = np.random.default_rng(0).normal(size=(1, 1, *read_model(BUNDLED).manifest.patch_size)).astype(np.float32)
+    window[0, 0, 20:40, 20:40, 20:40] += 6
+    exact, mixed = (
+        next(open_backend(model, "onnxruntime", "cpu")[0].predict([window]))
+        for model in (BUNDLED.read_bytes(), to_mixed_fp16(BUNDLED.read_bytes(), turing))
+    )
+    assert exact.max() > 0.9
+    np.testing.assert_allclose(mixed, exact, atol=5e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
