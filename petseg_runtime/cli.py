@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petseg_runtime import __version__
-from petseg_runtime.errors import BatchError, MemoryBudgetError, PetsegError, UsageError
+from petseg_runtime.errors import BackendError, BatchError, MemoryBudgetError, PetsegError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,10 @@ _MAX_LESION_ROWS = 20
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run petseg-run; returns its exit code (see `petseg_runtime.errors`)."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.self_test == bool(options.input):
+        parser.error("--self-test takes no input" if options.input else "the following arguments are required: input")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="replace")
@@ -41,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     messages = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
-        _run(options, messages)
+        if options.self_test:
+            _self_test(options, messages)
+        else:
+            _run(options, messages)
     except PetsegError as error:
         _complain(messages, str(error))
         if options.json and not isinstance(error, BatchError):  # a batch has printed a record for each scan
@@ -68,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "6 too large for memory, 7 some scans of a batch failed.",
     )
     parser.add_argument(
-        "input", nargs="+", type=Path, help="a .nii, .nii.gz, .mha or .nrrd file, a DICOM folder, or a folder of these"
+        "input", nargs="*", type=Path, help="a .nii, .nii.gz, .mha or .nrrd file, a DICOM folder, or a folder of these"
     )
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="folder of the results; default beside the input"
@@ -83,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         choices=["nifti", "dicom-seg", "dicom-sr", "dicom-rtstruct"],
         help="of the mask, nifti by default; may be given several times; the structured report brings its SEG along",
+    )
+    parser.add_argument(
+        "--precision", choices=["auto", "f32", "bf16"], default="auto", help="on the CPU; bf16 only after --self-test"
+    )
+    parser.add_argument(
+        "--self-test", action="store_true", help="compare this machine's backends with the model's own results"
     )
     parser.add_argument("-s", "--statistics", action="store_true", help="write the quantities as JSON")
     parser.add_argument("-p", "--preview", action="store_true", help="write projections with the outline as PNG")
@@ -165,7 +177,7 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
         )
     if settings.output is not None:
         prepare_folder(settings.output)
-    segmenter = Segmenter(options.model, options.device, options.backend, options.threads)
+    segmenter = Segmenter(options.model, options.device, options.backend, options.threads, options.precision)
     results = _run_scans(scans, segmenter, settings, options, messages, failures)
     summary: tuple[Path, ...] = ()
     if wanted > 1 and (settings.statistics or settings.report):
@@ -174,6 +186,40 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
         _print_table(results, summary)
     if failures:
         raise BatchError(f"{len(failures)} of {wanted} scans failed{'; the others are done' if results else ''}.")
+
+
+def _self_test(options: argparse.Namespace, messages: Console) -> None:
+    """Test every backend, keep the record, and fail if one did."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from petseg_runtime.commissioning import keep
+    from petseg_runtime.outputs.files import prepare_folder, write_json
+    from petseg_runtime.self_test import self_test
+
+    record, passed_over = self_test(options.model, options.threads)
+    for reason in passed_over:
+        messages.print(reason, style="dim")
+    path = keep(record)
+    if options.output is not None:
+        prepare_folder(options.output)
+        path = options.output / "petseg_commissioning.json"
+        write_json(record.to_json(), path)
+    if options.json:
+        print(json.dumps(record.to_json()))
+    elif not options.quiet:
+        table = Table(title=f"Self-test on {record.machine}", title_justify="left")
+        for heading in ("backend", "max |Δp|", "mean |Δp|", "DSC", ""):
+            table.add_column(heading, justify="left" if heading in ("backend", "") else "right")
+        for outcome in record.outcomes:
+            numbers = (f"{outcome.largest_difference:.1e}", f"{outcome.mean_difference:.1e}", f"{outcome.dsc:.4f}")
+            table.add_row(outcome.name, *numbers, "passed" if outcome.passed else "FAILED")
+        output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+        output.print(table)
+        output.print(f"wrote {path}")
+    failed = [outcome.name for outcome in record.outcomes if not outcome.passed]
+    if failed:
+        raise BackendError(f"The self-test failed for {'; '.join(failed)}: refused from now on on this machine.")
 
 
 def _summary_folder(options: argparse.Namespace, settings: RunSettings) -> Path:
@@ -285,7 +331,7 @@ def _complain(messages: Console, text: str) -> None:
 def _print_notes(result: ScanResult, name_them: bool, verbose: bool, messages: Console) -> None:
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.timings_s.items())
     for note in (*result.decisions, *result.warnings, *([stages] if verbose else [])):
-        messages.print(f"{result.name}: {note}" if name_them else note, style="dim")
+        messages.print(f"{result.label}: {note}" if name_them else note, style="dim")
 
 
 def _print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None:
@@ -302,7 +348,7 @@ def _print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None
             rows += [(str(lesion.label), lesion) for lesion in statistics.lesions[:_MAX_LESION_ROWS]]
         for number, (lesion, region) in enumerate(rows):
             table.add_row(
-                result.name if number == 0 else "",
+                result.label if number == 0 else "",
                 lesion,
                 f"{region.mtv_ml:.1f}",
                 *_uptake(region),
@@ -325,7 +371,7 @@ def _json_record(result: ScanResult) -> dict[str, Any]:
     from petseg_runtime.outputs.records import statistics_record
 
     return {
-        "scan": result.name,
+        "scan": result.label,
         "statistics": statistics_record(result.statistics),
         "files": [str(file) for file in result.files],
         "timings_s": result.timings_s,

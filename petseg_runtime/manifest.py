@@ -19,6 +19,7 @@ from petseg_runtime.errors import ModelError
 from petseg_runtime.volume import Shape, Triple
 
 MANIFEST_KEY = "petseg.manifest"
+RESULTS_KEY = "petseg.results"  # of the self-test, see `petseg_runtime.commissioning`
 SCHEMA_VERSION = 1
 # Beyond these a manifest is damaged: half a metre of 1 mm voxels, and ten windows over each voxel of an axis.
 MAX_PATCH_SIDE = 512
@@ -128,10 +129,15 @@ class ModelManifest:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file in memory: what was checked is what the backend loads."""
+    """A model file in memory: what was checked is what the backend loads.
+
+    `results` are the network's on the windows of the self-test, as `commissioning.pack` writes them; empty in a model
+    without them.
+    """
 
     content: bytes
     manifest: ModelManifest
+    results: str = ""
 
     @property
     def sha256(self) -> str:
@@ -170,7 +176,7 @@ def read_model(path: Path) -> ModelFile:
             f"Model {path.name} is damaged: its weights do not match the digest in its manifest. "
             "Get the file again, or export it again with petseg-export onnx."
         )
-    return ModelFile(content, manifest)
+    return ModelFile(content, manifest, metadata.get(RESULTS_KEY, ""))
 
 
 def graph_sha256(model: bytes) -> str:

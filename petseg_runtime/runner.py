@@ -12,8 +12,8 @@ from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.io.images import write_image
 from petseg_runtime.io.scans import Scan
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
-from petseg_runtime.outputs.dicom_source import Equipment
-from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
+from petseg_runtime.outputs.dicom_source import Equipment, Source, read_source
+from petseg_runtime.outputs.files import prepare_folder, staged, whole_file, write_json
 from petseg_runtime.outputs.preview import write_preview
 from petseg_runtime.outputs.radiomics import RadiomicsSettings, check_installed, write_radiomics
 from petseg_runtime.outputs.records import run_record, statistics_record, summary_row, write_csv
@@ -76,9 +76,13 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What came out of one scan: its quantities, the files written, what was decided on the way, and what to mind."""
+    """What came out of one scan: its quantities, the files written, what was decided on the way, and what to mind.
+
+    `name` is the stem of its files; `label` tells it from scans of the same name in other folders.
+    """
 
     name: str
+    label: str
     statistics: ScanStatistics
     files: tuple[Path, ...]
     timings_s: dict[str, float]
@@ -98,27 +102,13 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
     started = perf_counter()
     volume = scan.read(settings.unit, settings.overrides)
     reading_s = perf_counter() - started
-    if settings.wants_dicom and not volume.source:
-        raise InputError(
-            f"{scan.name} is not a DICOM series, so there is nothing that DICOM results could refer to. Leave out "
-            f"--output-type {' and '.join(kind for kind in settings.output_types if kind != 'nifti')}."
-        )
+    source = _source(scan, volume, settings)
     segmentation = segmenter.segment(
         volume, progress, overlap=settings.overlap, threshold=settings.threshold, tta=settings.tta
     )
     started = perf_counter()
-    files = _write(scan.name, volume, segmentation, folder, settings, segmenter)
-    if settings.report:
-        files += (folder / f"{scan.name}_report.html",)
-    timings_s = {
-        "reading": round(reading_s, 4),
-        **segmentation.timings_s,
-        "writing": round(perf_counter() - started, 4),
-    }
-    record = folder / f"{scan.name}_run.json"
-    result = ScanResult(
-        scan.name, segmentation.statistics, (*files, record), timings_s, volume.notes, _warnings(volume, segmentation)
-    )
+    decisions = (*volume.notes, *(source.notes if source else ()))
+    warnings = _warnings(volume, segmentation)
     used = {
         "unit": volume.unit.value,
         "overlap": segmenter.manifest.overlap if settings.overlap is None else settings.overlap,
@@ -127,11 +117,32 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
         "given_by_user": list(settings.overrides.options),
         **({"radiomics": asdict(RadiomicsSettings())} if settings.radiomics else {}),
     }
-    content = run_record(segmenter, used, timings_s, result.decisions, result.warnings)
-    if settings.report:
-        write_report(scan.name, volume, segmentation, segmenter.manifest, content, files[-1])
-    write_json(content, record)
-    return result
+    record = f"{scan.name}_run.json"
+    with staged(folder, last=record) as stage:
+        files = _write(scan.name, volume, segmentation, stage, settings, segmenter, source)
+        timings_s = {"reading": round(reading_s, 4), **segmentation.timings_s}
+        content = run_record(segmenter, used, timings_s, decisions, warnings)
+        if settings.report:
+            files.append(stage / f"{scan.name}_report.html")
+            write_report(scan.name, volume, segmentation, segmenter.manifest, content, files[-1])
+        timings_s["writing"] = round(perf_counter() - started, 4)
+        files.append(stage / record)
+        write_json(content, files[-1])
+    written = tuple(folder / file.name for file in files)
+    label = str(scan.folder / scan.name)
+    return ScanResult(scan.name, label, segmentation.statistics, written, timings_s, decisions, warnings)
+
+
+def _source(scan: Scan, volume: Volume, settings: RunSettings) -> Source | None:
+    """What DICOM results are to refer to, checked before any work is done for them."""
+    if not settings.wants_dicom:
+        return None
+    if not volume.source:
+        raise InputError(
+            f"{scan.name} is not a DICOM series, so there is nothing that DICOM results could refer to. Leave out "
+            f"--output-type {' and '.join(kind for kind in settings.output_types if kind != 'nifti')}."
+        )
+    return read_source(volume.source, volume.geometry)
 
 
 def write_summary(
@@ -144,23 +155,29 @@ def write_summary(
     folder : gets the files; the page links to the scans' own pages relative to it.
     """
     table = folder / "petseg_results.csv"
-    write_csv([summary_row(result.name, result.statistics, result.warnings) for result in results], failures, table)
+    write_csv([summary_row(result.label, result.statistics, result.warnings) for result in results], failures, table)
     if not with_index:
         return (table,)
     scans = []
     for result in results:
         pages = [file for file in result.files if file.name.endswith("_report.html")]
         page = Path(os.path.relpath(pages[0], folder)).as_posix() if pages else None
-        scans.append(IndexedScan(result.name, result.statistics, len(result.warnings), page))
+        scans.append(IndexedScan(result.label, result.statistics, len(result.warnings), page))
     index = folder / "petseg_index.html"
     write_index(scans, [(name, str(error)) for name, error in failures], index)
     return table, index
 
 
 def _write(
-    name: str, volume: Volume, segmentation: Segmentation, folder: Path, settings: RunSettings, segmenter: Segmenter
-) -> tuple[Path, ...]:
-    files = []
+    name: str,
+    volume: Volume,
+    segmentation: Segmentation,
+    folder: Path,
+    settings: RunSettings,
+    segmenter: Segmenter,
+    source: Source | None,
+) -> list[Path]:
+    files: list[Path] = []
     if "nifti" in settings.output_types:
         files.append(folder / f"{name}_petseg.nii.gz")
         with whole_file(files[-1]) as temporary:
@@ -169,12 +186,12 @@ def _write(
             files.append(folder / f"{name}_prob.nii.gz")
             with whole_file(files[-1]) as temporary:
                 write_image(segmentation.probabilities, segmentation.geometry, temporary)
-    if settings.wants_dicom:
+    if source is not None:
         from petseg_runtime.outputs.dicom import write_dicom  # takes half a second to import
 
         equipment = Equipment(segmenter.manifest.name, segmenter.manifest.version, segmenter.model_sha256)
         files += write_dicom(
-            volume.source, segmentation, equipment, settings.output_types, settings.save_probabilities, folder / name
+            source, segmentation, equipment, settings.output_types, settings.save_probabilities, folder / name
         )
     if settings.statistics:
         files.append(folder / f"{name}_stats.json")
@@ -185,7 +202,7 @@ def _write(
     if settings.preview:
         files.append(folder / f"{name}_preview.png")
         write_preview(volume, segmentation.mask, files[-1])
-    return tuple(files)
+    return files
 
 
 def _warnings(volume: Volume, segmentation: Segmentation) -> tuple[str, ...]:

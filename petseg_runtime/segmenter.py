@@ -11,8 +11,9 @@ from typing import Self
 import numpy as np
 
 from petseg_runtime.backends import Backend, open_backend
+from petseg_runtime.commissioning import Record, kept
 from petseg_runtime.engine import ENGINE_SUFFIX, check_origin, read_engine
-from petseg_runtime.errors import ModelError, UsageError
+from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.manifest import MAX_OVERLAP, ModelManifest, read_model
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
 from petseg_runtime.preprocessing import NetworkInput, preprocess, restore
@@ -20,6 +21,8 @@ from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.sliding_window import Progress, sliding_window_probabilities
 from petseg_runtime.volume import FloatArray, Volume
+
+PRECISIONS = ("auto", "f32", "bf16")
 
 BUNDLED_MODEL = "petseg-sts-cpu.onnx"
 
@@ -43,12 +46,14 @@ class Segmenter:
     device : "auto", "cpu", "gpu" or "gpu:N"; an explicit device never falls back.
     backend : "auto", "openvino", "onnxruntime" or "tensorrt"; likewise.
     threads : CPU threads of the inference; by default the backend decides.
+    precision : on the CPU "f32", or "bf16" where this machine passed the model's self-test with it; "auto" takes bf16
+        there and f32 elsewhere.
 
     Raises
     ------
     ModelError : if the model is unreadable, damaged, or has no manifest.
-    BackendError : if the backend or device is unknown or does not work.
-    UsageError : if `threads` is not positive.
+    BackendError : if the backend or device is unknown or does not work, or failed the self-test on this machine.
+    UsageError : if `threads` is not positive, or the precision unknown.
 
     Examples
     --------
@@ -67,20 +72,24 @@ class Segmenter:
         device: str = "auto",
         backend: str = "auto",
         threads: int | None = None,
+        precision: str = "auto",
     ) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}.")
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, expected at least 1.")
         if model is not None:
-            self._open(Path(model), backend, device, threads)
+            self._open(Path(model), backend, device, threads, precision)
         else:
             with as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL) as path:
-                self._open(path, backend, device, threads)
+                self._open(path, backend, device, threads, precision)
 
-    def _open(self, path: Path, backend: str, device: str, threads: int | None) -> None:
+    def _open(self, path: Path, backend: str, device: str, threads: int | None, precision: str) -> None:
         if path.suffix == ENGINE_SUFFIX:
             engine = read_engine(path)
             self.manifest, self.model_sha256 = engine.manifest, engine.sha256
             self._backend, self.choice = open_backend(None, backend, device, threads, engine, _cache_of(path))
+            self._check_commissioned(kept(engine.info.onnx_sha256), engine.info.precision)
             return
         model = read_model(path)
         beside = path.with_suffix(ENGINE_SUFFIX)
@@ -94,8 +103,33 @@ class Segmenter:
                     raise
                 found, left_alone = None, f" The engine beside the model is left alone: {error}"
         self.manifest, self.model_sha256 = model.manifest, model.sha256
-        self._backend, choice = open_backend(model.content, backend, device, threads, found, _cache_of(beside))
+        record = kept(model.sha256)
+        if found is not None and found.info.precision != "f32" and backend == "auto":
+            runs_on = f"{found.info.flavour} {found.info.version}"
+            if record is None or not record.allows(runs_on, found.info.precision):
+                left_alone = (
+                    f" The engine beside the model is left alone: its {found.info.precision} has not passed the "
+                    "self-test on this machine (petseg-run --self-test)."
+                )
+                found = None
+        reduced = precision == "bf16" or (precision == "auto" and _passed_bf16(record))
+        chosen = "bf16" if reduced else "f32"
+        self._backend, choice = open_backend(
+            model.content, backend, device, threads, found, _cache_of(beside), precision=chosen
+        )
         self.choice = choice + left_alone
+        in_engine = found is not None and self.backend_name.startswith(found.info.flavour)
+        self._check_commissioned(record, found.info.precision if found is not None and in_engine else chosen)
+
+    def _check_commissioned(self, record: Record | None, precision: str) -> None:
+        """Refuse what failed the self-test here, and a reduced precision that did not pass it."""
+        passed = None if record is None else record.passed(self.backend_name)
+        if passed is False or (passed is None and precision != "f32"):
+            how = "failed" if passed is False else "has not passed"
+            raise BackendError(
+                f"{self.backend_name} {how} this model's self-test on this machine. Choose another --backend or "
+                "--precision f32, or run petseg-run --self-test."
+            )
 
     @classmethod
     def from_backend(cls, manifest: ModelManifest, backend: Backend) -> Self:
@@ -202,6 +236,14 @@ def check_options(overlap: float | None, threshold: float | None) -> None:
         raise UsageError(f"overlap is {overlap}, expected 0 to {MAX_OVERLAP}.")
     if threshold is not None and not 0 < threshold < 1:
         raise UsageError(f"threshold is {threshold}, expected a number between 0 and 1.")
+
+
+def _passed_bf16(record: Record | None) -> bool:
+    if record is None or not record.allows("OpenVINO", "bf16"):
+        return False
+    from petseg_runtime.backends.openvino import backend_name, has_bf16
+
+    return record.passed(backend_name("bf16")) is True and has_bf16()
 
 
 def _cache_of(engine: Path) -> Path:

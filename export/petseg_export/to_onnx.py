@@ -11,8 +11,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from petseg_runtime.backends import open_backend
+from petseg_runtime.commissioning import pack, self_test_windows
 from petseg_runtime.errors import ModelError, UsageError
-from petseg_runtime.manifest import MANIFEST_KEY, ModelManifest, graph_sha256
+from petseg_runtime.manifest import MANIFEST_KEY, RESULTS_KEY, ModelManifest, graph_sha256
 from petseg_runtime.outputs.files import whole_file
 from petseg_train.inference import make_manifest
 from petseg_train.training import SegmentationModule, load_module
@@ -73,8 +75,19 @@ def export_onnx(
     if graph_sha256(content) != manifest.weights_sha256:
         raise ModelError("The exported graph changed as the manifest was written into it. Report this as a bug.")
     with whole_file(output) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(with_results(content, manifest))
     return module, manifest
+
+
+def with_results(model: bytes, manifest: ModelManifest) -> bytes:
+    """The model with its probabilities of the self-test's windows in it, computed by ONNX Runtime on the CPU in f32."""
+    backend, _ = open_backend(model, "onnxruntime", "cpu")
+    results = pack(list(backend.predict(self_test_windows(manifest.patch_size))))
+    proto = onnx.load_from_string(model)
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = RESULTS_KEY, results
+    content: bytes = proto.SerializeToString()
+    return content
 
 
 def _to_onnx(network: nn.Module, patch_size: tuple[int, int, int]) -> onnx.ModelProto:

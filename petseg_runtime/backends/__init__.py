@@ -10,7 +10,7 @@ from petseg_runtime.backends.base import Backend
 from petseg_runtime.engine import EngineFile
 from petseg_runtime.errors import BackendError, ModelError
 
-__all__ = ["Backend", "open_backend"]
+__all__ = ["Backend", "has_gpu_build", "open_backend"]
 
 BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt")
 
@@ -22,6 +22,7 @@ def open_backend(
     threads: int | None = None,
     engine: EngineFile | None = None,
     engine_cache: Path | None = None,
+    precision: str = "f32",
 ) -> tuple[Backend, str]:
     """Load a model where the caller asked for it, and say in one sentence what was taken and why.
 
@@ -33,6 +34,7 @@ def open_backend(
         CUDA through ONNX Runtime, then the CPU; an explicit device or backend never falls back.
     engine : of the same model.
     engine_cache : see `TensorRtBackend`.
+    precision : of OpenVINO, "f32" or "bf16"; the others run in that of the model or engine.
 
     Raises
     ------
@@ -58,7 +60,7 @@ def open_backend(
 
         return _chosen(OnnxRuntimeBackend(model, gpu, threads), "; ".join([*passed_over, "as asked"]))
     if device == "auto" and backend != "openvino":
-        if _has_gpu_build():
+        if has_gpu_build():
             from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
             try:
@@ -74,7 +76,7 @@ def open_backend(
         return _chosen(OnnxRuntimeBackend(model, None, threads), reason)
     from petseg_runtime.backends.openvino import OpenVinoBackend
 
-    return _chosen(OpenVinoBackend(model, threads), reason)
+    return _chosen(OpenVinoBackend(model, threads, precision), reason)
 
 
 def _tensorrt(engine: EngineFile | None, backend: str, device: str, gpu: int | None, cache: Path | None) -> Backend:
@@ -104,7 +106,7 @@ def _gpu_index(device: str) -> int | None:
     return int(match[1] or 0)
 
 
-def _has_gpu_build() -> bool:
+def has_gpu_build() -> bool:
     """Whether the GPU build of ONNX Runtime is installed. Asked without importing it, which takes its time."""
     try:
         return bool(version("onnxruntime-gpu"))

@@ -22,21 +22,24 @@ else:
 
 
 class OpenVinoBackend:
-    """An ONNX model compiled for this machine's CPU, in float32.
+    """An ONNX model compiled for this machine's CPU.
 
     OpenVINO turns to bfloat16 by itself where the CPU has it. Masks must not depend on the machine, so the
-    precision is set here.
+    precision is set here: "f32", or "bf16" where the machine passed the model's self-test with it.
 
     Raises
     ------
     ModelError : if OpenVINO cannot load the model.
-    BackendError : if it cannot run it on this CPU.
+    BackendError : if it cannot run it on this CPU, or the CPU has no bf16.
     """
 
-    def __init__(self, model: bytes, threads: int | None = None) -> None:
+    def __init__(self, model: bytes, threads: int | None = None, precision: str = "f32") -> None:
         core = openvino.Core()
+        if precision == "bf16" and not has_bf16():
+            raise BackendError("This CPU has no bf16. Use --precision f32.")
+        self._precision = precision
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
         }
@@ -57,7 +60,7 @@ class OpenVinoBackend:
 
     @property
     def name(self) -> str:
-        return f"OpenVINO {openvino.__version__.split('-')[0]}, CPU, f32"
+        return backend_name(self._precision)
 
     def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
         # One request a thread: a request holds the buffers of one inference.
@@ -69,6 +72,16 @@ class OpenVinoBackend:
             except RuntimeError as error:
                 raise BackendError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
             yield probabilities
+
+
+def backend_name(precision: str) -> str:
+    """How the backend is called in records."""
+    return f"OpenVINO {openvino.__version__.split('-')[0]}, CPU, {precision}"
+
+
+def has_bf16() -> bool:
+    """Whether this CPU has bf16 instructions; OpenVINO would compute in f32 without saying so."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _first_line(error: RuntimeError) -> str:

@@ -18,7 +18,7 @@ from petseg_runtime.io.suv_attributes import DOSE, NO_OVERRIDES, OPTIONS, WEIGHT
 from petseg_runtime.volume import Unit, Volume
 
 # Names that petseg-run itself writes; a second run over the same folder leaves them alone.
-RESULT_SUFFIXES = ("_petseg.nii.gz", "_prob.nii.gz")
+RESULT_SUFFIXES = ("_petseg.nii.gz", "_prob.nii.gz", "_seg.dcm", "_prob_seg.dcm", "_sr.dcm", "_rtstruct.dcm")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def find_scans(path: Path) -> list[Scan]:
         raise InputError(f"{path.name} does not exist. Pass a scan, a DICOM folder, or a folder of scans.")
 
     files = _files_in(path)
-    images = [file for file in files if image_suffix(file) and not file.name.endswith(RESULT_SUFFIXES)]
+    images = [file for file in files if image_suffix(file)]
     scans = [Scan(_stem(file), file.parent.relative_to(path), file.parent, file) for file in images]
     headers = read_headers([file for file in files if not image_suffix(file)])
     scans += [_study(study, path) for study in group_by_study(headers)]
@@ -139,18 +139,21 @@ def _in_suv(volume: Volume, overrides: SuvOverrides) -> Volume:
         f"mostly is, {OPTIONS[DOSE]} must be the dose decayed to it."
     )
     array = volume.array * np.float32(factor)
-    return replace(volume, array=array, unit=Unit.SUVBW, notes=(*volume.notes, note), warnings=(warning,))
+    return replace(
+        volume, array=array, unit=Unit.SUVBW, notes=(*volume.notes, note), warnings=(*volume.warnings, warning)
+    )
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Every ordinary file below a folder, hidden ones left out: they are locks and the leavings of other systems."""
+    """Every ordinary file below a folder; hidden ones are locks and leavings, and PETSeg's own results are results."""
 
     def refuse(error: OSError) -> None:
         # Going on would lose slices in silence.
         raise InputError(f"A folder in {folder.name} cannot be read: {error.strerror}.") from error
 
     found = [Path(root) / name for root, _, names in os.walk(folder, onerror=refuse) for name in names]
-    return sorted(file for file in found if not file.name.startswith(".") and file.is_file())
+    found = [file for file in found if not file.name.startswith(".") and not file.name.endswith(RESULT_SUFFIXES)]
+    return sorted(file for file in found if file.is_file())
 
 
 def _study(headers: list[Header], root: Path) -> Scan:

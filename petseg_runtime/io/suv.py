@@ -69,6 +69,8 @@ DOSE_RANGE_BQ = (1e6, 1e10)
 MBQ_BELOW = 1e4
 # Below this a dose that is not Bq may as well be mCi: 5 to 25 mCi of FDG are 185 to 925 MBq.
 MCI_BELOW = 50.0
+# And from here on µCi: no patient gets 3 GBq for a PET, but 3 to 10 mCi.
+UCI_ABOVE = 3000.0
 
 # A patient's height. What is outside is a height in cm or feet, or none.
 HEIGHT_RANGE_M = (0.4, 2.6)
@@ -206,8 +208,9 @@ def _from_philips_counts(attributes: SuvAttributes, overrides: SuvOverrides) -> 
     try:
         computed = _from_activity(attributes, overrides)
     except InputError:
-        if has_suv and not overrides.options:  # anonymised of weight or dose, which the scanner still knew
-            return scanner
+        anonymised = attributes.weight_kg is None or attributes.dose is None  # the scanner still knew them
+        if has_suv and anonymised and not overrides.options:
+            return scanner._replace(note=f"{scanner.note} {WEIGHT} or {DOSE} is absent, so it was not checked.")
         raise
     factors = tuple(one * other for one, other in zip(activity, computed.per_frame))
     if has_suv and not overrides.options:
@@ -222,7 +225,8 @@ def _from_philips_counts(attributes: SuvAttributes, overrides: SuvOverrides) -> 
 
 
 def _from_activity(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFactors:
-    _check_useful(overrides, "weight_kg", "dose_mbq", "half_life_s", "injection")
+    timed = () if attributes.decay_correction == "ADMIN" else ("half_life_s", "injection")
+    _check_useful(overrides, "weight_kg", "dose_mbq", *timed)
     _check_decay_correction(attributes)
     _check_half_life(attributes)
     weight_kg = _weight_kg(attributes)
@@ -321,8 +325,8 @@ def _dose_bq(attributes: SuvAttributes) -> tuple[float, str]:
             f"{RADIOPHARMACEUTICAL} has {attributes.injections} items, expected one injection", "of one injection"
         )
     dose = required(attributes.dose, DOSE)
-    if 0 < dose < MCI_BELOW:
-        raise refusal(f"{DOSE} is {dose:g}, which is not Bq and may be MBq or mCi", "with the dose in Bq")
+    if 0 < dose < MCI_BELOW or UCI_ABOVE < dose < MBQ_BELOW:
+        raise refusal(f"{DOSE} is {dose:g}, which is not Bq and may be MBq, mCi or µCi", "with the dose in Bq")
     in_mbq = 0 < dose < MBQ_BELOW
     dose_bq = dose * 1e6 if in_mbq else dose
     low, high = DOSE_RANGE_BQ

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, time
 
-from petseg_runtime.errors import InputError
+from petseg_runtime.errors import InputError, UsageError
 
 WEIGHT = "PatientWeight (0010,1030)"
 HEIGHT = "PatientSize (0010,1020)"
@@ -92,6 +92,7 @@ class SuvAttributes:
 
 
 # What a user who knows better than the header may say, by the attribute that it stands in for.
+DOSE_RANGE_MBQ = (1.0, 10_000.0)
 OPTIONS = {
     WEIGHT: "--patient-weight-kg",
     HEIGHT: "--patient-height-m",
@@ -132,6 +133,10 @@ class SuvOverrides:
     dose_mbq : injected activity at `injection`, residue in the syringe subtracted.
     injection : moment of the injection, by the clock that timed the scan.
     half_life_s : of the radionuclide.
+
+    Raises
+    ------
+    UsageError : if the dose is none in MBq; the rest is checked like the header's.
     """
 
     weight_kg: float | None = None
@@ -140,6 +145,11 @@ class SuvOverrides:
     dose_mbq: float | None = None
     injection: datetime | None = None
     half_life_s: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high = DOSE_RANGE_MBQ
+        if self.dose_mbq is not None and not low <= self.dose_mbq <= high:
+            raise UsageError(f"{OPTIONS[DOSE]} is {self.dose_mbq:g}, expected {low:g} to {high:g} MBq.")
 
     @property
     def options(self) -> tuple[str, ...]:

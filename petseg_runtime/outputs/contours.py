@@ -41,7 +41,7 @@ def outlines(mask: npt.NDArray[np.generic]) -> list[Polygon]:
     components = sitk.GetArrayFromImage(
         sitk.ConnectedComponent(sitk.GetImageFromArray(np.ascontiguousarray(mask != 0, np.uint8)), False)
     )
-    return [_joined(_loops(components == number)) for number in range(1, int(components.max()) + 1)]
+    return [_corners(_joined(_loops(components == number))) for number in range(1, int(components.max()) + 1)]
 
 
 def _loops(inside: npt.NDArray[np.bool_]) -> list[Polygon]:
@@ -80,6 +80,15 @@ def _joined(loops: list[Polygon]) -> Polygon:
         around = np.roll(hole, -start, axis=0)
         outer = np.concatenate([outer[: at + 1], around, around[:1], outer[at:]])
     return outer
+
+
+def _corners(polygon: Polygon) -> Polygon:
+    """The polygon without the vertices that it passes straight through."""
+    before, after = polygon - np.roll(polygon, 1, axis=0), np.roll(polygon, -1, axis=0) - polygon
+    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    returns = (before * after).sum(axis=1) <= 0  # the ends of a cut
+    kept: Polygon = polygon[turns | returns]
+    return kept
 
 
 def _cut(outer: Polygon, hole: Polygon) -> tuple[int, int]:

@@ -10,14 +10,14 @@ from pydicom.dataset import Dataset
 from petseg_runtime.errors import InputError
 from petseg_runtime.outputs.dicom_rtstruct import structure_set
 from petseg_runtime.outputs.dicom_seg import lesion_segmentation, probability_segmentation
-from petseg_runtime.outputs.dicom_source import Equipment, read_source
+from petseg_runtime.outputs.dicom_source import Equipment, Source, quiet
 from petseg_runtime.outputs.dicom_sr import measurement_report
 from petseg_runtime.outputs.files import whole_file
 from petseg_runtime.segmentation import Segmentation
 
 
 def write_dicom(
-    source: Sequence[Path],
+    source: Source,
     segmentation: Segmentation,
     equipment: Equipment,
     kinds: Sequence[str],
@@ -28,39 +28,38 @@ def write_dicom(
 
     Parameters
     ----------
-    source : files of the PET slices, in the order of the scan's axis z.
+    source : see `dicom_source.read_source`.
     save_probabilities : write them as a fractional segmentation too, where a segmentation is written.
     stem : folder and name that the files' names begin with.
+
+    Raises
+    ------
+    InputError : if the series' headers allow no such object.
     """
-    try:
-        results = _results(
-            read_source(source, segmentation.geometry.spacing_mm[0]), segmentation, equipment, kinds, save_probabilities
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"The headers of the series do not allow DICOM results ({type(error).__name__}). Leave out --output-type "
-            f"{' and '.join(kind for kind in kinds if kind != 'nifti')}."
-        ) from error
-    files = []
-    for suffix, dataset in results.items():
-        files.append(stem.with_name(f"{stem.name}{suffix}"))
-        with whole_file(files[-1]) as temporary:
-            dataset.save_as(temporary, enforce_file_format=True)
+    with quiet():
+        try:
+            results = _results(source.slices, segmentation, equipment, kinds, save_probabilities)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"The headers of the series do not allow DICOM results ({type(error).__name__}). Leave out "
+                f"--output-type {' and '.join(kind for kind in kinds if kind != 'nifti')}."
+            ) from error
+        files = []
+        for suffix, dataset in results.items():
+            files.append(stem.with_name(f"{stem.name}{suffix}"))
+            with whole_file(files[-1]) as temporary:
+                dataset.save_as(temporary, enforce_file_format=True)
     return files
 
 
 def _results(
-    slices: list[Dataset],
+    slices: Sequence[Dataset],
     segmentation: Segmentation,
     equipment: Equipment,
     kinds: Sequence[str],
     save_probabilities: bool,
 ) -> dict[str, Dataset]:
     """The objects by the suffix of their files' names."""
-    name = slices[0].PatientName
-    for dataset in slices:
-        # A name without separator is legal, but highdicom would warn of it, and show it.
-        dataset.PatientName = name if not name or "^" in name else f"{name}^"
     labels, geometry, results = segmentation.lesion_labels, segmentation.geometry, dict[str, Dataset]()
     if "dicom-seg" in kinds or "dicom-sr" in kinds:
         lesions = lesion_segmentation(labels, slices, equipment)
@@ -71,6 +70,4 @@ def _results(
         results["_prob_seg.dcm"] = probability_segmentation(segmentation.probabilities, slices, equipment)
     if "dicom-rtstruct" in kinds:
         results["_rtstruct.dcm"] = structure_set(labels, geometry, slices, equipment)
-    for dataset in results.values():
-        dataset.PatientName = name
     return results

@@ -8,7 +8,7 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from petseg_runtime.outputs.contours import outlines
 from petseg_runtime.outputs.dicom_source import PATIENT_AND_STUDY, Equipment
@@ -17,7 +17,7 @@ from petseg_runtime.volume import Geometry
 SERIES_NUMBER = 904
 
 _STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, which readers expect of the study referred to
-_COPIED = (*PATIENT_AND_STUDY, "StudyInstanceUID", "SpecificCharacterSet", "FrameOfReferenceUID")
+_COPIED = (*PATIENT_AND_STUDY, "SpecificCharacterSet", "FrameOfReferenceUID")
 _COLOURS = ((220, 0, 30), (0, 110, 220), (0, 150, 60), (230, 140, 0), (140, 60, 200))
 
 
@@ -85,7 +85,8 @@ def _header(first: Dataset, equipment: Equipment) -> Dataset:
         if keyword in first:
             dataset[keyword] = first[keyword]
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    # Explicit VR has two bytes for the length of ContourData, too few for a long outline.
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     return dataset
@@ -107,14 +108,16 @@ def _contours(labels: npt.NDArray[np.integer], number: int, geometry: Geometry, 
     contours = []
     inside = labels == number
     for index in np.flatnonzero(inside.any(axis=(1, 2))).tolist():
+        # The slice's own position, which may lie a hair off the straight grid: planning systems match planes closely.
+        origin = np.array(source[index].ImagePositionPatient, dtype=np.float64)
         for polygon in outlines(inside[index]):
-            place = np.column_stack([np.full(len(polygon), index), polygon])
+            in_plane_mm = (polygon * geometry.spacing_mm[1:]) @ np.array(geometry.direction_lps)[:, 1:].T
             contours.append(
                 _item(
                     ContourImageSequence=[_image(source[index])],
                     ContourGeometricType="CLOSED_PLANAR",
                     NumberOfContourPoints=len(polygon),
-                    ContourData=[f"{value:.4f}" for value in geometry.to_lps_mm(place).ravel()],
+                    ContourData=[f"{value:.4f}" for value in (origin + in_plane_mm).ravel()],
                 )
             )
     if contours:

@@ -14,7 +14,7 @@ from pydicom.uid import generate_uid
 from petseg_runtime.outputs.dicom_source import Equipment
 from petseg_runtime.volume import FloatArray
 
-# One above the scan's own series numbers; nothing depends on it but the order in a viewer.
+# Above any scanner's own series; nothing depends on them but the order in a viewer.
 SERIES_NUMBER, PROBABILITY_SERIES_NUMBER = 901, 902
 _STEPS = 255
 

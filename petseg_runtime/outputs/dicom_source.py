@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import NullHandler, getLogger
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
+import numpy as np
 import pydicom
-from pydicom.dataelem import DataElement
-from pydicom.dataset import Dataset
-from pydicom.uid import generate_uid
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from petseg_runtime import __version__
-from petseg_runtime.io.dicom_elements import Elements
+from petseg_runtime.errors import InputError
+from petseg_runtime.io.dicom_elements import Elements, MalformedValueError, tag_name
+from petseg_runtime.volume import Geometry
 
-# Attributes of Type 2 of the Patient and General Study modules: a result must have them, if only empty.
-PATIENT_AND_STUDY = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
-    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
-)
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_LONGEST_UID = 64
 
-# AccessionNumber and StudyID are of value representation SH: this many characters.
-_SHORT_STRINGS, _SHORT_STRING = (0x00080050, 0x00200010), 16
-# The modules of a clinical trial, which make no sense without its sponsor; anonymisers leave the rest.
-_TRIAL_SPONSOR, _TRIAL_LAST = 0x00120010, 0x00120051
+# What a result takes over from the Patient and General Study modules, with the longest text that the standard allows.
+_TEXTS = {
+    "PatientName": 64,
+    "PatientID": 64,
+    "StudyID": 16,
+    "AccessionNumber": 16,
+    "ReferringPhysicianName": 64,
+}
+_DATES = {"PatientBirthDate": 0x00100030, "StudyDate": 0x00080020}
+_STUDY_TIME, _SEX = 0x00080030, 0x00100040
+PATIENT_AND_STUDY = (*_TEXTS, *_DATES, "StudyTime", "PatientSex", "StudyInstanceUID")
 
 
 @dataclass(frozen=True)
@@ -43,34 +53,125 @@ class Equipment:
         return self.model_sha256[:64]
 
 
-def read_source(files: Sequence[Path], between_slices_mm: float) -> list[Dataset]:
-    """Headers of the slices in the order given, fit to be referred to.
+@dataclass(frozen=True)
+class Source:
+    """Headers of the slices in the order of axis z, fit to be referred to, and what had to be left out of them."""
 
-    Empty attributes stand in for absent ones of Type 2, and the distance of the slices for an absent thickness. Texts
-    that are longer than the standard allows are cut, and what is left of a clinical trial without its sponsor is
-    dropped. A slice whose data set has lost its SOPInstanceUID has it in the file's own header. A series without
-    SeriesInstanceUID, as some anonymisers leave it, gets one that follows from its study and number, so that all
-    results of it agree.
+    slices: tuple[Dataset, ...]
+    notes: tuple[str, ...]
+
+
+def read_source(files: Sequence[Path], geometry: Geometry) -> Source:
+    """Read what results refer to, before any work is done for them.
+
+    Only what results need is taken, decoded to Unicode. Attributes of Type 2 that are absent, malformed or too long
+    for the standard are left empty, and a note says which. A slice whose data set has lost its SOPInstanceUID has it
+    in the file's own header. A series without SeriesInstanceUID, as some anonymisers leave it, gets one that follows
+    from its study and number, so that all results of it agree.
+
+    Parameters
+    ----------
+    files : DICOM files of the slices; slice k of the scan is `files[k]`.
+    geometry : of the scan.
+
+    Raises
+    ------
+    InputError : if the study or a slice has no valid UID, or two slices have the same.
     """
-    slices: list[Dataset] = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
-    for dataset in slices:
-        for keyword in PATIENT_AND_STUDY:
-            if keyword not in dataset:
-                setattr(dataset, keyword, None)
-        if not dataset.get("SliceThickness"):
-            dataset.SliceThickness = f"{between_slices_mm:.6g}"
-        for tag in _SHORT_STRINGS:
-            text = Elements(dataset).text(tag)
-            if len(text) > _SHORT_STRING:
-                dataset[tag] = DataElement(tag, "SH", text[:_SHORT_STRING])
-        if not Elements(dataset).text(_TRIAL_SPONSOR):
-            for tag in [tag for tag in dataset.keys() if _TRIAL_SPONSOR <= tag <= _TRIAL_LAST]:  # noqa: SIM118
-                del dataset[tag]
-        if "SOPInstanceUID" not in dataset:
-            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-        if not dataset.get("SeriesInstanceUID"):
-            number = str(dataset.get("SeriesNumber", ""))
-            dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[str(dataset.StudyInstanceUID), number])
-        if not dataset.get("FrameOfReferenceUID"):
-            dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(dataset.SeriesInstanceUID), "frame"])
-    return slices
+    with quiet():
+        originals = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+        about, notes = _patient_and_study(originals[0])
+        slices = tuple(_slice(original, about, geometry, index) for index, original in enumerate(originals))
+    if len({one.SOPInstanceUID for one in slices}) < len(slices):
+        raise _unfit("SOPInstanceUID (0008,0018) is the same in several slices")
+    return Source(slices, notes)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pydicom's and highdicom's warnings back: they hold names and identifiers of the patient."""
+    logger, handler = getLogger("highdicom"), NullHandler()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        with catch_warnings():
+            simplefilter("ignore")
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def _patient_and_study(first: Dataset) -> tuple[Dataset, tuple[str, ...]]:
+    elements, about, left_out = Elements(first), Dataset(), []
+    about.StudyInstanceUID = _uid(elements.text(0x0020000D), "StudyInstanceUID (0020,000D)")
+    for keyword, longest in _TEXTS.items():
+        text = _text(first, keyword)
+        if len(text) > longest:
+            left_out.append(keyword)
+        setattr(about, keyword, text if len(text) <= longest else "")
+    for keyword, tag in _DATES.items():
+        text = elements.text(tag)
+        valid = not text or re.fullmatch(r"\d{8}", text) is not None
+        left_out += [] if valid else [keyword]
+        setattr(about, keyword, text if valid else "")
+    try:
+        elements.clock(_STUDY_TIME)
+        about.StudyTime = elements.text(_STUDY_TIME)
+    except MalformedValueError:
+        about.StudyTime = ""
+        left_out.append("StudyTime")
+    sex = elements.text(_SEX)
+    about.PatientSex = sex if sex in ("M", "F", "O") else ""
+    left_out += ["PatientSex"] if sex and not about.PatientSex else []
+    if not left_out:
+        return about, ()
+    names = ", ".join(left_out)
+    return about, (f"Left empty in the DICOM results, because the series has it malformed or too long: {names}.",)
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    """A text in Unicode, by the character set that the data set names; empty if it cannot be decoded."""
+    try:
+        return str(dataset.get(keyword) or "").strip()
+    except (LookupError, UnicodeError, ValueError):
+        return ""
+
+
+def _slice(original: Dataset, about: Dataset, geometry: Geometry, index: int) -> Dataset:
+    elements, result = Elements(original), Dataset()
+    for element in about:
+        result.add(element)
+    result.SpecificCharacterSet = "ISO_IR 192"
+    result.Modality = "PT"
+    result.SOPClassUID = _uid(elements.text(0x00080016), "SOPClassUID (0008,0016)")
+    own = elements.text(0x00080018) or str(original.file_meta.get("MediaStorageSOPInstanceUID", ""))
+    result.SOPInstanceUID = _uid(own, "SOPInstanceUID (0008,0018)")
+    number = elements.text(0x00200011)
+    result.SeriesNumber = number if number.isdecimal() else None
+    result.InstanceNumber = index + 1
+    result.SeriesInstanceUID = elements.text(0x0020000E) or generate_uid(entropy_srcs=[result.StudyInstanceUID, number])
+    frame = elements.text(0x00200052)
+    result.FrameOfReferenceUID = frame or generate_uid(entropy_srcs=[result.SeriesInstanceUID, "frame"])
+    for uid, tag in ((result.SeriesInstanceUID, 0x0020000E), (result.FrameOfReferenceUID, 0x00200052)):
+        _uid(str(uid), tag_name(tag))
+    result.Rows, result.Columns = geometry.shape[1:]
+    result.PixelSpacing = [f"{step:.8g}" for step in geometry.spacing_mm[1:]]
+    result.SliceThickness = f"{geometry.spacing_mm[0]:.8g}"
+    column, row = np.array(geometry.direction_lps).T[1:]
+    result.ImageOrientationPatient = [f"{cosine:.9f}" for cosine in (*row, *column)]
+    result.ImagePositionPatient = list(elements.numbers(0x00200032) or ())
+    result.PositionReferenceIndicator = ""
+    result.file_meta = FileMetaDataset()
+    result.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return result
+
+
+def _uid(text: str, name: str) -> str:
+    if not text or len(text) > _LONGEST_UID or _UID.fullmatch(text) is None:
+        raise _unfit(f"{name} is {'absent' if not text else 'malformed'}")
+    return text
+
+
+def _unfit(wrong: str) -> InputError:
+    return InputError(f"{wrong}, so no DICOM result can refer to the series. Leave out the DICOM --output-type.")

@@ -28,8 +28,10 @@ _DIAMETER = CodedConcept("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")
 _PROBABILITY = CodedConcept("mean-probability", "99PETSEG", "Mean tumour probability")
 _MAXIMUM = CodedConcept("56851009", "SCT", "Maximum")
 _MEAN = CodedConcept("373098007", "SCT", "Mean")
-_PROCEDURE = CodedConcept("44139-4", "LN", "PET whole body")
+_PROCEDURE = CodedConcept("44136-0", "LN", "PET Unspecified body region")
 _ABSENT = CodedConcept("2667000", "SCT", "Absent")
+
+_Group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations | hd.sr.MeasurementsAndQualitativeEvaluations
 
 
 def measurement_report(
@@ -42,7 +44,8 @@ def measurement_report(
     segmentation : of the same lesions, see `dicom_seg.lesion_segmentation`.
     source : headers of the PET slices, see `dicom_source.read_source`.
     """
-    lesions = [_lesion(lesion, segmentation, source, equipment) for lesion in statistics.lesions]
+    groups: list[_Group] = [_whole_tumour(statistics, equipment)]
+    groups += [_lesion(lesion, segmentation, source, equipment) for lesion in statistics.lesions]
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=generate_uid(entropy_srcs=[equipment.model_sha256, equipment.software]),
         name=equipment.manufacturer,
@@ -54,7 +57,7 @@ def measurement_report(
     content = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=observer),
         procedure_reported=_PROCEDURE,
-        imaging_measurements=lesions or [_no_lesion(equipment)],
+        imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
     return hd.sr.Comprehensive3DSR(
@@ -72,7 +75,7 @@ def measurement_report(
 
 def _lesion(
     lesion: LesionStatistics, segmentation: hd.seg.Segmentation, source: Sequence[Dataset], equipment: Equipment
-) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+) -> _Group:
     segment = segmentation.SegmentSequence[lesion.label - 1]
     values = [
         (_VOLUME, lesion.mtv_ml, _ML, None),
@@ -93,22 +96,32 @@ def _lesion(
         ),
         finding_type=codes.SCT.Neoplasm,
         algorithm_id=_algorithm(equipment),
-        measurements=[
-            hd.sr.Measurement(name=name, value=value, unit=unit, derivation=derivation)
-            for name, value, unit, derivation in values
-            if value is not None
-        ],
+        measurements=_measurements(values),
     )
 
 
-def _no_lesion(equipment: Equipment) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+def _whole_tumour(statistics: ScanStatistics, equipment: Equipment) -> _Group:
+    """All lesions together; without any, the finding is absent and the volume 0."""
+    tumour = statistics.tumour
+    values = [(_VOLUME, tumour.mtv_ml, _ML, None), (_GLYCOLYSIS, tumour.tlg_g, _G, None)]
+    finding = [] if statistics.lesions else [hd.sr.QualitativeEvaluation(name=codes.SCT.Neoplasm, value=_ABSENT)]
     return hd.sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(), identifier="Tumour"),
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(), identifier="Whole tumour"),
         finding_type=codes.SCT.Neoplasm,
         algorithm_id=_algorithm(equipment),
-        measurements=[hd.sr.Measurement(name=_VOLUME, value=0.0, unit=_ML)],
-        qualitative_evaluations=[hd.sr.QualitativeEvaluation(name=codes.SCT.Neoplasm, value=_ABSENT)],
+        measurements=_measurements(values),
+        qualitative_evaluations=finding,
     )
+
+
+def _measurements(
+    values: Sequence[tuple[CodedConcept, float | None, CodedConcept, CodedConcept | None]],
+) -> list[hd.sr.Measurement]:
+    return [
+        hd.sr.Measurement(name=name, value=value, unit=unit, derivation=derivation)
+        for name, value, unit, derivation in values
+        if value is not None
+    ]
 
 
 def _algorithm(equipment: Equipment) -> hd.sr.AlgorithmIdentification:

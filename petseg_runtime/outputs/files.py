@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +40,33 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def staged(folder: Path, last: str) -> Iterator[Path]:
+    """A hidden folder to write the files of one scan into; they move to `folder` when all are whole.
+
+    If anything fails, nothing of them is left. `last` is the file that moves last: where it lies, the others do.
+
+    Raises
+    ------
+    UsageError : if the files cannot be moved.
+    """
+    try:
+        stage = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=folder))
+    except OSError as error:
+        raise UsageError(
+            f"Output folder {folder.name or folder} cannot be written: {error.strerror}. Choose another --output."
+        ) from error
+    try:
+        yield stage
+        try:
+            for file in sorted(stage.iterdir(), key=lambda file: file.name == last):
+                os.replace(file, folder / file.name)
+        except OSError as error:
+            raise UsageError(f"A result cannot be written: {error.strerror}. Choose another --output.") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:

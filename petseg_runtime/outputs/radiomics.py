@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,8 +64,8 @@ def radiomic_features(
 
     Returns
     -------
-    A record a lesion: `lesion`, its number, and mirp's names of the features. A lesion that is too small for a
-    resampled voxel has no features.
+    A record a lesion: `lesion`, its number, and mirp's names of the features. A lesion that mirp cannot measure,
+    because it is too small for a resampled voxel, has its number only.
     """
     from mirp import extract_features
 
@@ -83,15 +84,18 @@ def radiomic_features(
         write_image(volume.array, volume.geometry, image)
         for label, record in records.items():
             write_image((labels == label).astype(np.uint8), volume.geometry, mask)
-            tables = extract_features(
-                image=str(image),
-                mask=str(mask),
-                image_modality="PET",
-                by_slice=False,
-                new_spacing=settings.spacing_mm,
-                resegmentation_intensity_range=None if settings.intensities is None else list(settings.intensities),
-                **levels,
-            )
+            try:
+                tables = extract_features(
+                    image=str(image),
+                    mask=str(mask),
+                    image_modality="PET",
+                    by_slice=False,
+                    new_spacing=settings.spacing_mm,
+                    resegmentation_intensity_range=settings.intensities and list(settings.intensities),
+                    **levels,
+                )
+            except Exception:  # what mirp does with a mask that resampling left empty
+                tables = None
             for table in tables or []:
                 record |= {name: table[name].iloc[0] for name in table.columns if name.startswith(_FAMILIES)}
     return list(records.values())
@@ -113,6 +117,8 @@ def _unlogged() -> Iterator[None]:
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         root.removeHandler(handler)

@@ -58,7 +58,7 @@ def run_record(
     decisions: Sequence[str],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """Content of `_run.json`: what was run on what, how, and what was decided; nothing of the patient."""
+    """Content of `_run.json`: what was run on what, how, and what was decided; no name or date of a patient."""
     return {
         "petseg_version": __version__,
         "python_version": platform.python_version(),

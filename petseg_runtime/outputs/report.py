@@ -194,7 +194,7 @@ def _model(manifest: ModelManifest, record: dict[str, Any]) -> str:
         ("SHA-256", record["model"]["sha256"]),
         *((key, training[key]) for key in ("data", "field_of_view", "licence") if key in training),
         *training.get("metrics", {}).items(),
-        *((key, value or "none") for key, value in record["settings"].items()),
+        *((key, "none" if value == [] else value) for key, value in record["settings"].items()),
         ("runtime", f"PETSeg {record['petseg_version']}, Python {record['python_version']}, {record['backend']}"),
     ]
     return "<h2>Model and software</h2>" + _definitions(entries)

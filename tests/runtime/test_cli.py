@@ -462,3 +462,42 @@ def test_dicom_results_of_a_dicom_scan(run, tmp_path: Path) -> None:
     assert code == 0, err
     assert files_in(tmp_path / "out") == ["in_rtstruct.dcm", "in_run.json", "in_seg.dcm", "in_sr.dcm"]
     assert "Doe" not in " ".join(err)
+
+
+def test_a_second_run_leaves_dicom_results_alone(run, tmp_path: Path) -> None:
+    folder = tmp_path / "in/p1/PET"
+    save_dicom(folder)
+    for _ in range(2):
+        code, _, _ = run(tmp_path / "in", "--output-type", "dicom-seg", "--output-type", "dicom-rtstruct", output=False)
+        assert code == 0
+    assert [name for name in files_in(tmp_path / "in") if "/IM" not in name] == [
+        "p1/PET_rtstruct.dcm",
+        "p1/PET_run.json",
+        "p1/PET_seg.dcm",
+    ]
+
+
+def test_scans_of_one_name_are_told_apart(run, tmp_path: Path, capsys) -> None:
+    for patient in ("p1", "p2"):
+        save(body_array(SMALL), tmp_path / f"in/{patient}/PET.nii.gz")
+    code, out, _ = run(tmp_path / "in", "-s", "--report")
+    assert code == 0
+    assert "p1/PET" in out
+    assert "p2/PET" in out
+    table = (tmp_path / "out/petseg_results.csv").read_text()
+    assert "\np1/PET," in table
+    assert "\np2/PET," in table
+    assert ">p2/PET</a>" in (tmp_path / "out/petseg_index.html").read_text()
+
+
+def test_a_result_that_fails_leaves_nothing(run, scan: Path, tmp_path: Path, monkeypatch) -> None:
+    """The last output of a scan cannot be written: the ones before it do not stay."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(petseg_runtime.runner, "write_report", full)
+    with pytest.raises(OSError, match="No space"):
+        run(scan, "-s", "-p", "--report")
+    assert files_in(tmp_path / "out") == []
+    assert list((tmp_path / "out").iterdir()) == []

@@ -660,9 +660,9 @@ def test_reference_objects_have_the_suv_they_must(row: dict[str, str]) -> None:
     values = volume.array[inside]
     actual = np.array([values.min(), np.median(values), values.max()])
     expected = np.array([float(row["suv_min"]), float(row["suv_median"]), float(row["suv_max"])])
-    # Some objects store so few digits that what they hold is further than 1 % from what they mean.
-    steps = np.diff(np.unique(values))
-    np.testing.assert_array_less(np.abs(actual - expected), np.maximum(0.01 * expected, 0.51 * steps.min()))
+    # DRO_2_3 stores whole hundredths of a cm²/ml, so what it holds may be half a hundredth from what it means.
+    held = 0.005 * 70_000 / 18_481 if row["id"] == "DRO_2_3" else 0.0
+    np.testing.assert_array_less(np.abs(actual - expected), np.maximum(0.01 * expected, held))
 
 
 def test_a_study_from_a_console(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.path import Path as Polygon
 from pydicom.dataset import Dataset
-from runtime.dicom_factory import edited, pet_series, write
-from runtime.test_dicom import ORIENTATIONS, drop, needs, put
+from runtime.dicom_factory import pet_series, write
+from runtime.test_dicom import ORIENTATIONS, needs
 
 from petseg_runtime.cli import main
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom import read_pet_series
 from petseg_runtime.outputs.contours import outlines
 from petseg_runtime.outputs.dicom import write_dicom
-from petseg_runtime.outputs.dicom_source import Equipment
+from petseg_runtime.outputs.dicom_source import Equipment, read_source
 from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.volume import Volume
@@ -56,7 +57,8 @@ def segmentation_of(volume: Volume, labels: np.ndarray) -> Segmentation:
 
 
 def results_of(volume: Volume, labels: np.ndarray, folder: Path) -> dict[str, Path]:
-    files = write_dicom(volume.source, segmentation_of(volume, labels), EQUIPMENT, KINDS, True, folder / "scan")
+    source = read_source(volume.source, volume.geometry)
+    files = write_dicom(source, segmentation_of(volume, labels), EQUIPMENT, KINDS, True, folder / "scan")
     return {file.name.removeprefix("scan"): file for file in files}
 
 
@@ -165,48 +167,149 @@ def test_results_refer_to_the_slices_and_name_the_model(tmp_path: Path) -> None:
 
 
 def test_the_report_holds_the_quantities_of_each_lesion(tmp_path: Path) -> None:
+    """Name, derivation, value and unit of every measurement, group by group (TID 1500)."""
     volume = scan_in(tmp_path / "in")
-    statistics = quantify(volume, two_lesions())
-    said = str(pydicom.dcmread(results_of(volume, two_lesions(), tmp_path)["_sr.dcm"]))
-    for lesion in statistics.lesions:
-        for value in (lesion.mtv_ml, lesion.suv_max, lesion.suv_mean, lesion.suv_peak, lesion.tlg_g):
-            assert f"{value:.3f}"[:4] in said
+    statistics = quantify(volume, two_lesions(), segmentation_of(volume, two_lesions()).probabilities)
+    report = pydicom.dcmread(results_of(volume, two_lesions(), tmp_path)["_sr.dcm"])
+    (measurements,) = (item for item in report.ContentSequence if item.ValueType == "CONTAINER")
+    groups = [group.ContentSequence for group in measurements.ContentSequence]
+    found = [
+        [
+            (
+                item.ConceptNameCodeSequence[0].CodeMeaning,
+                tuple(sub.ConceptCodeSequence[0].CodeMeaning for sub in item.get("ContentSequence", [])),
+                float(item.MeasuredValueSequence[0].NumericValue),
+                item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue,
+            )
+            for item in group
+            if item.ValueType == "NUM"
+        ]
+        for group in groups
+    ]
+    tumour = statistics.tumour
+    expected = [
+        [
+            ("Metabolic Volume", (), tumour.mtv_ml, "mL"),
+            ("Total Lesion Glycolysis", (), tumour.tlg_g, "g"),
+        ]
+    ] + [
+        [
+            ("Metabolic Volume", (), lesion.mtv_ml, "mL"),
+            ("Maximum 3D Diameter of a Mesh", (), lesion.diameter_mm, "mm"),
+            ("SUVbw", ("Maximum",), lesion.suv_max, "g/ml{SUVbw}"),
+            ("SUVbw", ("Mean",), lesion.suv_mean, "g/ml{SUVbw}"),
+            ("Peak Value Within ROI", (), lesion.suv_peak, "g/ml{SUVbw}"),
+            ("Total Lesion Glycolysis", (), lesion.tlg_g, "g"),
+            ("Mean tumour probability", (), lesion.mean_probability, "1"),
+        ]
+        for lesion in statistics.lesions
+    ]
+    assert [[(name, how, unit) for name, how, _, unit in group] for group in found] == [
+        [(name, how, unit) for name, how, _, unit in group] for group in expected
+    ]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [value for _, _, value, _ in ours] == pytest.approx([value for _, _, value, _ in theirs], rel=1e-6)
 
 
-@pytest.mark.parametrize("spoil", [drop("StudyInstanceUID"), put(Rows=13)], ids=["no study", "other size"])
-def test_headers_that_nothing_can_refer_to_are_refused(spoil, tmp_path: Path) -> None:
-    volume = scan_in(tmp_path / "in")
-    for file in volume.source:
-        dataset = edited([pydicom.dcmread(file)], spoil)[0]
+def spoilt(volume: Volume, edit) -> None:
+    """Edit the files of a scan that has been read."""
+    for index, file in enumerate(volume.source):
+        dataset = pydicom.dcmread(file)
+        edit(dataset, index)
         dataset.save_as(file)
-    with pytest.raises(InputError, match="do not allow DICOM results"):
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda d, _: delattr(d, "StudyInstanceUID"), r"StudyInstanceUID \(0020,000D\) is absent"),
+        (lambda d, _: setattr(d, "SOPInstanceUID", "1.2.3.4711"), r"SOPInstanceUID \(0008,0018\) is the same"),
+        (lambda d, i: d.add_new(0x00080018, "LO", f"SECRET.{i}"), r"SOPInstanceUID \(0008,0018\) is malformed"),
+        (lambda d, _: d.add_new(0x0020000E, "LO", "1.2.SECRET"), r"SeriesInstanceUID \(0020,000E\) is malformed"),
+    ],
+    ids=["no study", "same", "malformed", "series"],
+)
+def test_a_series_that_nothing_can_refer_to_is_refused(edit, says: str, tmp_path: Path, capfd) -> None:
+    volume = scan_in(tmp_path / "in")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spoilt(volume, edit)
+    with pytest.raises(InputError, match=says) as refused:
         results_of(volume, two_lesions(), tmp_path / "out")
+    assert "SECRET" not in str(refused.value)
     assert not (tmp_path / "out").exists()
+    assert capfd.readouterr() == ("", "")
 
 
-def test_what_anonymisers_leave_is_made_fit(tmp_path: Path, capfd, recwarn) -> None:
-    def anonymised(dataset: Dataset) -> None:
+def test_what_anonymisers_leave_is_made_fit(tmp_path: Path, capfd) -> None:
+    def anonymised(dataset: Dataset, _: int) -> None:
         del dataset.SeriesInstanceUID
         dataset.PatientName = "Doe"
         dataset.ClinicalTrialSponsorName, dataset.ClinicalTrialProtocolID = "", "6668"
-        dataset.add_new(0x00200010, "LO", "A study whose ID is far too long")
+        dataset.add_new(0x00080050, "LO", "An accession number that is far too long")
+        dataset.add_new(0x00100030, "LO", "1950-01-01")
+        dataset.PatientSex = "F"
+        dataset.StudyID = "7"
 
     volume = scan_in(tmp_path / "in")
-    for file in volume.source:
-        edited([pydicom.dcmread(file)], anonymised)[0].save_as(file)
-    recwarn.clear()
+    spoilt(volume, anonymised)
+    notes = read_source(volume.source, volume.geometry).notes
+    assert notes == (
+        "Left empty in the DICOM results, because the series has it malformed or too long: AccessionNumber, "
+        "PatientBirthDate.",
+    )
     files = results_of(volume, two_lesions(), tmp_path)
-    assert [str(warning.message) for warning in recwarn] == []
     assert capfd.readouterr() == ("", "")
     for file in files.values():
         result = pydicom.dcmread(file)
-        assert result.StudyID == "A study whose ID"
+        assert (result.AccessionNumber, result.StudyID, result.PatientSex) == ("", "7", "F")
         assert result.PatientName == "Doe"
         assert errors_in(file) == []
-    series = [pydicom.dcmread(files[name]) for name in ("_seg.dcm", "_rtstruct.dcm")]
-    (first,) = {series[0].ReferencedSeriesSequence[0].SeriesInstanceUID}
-    study = series[1].ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
-    assert study.RTReferencedSeriesSequence[0].SeriesInstanceUID == first
+    seg, structures = (pydicom.dcmread(files[name]) for name in ("_seg.dcm", "_rtstruct.dcm"))
+    study = structures.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
+    own = seg.ReferencedSeriesSequence[0].SeriesInstanceUID
+    assert study.RTReferencedSeriesSequence[0].SeriesInstanceUID == own
+
+
+def test_names_in_other_scripts_come_through(tmp_path: Path) -> None:
+    def japanese(dataset: Dataset, _: int) -> None:
+        dataset.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+        dataset.PatientName = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+
+    volume = scan_in(tmp_path / "in")
+    spoilt(volume, japanese)
+    for file in results_of(volume, two_lesions(), tmp_path).values():
+        assert pydicom.dcmread(file).PatientName.ideographic == "山田^太郎"
+        assert errors_in(file) == []
+
+
+def test_a_long_outline_is_written_whole(tmp_path: Path) -> None:
+    """More points than the two bytes of a length in Explicit VR can count."""
+    stored = np.random.default_rng(0).integers(100, 9000, (2, 180, 180))
+    volume = read_pet_series(write(pet_series(stored), tmp_path / "in"))
+    labels = np.zeros(volume.array.shape, np.uint32)
+    labels[0, ::2, :] = labels[0, :, 0] = 1  # a comb
+    labels[0, ::2, ::3] = 1
+    labels[0, 1::2, 5::7] = 1
+    file = results_of(volume, labels, tmp_path)["_rtstruct.dcm"]
+    contour = pydicom.dcmread(file).ROIContourSequence[0].ContourSequence[0]
+    assert sum(len(value) + 1 for value in map(str, contour.ContourData)) > 2**16
+    np.testing.assert_array_equal(labels_of_rtstruct(volume, file), labels)
+
+
+def test_contours_lie_on_their_own_slices(tmp_path: Path) -> None:
+    """A slice that lies a hair off the straight grid: its contours are in its plane, as a planning system expects."""
+    datasets = pet_series(np.random.default_rng(3).integers(100, 9000, SHAPE))
+    datasets[2].ImagePositionPatient = [
+        *datasets[2].ImagePositionPatient[:2],
+        datasets[2].ImagePositionPatient[2] + 0.2,
+    ]
+    volume = read_pet_series(write(datasets, tmp_path / "in"))
+    structures = pydicom.dcmread(results_of(volume, two_lesions(), tmp_path)["_rtstruct.dcm"])
+    heights = {dataset.SOPInstanceUID: float(dataset.ImagePositionPatient[2]) for dataset in datasets}
+    for contour in structures.ROIContourSequence[0].ContourSequence:
+        own = heights[contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
+        np.testing.assert_allclose(np.array(contour.ContourData[2::3], float), own, atol=1e-3)
 
 
 @pytest.mark.parametrize("folder", ["sts-dicom/STS_007", "acrin-study"])

@@ -99,6 +99,17 @@ def test_a_row_a_lesion_and_the_settings_in_the_record(known_model: Path, tmp_pa
     assert json.loads((out / "scan_run.json").read_text())["settings"]["radiomics"]["spacing_mm"] == 4.0
 
 
+def test_a_lesion_too_small_to_resample_has_no_features() -> None:
+    array = np.ones((12, 12, 12), np.float32)
+    labels = np.zeros(array.shape, np.uint32)
+    labels[2:8, 2:8, 2:8] = 1
+    labels[10, 10, 10] = 2
+    volume = Volume(array, Geometry(array.shape, (1.0, 1.0, 1.0)), Unit.SUVBW)
+    large, small = radiomic_features(volume, labels)
+    assert len(large) > 100
+    assert small == {"lesion": 2}
+
+
 def test_without_the_extra_it_says_what_to_install(known_model, tmp_path, monkeypatch, capsys) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mirp" else find_spec(name))

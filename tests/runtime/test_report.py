@@ -119,7 +119,7 @@ def test_a_folder_gets_one_table_and_one_index(known_model: Path, tmp_path: Path
     assert "petseg_results.csv" in capsys.readouterr().out.replace("\n", "")
     with (out / "petseg_results.csv").open(newline="") as stream:
         rows = {row["scan"]: row for row in csv.DictReader(stream)}
-    assert set(rows) == {"one", "two", "broken"}
+    assert set(rows) == {"one", "deep/two", "broken"}
     statistics = json.loads((out / "one_stats.json").read_text())
     assert float(rows["one"]["mtv_ml"]) == statistics["tumour"]["mtv_ml"]
     assert rows["one"]["error"] == ""

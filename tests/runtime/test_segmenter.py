@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,15 +103,15 @@ def test_impossible_options_are_refused(options: dict, axial_volume: Volume, seg
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (lambda windows: windows * np.nan, "expected probabilities"),
-        (lambda windows: windows * 40, "expected probabilities"),
-        (lambda windows: windows[:, :, ::2, ::2, ::2], "expected the same shape"),
+        (lambda window: window * np.nan, "expected probabilities"),
+        (lambda window: window * 40, "expected probabilities"),
+        (lambda window: window[:, :, ::2, ::2, ::2], "expected the same shape"),
     ],
     ids=["NaN", "logits", "half size"],
 )
 def test_a_network_that_gives_no_probabilities_is_refused(answer, reason: str, axial_volume, manifest) -> None:
     class Wrong:
-        name, device, predict = "wrong", "cpu", staticmethod(answer)
+        name, device, predict = "wrong", "cpu", staticmethod(partial(map, answer))
 
     with pytest.raises(ModelError, match=reason):
         Segmenter.from_backend(manifest, Wrong()).segment(axial_volume)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from petseg_runtime.errors import InputError
+from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.suv import Frame, SuvAttributes, SuvOverrides, is_convertible, merge_attributes, suvbw_factors
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES
 from petseg_runtime.io.suv_timing import average_activity_time_s
@@ -181,6 +181,7 @@ def test_philips_own_suv_stands_in_where_the_weight_was_anonymised() -> None:
     factor, note = factor_and_note(replace(philips(suv=9e-4, activity=2.5), weight_kg=None))
     assert factor == 9e-4
     assert "scanner's own factor" in note
+    assert "is absent, so it was not checked" in note
 
 
 def test_each_philips_slice_has_its_own_factor() -> None:
@@ -205,6 +206,8 @@ def test_the_user_stands_in_for_the_header() -> None:
     [
         (SuvAttributes(units="GML"), SuvOverrides(weight_kg=70.0), "--patient-weight-kg would change nothing"),
         (START, SuvOverrides(sex="M"), "--patient-sex would change nothing"),
+        (ADMIN, SuvOverrides(injection=INJECTION), "--injection-time would change nothing"),
+        (ADMIN, SuvOverrides(half_life_s=6586.0), "--half-life-s would change nothing"),
         (LEAN, SuvOverrides(dose_mbq=350.0), "--injected-dose-mbq would change nothing"),
         (SURFACE, SuvOverrides(sex="M"), "--patient-sex would change nothing"),
         (philips(suv=1.0), SuvOverrides(weight_kg=70.0), "--patient-weight-kg would change nothing"),
@@ -215,9 +218,7 @@ def test_what_the_user_says_in_vain_is_refused(attributes: SuvAttributes, overri
         suvbw_factors(attributes, overrides)
 
 
-@pytest.mark.parametrize(
-    "overrides", [SuvOverrides(weight_kg=0.0), SuvOverrides(dose_mbq=-1), SuvOverrides(half_life_s=0)]
-)
+@pytest.mark.parametrize("overrides", [SuvOverrides(weight_kg=0.0), SuvOverrides(half_life_s=0)])
 def test_what_the_user_says_is_checked_like_the_header(overrides: SuvOverrides) -> None:
     with pytest.raises(InputError, match="expected"):
         suvbw_factors(START, overrides)
@@ -352,7 +353,13 @@ REFUSED: list[tuple[str, SuvAttributes, str]] = [
     ("dose absent", replace(START, dose=None), r"RadionuclideTotalDose \(0018,1074\) is absent"),
     ("dose 0", replace(START, dose=0.0), r"RadionuclideTotalDose \(0018,1074\) is 0, expected"),
     ("dose negative", replace(START, dose=-3.5e8), r"RadionuclideTotalDose \(0018,1074\) is -3.5e\+08, expected"),
-    ("dose in mCi", replace(START, dose=10.0), r"RadionuclideTotalDose \(0018,1074\) is 10, .* MBq or mCi"),
+    ("dose in mCi", replace(START, dose=10.0), r"RadionuclideTotalDose \(0018,1074\) is 10, .* MBq, mCi"),
+    ("dose in µCi", replace(START, dose=9500.0), r"RadionuclideTotalDose \(0018,1074\) is 9500, .* µCi"),
+    (
+        "Philips, and dates shifted apart",
+        replace(philips(suv=1e-3, activity=2.5), injection_datetime=INJECTION - timedelta(days=2)),
+        r"is 49.83 h before the scan",
+    ),
     ("dose in kBq", replace(START, dose=350e3), r"RadionuclideTotalDose \(0018,1074\) is 350000, expected"),
     ("dose too large", replace(START, dose=1e12), r"RadionuclideTotalDose \(0018,1074\) is 1e\+12, expected"),
     ("two injections", replace(START, injections=2), r"InformationSequence \(0054,0016\) has 2 items"),
@@ -430,6 +437,12 @@ def test_refused(attributes: SuvAttributes, says: str) -> None:
 def test_every_name_of_f18_is_known(name: str) -> None:
     with pytest.raises(InputError, match="F-18"):
         suvbw_factors(replace(START, half_life_s=109.77, radionuclide=(name,)))
+
+
+@pytest.mark.parametrize("dose_mbq", [-1.0, 0.0095, 350e6])
+def test_a_dose_that_is_not_in_mbq_is_refused_and_never_guessed(dose_mbq: float) -> None:
+    with pytest.raises(UsageError, match=r"--injected-dose-mbq is .* MBq"):
+        SuvOverrides(dose_mbq=dose_mbq)
 
 
 def test_slices_that_differ_in_a_series_attribute_are_refused() -> None:

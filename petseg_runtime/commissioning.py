@@ -1,0 +1,188 @@
+"""Commissioning: whether this machine computes what the model's maker computed.
+
+A model file carries the probabilities that the network must give for a few windows that anyone can make. The self-test
+runs each backend and precision of the machine on them and keeps a record for the model and the machine: what failed is
+refused from then on, and reduced precision (bf16 on the CPU, fp16 in an engine) is used only where it passed.
+
+Tolerances, between the machine's probabilities and the stored ones, which are of ONNX Runtime in f32:
+
+- f32: no probability further than 2e-3 (the stored ones are rounded by up to 1.3e-4); DSC of the masks at least 0.999.
+- bf16 and fp16: mean difference at most 1e-3, DSC at least 0.995. Single voxels on an edge may differ by more.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import platform
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petseg_runtime import __version__
+from petseg_runtime.errors import ModelError
+from petseg_runtime.outputs.files import write_json
+from petseg_runtime.volume import FloatArray, Shape
+
+WINDOWS = 3
+_STEPS = 4000  # of a stored probability from 0 to 1
+MAX_DIFFERENCE_F32, MIN_DSC_F32 = 2e-3, 0.999
+MAX_MEAN_DIFFERENCE_REDUCED, MIN_DSC_REDUCED = 1e-3, 0.995
+
+Predict = Callable[[Iterable[FloatArray]], Iterator[FloatArray]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one backend did: `name` tells backend, version, device and precision."""
+
+    name: str
+    precision: str
+    largest_difference: float
+    mean_difference: float
+    dsc: float
+
+    @property
+    def passed(self) -> bool:
+        if self.precision == "f32":
+            return self.largest_difference <= MAX_DIFFERENCE_F32 and self.dsc >= MIN_DSC_F32
+        return self.mean_difference <= MAX_MEAN_DIFFERENCE_REDUCED and self.dsc >= MIN_DSC_REDUCED
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a self-test found, for one model on one machine."""
+
+    model_sha256: str
+    machine: str
+    date: str
+    outcomes: tuple[Outcome, ...]
+
+    def passed(self, name: str) -> bool | None:
+        """Whether the backend passed; None if it was not tested."""
+        return next((outcome.passed for outcome in self.outcomes if outcome.name == name), None)
+
+    def allows(self, backend: str, precision: str) -> bool:
+        """Whether a backend whose name begins with `backend` passed in this precision."""
+        return any(
+            outcome.passed and outcome.precision == precision and outcome.name.startswith(backend)
+            for outcome in self.outcomes
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "petseg_version": __version__,
+            **{key: value for key, value in asdict(self).items() if key != "outcomes"},
+            "outcomes": [asdict(outcome) | {"passed": outcome.passed} for outcome in self.outcomes],
+        }
+
+
+def self_test_windows(shape: Shape) -> list[FloatArray]:
+    """Windows `(1, 1, z, y, x)` of the network's scale, the same on every machine to the last bit.
+
+    Air, a body with the noise of a scan, and warm and hot balls, laid differently in each. Only sums, products and
+    comparisons of exact numbers are used: a sine would differ between libraries.
+    """
+    z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float64) / n - 0.5 for n in shape), indexing="ij")
+    windows = []
+    for index in range(WINDOWS):
+        noise = np.random.Generator(np.random.PCG64(index)).integers(-8, 9, shape) / 32.0
+        shift = index * 0.125
+        window = np.where((y + shift) ** 2 * 4 + x**2 * 3 < 0.75, noise, -0.75)
+        balls = ((0.0, 0.0, 0.0, 0.04, 4.0), (0.25, -0.125, 0.125, 0.01, 8.0), (-0.25, 0.25, -shift, 0.02, 2.0))
+        for above, behind, left, radius, uptake in balls:
+            window[(z - above) ** 2 + (y - behind) ** 2 + (x - left) ** 2 < radius] += uptake
+        windows.append(window.astype(np.float32)[None, None])
+    return windows
+
+
+def pack(probabilities: Sequence[FloatArray]) -> str:
+    """Probabilities of the test windows as text for the model file."""
+    steps = np.rint(np.stack([one[0, 0] for one in probabilities]) * _STEPS).astype("<u2")
+    return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
+
+
+def unpack(text: str, shape: Shape) -> list[FloatArray]:
+    """The inverse of `pack`.
+
+    Raises
+    ------
+    ModelError : if the text is damaged or of another patch size.
+    """
+    try:
+        steps = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<u2")
+        return list((steps / np.float32(_STEPS)).reshape(WINDOWS, 1, 1, *shape))
+    except (ValueError, zlib.error, binascii.Error) as error:
+        raise ModelError("The model's stored results are damaged. Export the model again.") from error
+
+
+def examine(name: str, precision: str, predict: Predict, expected: Sequence[FloatArray], threshold: float) -> Outcome:
+    """Run one backend on the test windows."""
+    found = list(predict(self_test_windows((expected[0].shape[2], expected[0].shape[3], expected[0].shape[4]))))
+    apart = [np.abs(one - other) for one, other in zip(found, expected, strict=True)]
+    ours, theirs = np.stack(found) >= threshold, np.stack(expected) >= threshold
+    # A voxel whose stored probability lies on the threshold may fall to either side.
+    clear = np.abs(np.stack(expected) - threshold) > MAX_DIFFERENCE_F32
+    both, total = int((ours & theirs & clear).sum()), int((ours & clear).sum() + (theirs & clear).sum())
+    return Outcome(
+        name,
+        precision,
+        largest_difference=float(max(part.max() for part in apart)),
+        mean_difference=float(np.mean([part.mean(dtype=np.float64) for part in apart])),
+        dsc=2 * both / total if total else 1.0,
+    )
+
+
+def new_record(model_sha256: str, outcomes: Sequence[Outcome]) -> Record:
+    """The record of a self-test done now on this machine."""
+    return Record(model_sha256, machine(), datetime.now(UTC).isoformat(timespec="seconds"), tuple(outcomes))
+
+
+def keep(record: Record) -> Path:
+    """Keep the record where `kept` finds it; returns the file.
+
+    Raises
+    ------
+    UsageError : if it cannot be written.
+    """
+    path = _path(record.model_sha256)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(record.to_json(), path)
+    return path
+
+
+def kept(model_sha256: str) -> Record | None:
+    """The record of this model on this machine, if there is one that can be read."""
+    try:
+        fields = json.loads(_path(model_sha256).read_text(encoding="utf-8"))
+        outcomes = tuple(
+            Outcome(**{key: value for key, value in outcome.items() if key != "passed"})
+            for outcome in fields["outcomes"]
+        )
+        record = Record(fields["model_sha256"], fields["machine"], fields["date"], outcomes)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if (record.model_sha256, record.machine) == (model_sha256, machine()) else None
+
+
+def machine() -> str:
+    """What a result may depend on: the processor and the operating system."""
+    processor = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    except OSError:
+        pass
+    return f"{processor}, {platform.machine()}, {platform.system()}"
+
+
+def _path(model_sha256: str) -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(state) / "petseg" / f"{model_sha256}.json"

@@ -1,0 +1,70 @@
+"""The self-test: every backend and precision of this machine on the windows whose results the model carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib.resources import as_file, files
+from importlib.util import find_spec
+from pathlib import Path
+
+from petseg_runtime.backends import Backend, has_gpu_build
+from petseg_runtime.commissioning import Outcome, Record, examine, new_record, unpack
+from petseg_runtime.engine import ENGINE_SUFFIX, check_origin, read_engine
+from petseg_runtime.errors import BackendError, ModelError
+from petseg_runtime.manifest import ModelFile, read_model
+from petseg_runtime.segmenter import BUNDLED_MODEL
+
+
+def self_test(model: Path | None = None, threads: int | None = None) -> tuple[Record, tuple[str, ...]]:
+    """Run the self-test of a model; nothing is kept (see `commissioning.keep`).
+
+    Parameters
+    ----------
+    model : .onnx file, the bundled model by default; an engine of the same name beside it is tested too.
+
+    Returns
+    -------
+    The record, and a sentence for each backend that could not be opened.
+
+    Raises
+    ------
+    ModelError : if the model carries no results to compare with.
+    """
+    with ExitStack() as stack:
+        path = model or stack.enter_context(as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL))
+        model_file = read_model(path)
+        if not model_file.results:
+            raise ModelError(f"{path.name} carries no results to test against. Export it with petseg-export onnx.")
+        expected = unpack(model_file.results, model_file.manifest.patch_size)
+        outcomes: list[Outcome] = []
+        passed_over = []
+        for precision, opened in _candidates(model_file, path, threads):
+            try:
+                backend = opened()
+                threshold = model_file.manifest.threshold
+                outcomes.append(examine(backend.name, precision, backend.predict, expected, threshold))
+            except (BackendError, ModelError) as error:
+                passed_over.append(str(error))
+    return new_record(model_file.sha256, outcomes), tuple(passed_over)
+
+
+def _candidates(model: ModelFile, path: Path, threads: int | None) -> Iterator[tuple[str, Callable[[], Backend]]]:
+    from petseg_runtime.backends.openvino import OpenVinoBackend, has_bf16
+
+    yield "f32", lambda: OpenVinoBackend(model.content, threads)
+    if has_bf16():
+        yield "bf16", lambda: OpenVinoBackend(model.content, threads, "bf16")
+    if find_spec("onnxruntime") is not None:
+        from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+        yield "f32", lambda: OnnxRuntimeBackend(model.content, None, threads)
+        if has_gpu_build():
+            yield "f32", lambda: OnnxRuntimeBackend(model.content, 0, threads)
+    beside = path.with_suffix(ENGINE_SUFFIX)
+    if beside.is_file():
+        engine = read_engine(beside)
+        check_origin(engine, model)
+        from petseg_runtime.backends.tensorrt import TensorRtBackend
+
+        yield engine.info.precision, lambda: TensorRtBackend(engine)

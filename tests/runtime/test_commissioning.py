@@ -1,0 +1,205 @@
+"""The self-test: the same windows everywhere, what fails is refused, reduced precision only where it passed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import body_array
+from petseg_export.to_onnx import with_results
+from runtime.test_cli import SMALL, save
+
+from petseg_runtime.cli import main
+from petseg_runtime.commissioning import (
+    Outcome,
+    Record,
+    examine,
+    keep,
+    kept,
+    machine,
+    new_record,
+    pack,
+    self_test_windows,
+    unpack,
+)
+from petseg_runtime.errors import BackendError, ModelError, UsageError
+from petseg_runtime.manifest import RESULTS_KEY, read_model
+from petseg_runtime.segmenter import Segmenter
+
+PATCH = (16, 16, 16)
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state/petseg"
+
+
+@pytest.fixture
+def tested_model(known_model: Path, tmp_path: Path) -> Path:
+    """The known model with its results in it."""
+    model = read_model(known_model)
+    path = tmp_path / "tested.onnx"
+    path.write_bytes(with_results(model.content, model.manifest))
+    return path
+
+
+def outcome(name: str, passed: bool, precision: str = "f32") -> Outcome:
+    return Outcome(name, precision, 0.0 if passed else 0.5, 0.0 if passed else 0.1, 1.0 if passed else 0.5)
+
+
+def test_the_windows_are_the_same_to_the_last_bit_on_every_machine() -> None:
+    """The digest was computed once; a library that changed the windows would fail every model in the field."""
+    digest = hashlib.sha256()
+    for window in self_test_windows((64, 64, 64)):
+        assert window.shape == (1, 1, 64, 64, 64)
+        assert window.dtype == np.float32
+        digest.update(window.tobytes())
+    assert digest.hexdigest() == "08c58315cd4c45e8d6d5909aef8bad60a8043059e0d8eef7b2e4620b41cd18d0"
+
+
+def test_results_survive_the_model_file(tested_model: Path, known_model: Path) -> None:
+    model = read_model(tested_model)
+    assert model.manifest == read_model(known_model).manifest
+    for window, stored in zip(self_test_windows(PATCH), unpack(model.results, PATCH), strict=True):
+        np.testing.assert_allclose(stored, 1 / (1 + np.exp(-10 * (window - 2.0))), atol=3e-4)
+
+
+@pytest.mark.parametrize("text", ["", "no base64 !", pack([np.zeros((1, 1, 8, 8, 8), np.float32)] * 3)])
+def test_damaged_results_are_refused(text: str) -> None:
+    with pytest.raises(ModelError, match="damaged"):
+        unpack(text, PATCH)
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "passed"),
+    [("f32", 0.0, True), ("f32", 1e-3, True), ("f32", 4e-3, False), ("bf16", 4e-4, True), ("bf16", 2e-3, False)],
+)
+def test_tolerances(precision: str, error: float, passed: bool) -> None:
+    expected = [np.full((1, 1, *PATCH), 0.2, np.float32)] * 3
+    found = examine("x", precision, lambda windows: (expected[0] + np.float32(error) for _ in windows), expected, 0.5)
+    assert found.largest_difference == pytest.approx(error, abs=1e-6)
+    assert found.passed is passed
+
+
+def test_a_mask_that_moved_fails_in_any_precision() -> None:
+    expected = [np.zeros((1, 1, *PATCH), np.float32)] * 3
+    for window in expected:
+        window[..., :2] = 0.9
+    moved = [np.roll(window, 1, axis=-1) for window in expected]
+    found = examine("x", "bf16", lambda _: iter(moved), expected, 0.5)
+    assert found.dsc == pytest.approx(0.5)
+    assert not found.passed
+
+
+def test_the_command_tests_keeps_and_prints(tested_model: Path, state: Path, tmp_path: Path, capsys) -> None:
+    assert main(["--self-test", "-m", str(tested_model), "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "OpenVINO" in said
+    assert "passed" in said
+    written = json.loads((tmp_path / "out/petseg_commissioning.json").read_text())
+    assert {one["passed"] for one in written["outcomes"]} == {True}
+    record = kept(read_model(tested_model).sha256)
+    assert record is not None
+    assert record.allows("OpenVINO", "f32")
+    assert len(list(state.iterdir())) == 1
+
+
+def test_a_backend_that_drifts_fails_and_is_refused_from_then_on(tested_model: Path, tmp_path: Path, capsys) -> None:
+    """The stored results are of another network: every backend of this machine disagrees with them."""
+    model = onnx.load(tested_model)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == RESULTS_KEY)
+    entry.value = pack([np.clip(window, 0, 1) for window in self_test_windows(PATCH)])
+    (tmp_path / "drift.onnx").write_bytes(model.SerializeToString())
+    assert main(["--self-test", "-m", str(tmp_path / "drift.onnx")]) == 5
+    said = capsys.readouterr()
+    assert "FAILED" in said.out
+    assert "refused from now on" in said.err
+    with pytest.raises(BackendError, match="failed this model's self-test"):
+        Segmenter(tmp_path / "drift.onnx")
+    scan = save(body_array(SMALL), tmp_path / "in/scan.nii.gz")
+    assert main([str(scan), "-m", str(tmp_path / "drift.onnx"), "-o", str(tmp_path / "out")]) == 5
+
+
+def test_a_model_without_results_cannot_be_tested(known_model: Path, capsys) -> None:
+    assert main(["--self-test", "-m", str(known_model)]) == 4
+    assert "carries no results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--self-test", "scan.nii.gz"]], ids=["nothing", "both"])
+def test_an_input_or_the_self_test(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+def test_a_record_is_of_one_machine_and_one_model(tested_model: Path) -> None:
+    sha256 = read_model(tested_model).sha256
+    record = new_record(sha256, [outcome("OpenVINO", True)])
+    path = keep(record)
+    assert kept(sha256) == record
+    assert kept("0" * 64) is None
+    path.write_text(json.dumps(replace(record, machine="another").to_json()))
+    assert kept(sha256) is None
+    path.write_text("{")
+    assert kept(sha256) is None
+
+
+@pytest.fixture
+def cpu_with_bf16(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A CPU that says it has bf16, and the precisions that OpenVINO is asked for (it computes in f32 here)."""
+    from petseg_runtime.backends import openvino
+
+    asked: list[str] = []
+
+    class Asked(openvino.OpenVinoBackend):
+        def __init__(self, model: bytes, threads: int | None = None, precision: str = "f32") -> None:
+            asked.append(precision)
+            super().__init__(model, threads)
+            self._precision = precision
+
+    monkeypatch.setattr(openvino, "has_bf16", lambda: True)
+    monkeypatch.setattr(openvino, "OpenVinoBackend", Asked)
+    return asked
+
+
+def bf16_record(sha256: str, passed: bool) -> Record:
+    from petseg_runtime.backends.openvino import backend_name
+
+    return new_record(sha256, [outcome(backend_name("f32"), True), outcome(backend_name("bf16"), passed, "bf16")])
+
+
+def test_bf16_is_taken_where_it_passed(tested_model: Path, cpu_with_bf16: list[str]) -> None:
+    keep(bf16_record(read_model(tested_model).sha256, passed=True))
+    assert Segmenter(tested_model, "cpu").backend_name.endswith("bf16")
+    assert Segmenter(tested_model, "cpu", precision="f32").backend_name.endswith("f32")
+    assert cpu_with_bf16 == ["bf16", "f32"]
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_bf16_is_not_taken_where_it_did_not_pass(tested: bool, tested_model: Path, cpu_with_bf16: list[str]) -> None:
+    if tested:
+        keep(bf16_record(read_model(tested_model).sha256, passed=False))
+    assert Segmenter(tested_model, "cpu").backend_name.endswith("f32")
+    with pytest.raises(BackendError, match="self-test"):
+        Segmenter(tested_model, "cpu", precision="bf16")
+    assert cpu_with_bf16 == ["f32", "bf16"]
+
+
+def test_bf16_without_the_instructions_is_refused(tested_model: Path, monkeypatch) -> None:
+    from petseg_runtime.backends import openvino
+
+    monkeypatch.setattr(openvino, "has_bf16", lambda: False)
+    with pytest.raises(BackendError, match="no bf16"):
+        Segmenter(tested_model, "cpu", precision="bf16")
+    with pytest.raises(UsageError, match="precision"):
+        Segmenter(tested_model, "cpu", precision="int8")
+
+
+def test_the_machine_is_named() -> None:
+    assert len(machine()) > 5
