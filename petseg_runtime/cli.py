@@ -106,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlap", type=float, help="overlap of the windows, 0 to 0.9; default the model's")
     parser.add_argument("--tta", action="store_true", help="average over mirrored copies; four times the work")
     parser.add_argument("--threads", type=int, help="CPU threads; default all")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="leave alone what is done: same input, model, settings")
+    again.add_argument("--overwrite", action="store_true", help="do every scan again, which is the default")
     parser.add_argument("--json", action="store_true", help="print one JSON record a scan instead of the table")
     patient = parser.add_argument_group(
         "what the header lacks", "of one patient, for SUV; written to the record of the run"
@@ -257,8 +260,11 @@ def _run_scans(
     failures: Failures,
 ) -> list[ScanResult]:
     """Run each scan; one that fails is reported, added to `failures` and passed over, unless it is the only one."""
-    from petseg_runtime.runner import run_scan
+    from petseg_runtime.outputs.files import remove_leavings
+    from petseg_runtime.runner import finished, run_scan
 
+    for folder in {settings.folder_for(scan) for scan in scans} if options.resume else ():
+        remove_leavings(folder)
     results: list[ScanResult] = []
     with _progress_bar(messages, visible=not options.quiet) as bar:
         task = bar.add_task("", total=len(scans))
@@ -269,7 +275,8 @@ def _run_scans(
 
             bar.update(task, description=scan.name, completed=number)
             try:
-                result = run_scan(scan, segmenter, settings, show)
+                done = finished(scan, segmenter, settings) if options.resume else None
+                result = done or run_scan(scan, segmenter, settings, show)
             except (BrokenPipeError, KeyboardInterrupt):
                 raise
             except Exception as error:  # whatever a scan does, the scans after it are done

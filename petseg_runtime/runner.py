@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
+from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.io.images import write_image
 from petseg_runtime.io.scans import Scan
@@ -16,7 +19,7 @@ from petseg_runtime.outputs.dicom_source import Equipment, Source, read_source
 from petseg_runtime.outputs.files import prepare_folder, staged, whole_file, write_json
 from petseg_runtime.outputs.preview import write_preview
 from petseg_runtime.outputs.radiomics import RadiomicsSettings, check_installed, write_radiomics
-from petseg_runtime.outputs.records import run_record, statistics_record, summary_row, write_csv
+from petseg_runtime.outputs.records import run_record, statistics_from, statistics_record, summary_row, write_csv
 from petseg_runtime.outputs.report import IndexedScan, write_index, write_report
 from petseg_runtime.quantification import ScanStatistics
 from petseg_runtime.segmentation import Segmentation
@@ -99,6 +102,7 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
     """
     folder = settings.folder_for(scan)
     prepare_folder(folder)
+    key = _run_key(scan, segmenter, settings)
     started = perf_counter()
     volume = scan.read(settings.unit, settings.overrides)
     reading_s = perf_counter() - started
@@ -121,16 +125,46 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
     with staged(folder, last=record) as stage:
         files = _write(scan.name, volume, segmentation, stage, settings, segmenter, source)
         timings_s = {"reading": round(reading_s, 4), **segmentation.timings_s}
-        content = run_record(segmenter, used, timings_s, decisions, warnings)
+        report, last = stage / f"{scan.name}_report.html", stage / record
+        files += [report, last] if settings.report else [last]
+        outputs = [file.name for file in files]
+        statistics = segmentation.statistics
+        content = run_record(segmenter, key, statistics, used, timings_s, outputs, decisions, warnings)
         if settings.report:
-            files.append(stage / f"{scan.name}_report.html")
-            write_report(scan.name, volume, segmentation, segmenter.manifest, content, files[-1])
+            write_report(scan.name, volume, segmentation, segmenter.manifest, content, report)
         timings_s["writing"] = round(perf_counter() - started, 4)
-        files.append(stage / record)
         write_json(content, files[-1])
     written = tuple(folder / file.name for file in files)
     label = str(scan.folder / scan.name)
     return ScanResult(scan.name, label, segmentation.statistics, written, timings_s, decisions, warnings)
+
+
+def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanResult | None:
+    """The result of a scan that is done already: same input, model and settings, and every file in its place.
+
+    Raises
+    ------
+    InputError : if the input cannot be read.
+    """
+    folder = settings.folder_for(scan)
+    try:
+        record = json.loads((folder / f"{scan.name}_run.json").read_text(encoding="utf-8"))
+        files = tuple(folder / name for name in record["outputs"])
+        decisions = tuple(record["decisions"][1:])  # the first is the backend's, of that run
+        statistics, timings_s = statistics_from(record["statistics"]), dict(record["timings_s"])
+        key, warnings = record["run_key"], tuple(record["warnings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if key != _run_key(scan, segmenter, settings) or not all(file.is_file() for file in files):
+        return None
+    return ScanResult(scan.name, str(scan.folder / scan.name), statistics, files, timings_s, decisions, warnings)
+
+
+def _run_key(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> str:
+    """Digest of all that a result depends on: the input, the model, what was asked for, and this software."""
+    asked = {name: value for name, value in asdict(settings).items() if name != "output"}
+    parts = (scan.sha256(), segmenter.model_sha256, json.dumps(asked, sort_keys=True, default=str), __version__)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _source(scan: Scan, volume: Volume, settings: RunSettings) -> Source | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
@@ -37,6 +38,23 @@ class Scan:
     beside: Path
     image: Path | None = None
     dicom: tuple[Header, ...] = field(default=(), repr=False)
+
+    def sha256(self) -> str:
+        """Digest of what the scan is read from: the image file, or the study's PET files by their names.
+
+        Raises
+        ------
+        InputError : if a file cannot be read.
+        """
+        files = [self.image] if self.image is not None else [h.path for h in self.dicom if h.modality in ("", "PT")]
+        digest = hashlib.sha256()
+        for file in files:
+            try:
+                content = hashlib.sha256(file.read_bytes()).digest()
+            except OSError as error:
+                raise InputError(f"{file.name} cannot be read: {error.strerror}.") from error
+            digest.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + content)
+        return digest.hexdigest()
 
     def read(self, unit: Unit = Unit.UNKNOWN, overrides: SuvOverrides = NO_OVERRIDES) -> Volume:
         """Read it; DICOM says its unit itself, and `unit` speaks for the other formats.

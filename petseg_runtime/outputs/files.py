@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from petseg_runtime.errors import UsageError
 
 # Begins with a dot, so that nobody takes it for a result; keeps the suffix, by which SimpleITK knows the format.
 _TEMPORARY_PREFIX = ".petseg-"
+_HOST = re.sub(r"\W", "_", platform.node()) or "host"
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     ------
     UsageError : if the folder cannot be written, the disk is full, or the name is not UTF-8.
     """
-    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{_process(os.getpid())}-{path.name}")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:  # ITK would end the process
@@ -53,7 +56,7 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
     UsageError : if the files cannot be moved.
     """
     try:
-        stage = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=folder))
+        stage = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{_process(os.getpid())}-", dir=folder))
     except OSError as error:
         raise UsageError(
             f"Output folder {folder.name or folder} cannot be written: {error.strerror}. Choose another --output."
@@ -67,6 +70,31 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
             raise UsageError(f"A result cannot be written: {error.strerror}. Choose another --output.") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def remove_leavings(folder: Path) -> None:
+    """Remove what processes of this machine that were killed left unfinished in a folder."""
+    for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
+        match = re.match(rf"{re.escape(_TEMPORARY_PREFIX + _HOST)}\.(\d+)-", path.name)
+        if match is None or _is_running(int(match[1])):
+            continue
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _process(number: int) -> str:
+    """A process among those of all machines that share the folder."""
+    return f"{_HOST}.{number}"
+
+
+def _is_running(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from petseg_runtime import __version__
 from petseg_runtime.outputs.files import whole_file
-from petseg_runtime.quantification import ScanStatistics
+from petseg_runtime.quantification import LesionStatistics, RegionStatistics, ScanStatistics
 from petseg_runtime.segmenter import Segmenter
+from petseg_runtime.volume import Unit
 
 
 def statistics_record(statistics: ScanStatistics) -> dict[str, Any]:
@@ -21,6 +22,22 @@ def statistics_record(statistics: ScanStatistics) -> dict[str, Any]:
     return {"unit": statistics.unit.value, "unit_note": note[statistics.unit.value]} | {
         key: value for key, value in asdict(statistics).items() if key != "unit"
     }
+
+
+def statistics_from(record: dict[str, Any]) -> ScanStatistics:
+    """The inverse of `statistics_record`.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError : if the record is of another version.
+    """
+    fields = {key: value for key, value in record.items() if key != "unit_note"}
+    lesions = tuple(
+        LesionStatistics(**{**lesion, "centroid_lps_mm": tuple(lesion["centroid_lps_mm"])})
+        for lesion in fields["lesions"]
+    )
+    tumour = RegionStatistics(**fields["tumour"])
+    return ScanStatistics(**{**fields, "unit": Unit(fields["unit"]), "tumour": tumour, "lesions": lesions})
 
 
 def summary_row(name: str, statistics: ScanStatistics, warnings: Sequence[str]) -> dict[str, Any]:
@@ -53,14 +70,18 @@ def _plain(value: Any) -> Any:
 
 def run_record(
     segmenter: Segmenter,
+    key: str,
+    statistics: ScanStatistics,
     settings: dict[str, Any],
     timings_s: dict[str, float],
+    outputs: Sequence[str],
     decisions: Sequence[str],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
     """Content of `_run.json`: what was run on what, how, and what was decided; no name or date of a patient."""
     return {
         "petseg_version": __version__,
+        "run_key": key,
         "python_version": platform.python_version(),
         "model": {
             "name": segmenter.manifest.name,
@@ -71,6 +92,8 @@ def run_record(
         "device": segmenter.device,
         "settings": settings,
         "timings_s": timings_s,
+        "outputs": list(outputs),
+        "statistics": statistics_record(statistics),
         "decisions": [segmenter.choice, *decisions],
         "warnings": list(warnings),
         "intended_use": "research",

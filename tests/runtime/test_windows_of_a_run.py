@@ -6,7 +6,7 @@ The network is a fake that keeps the windows it is given, so nothing here depend
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -41,9 +41,10 @@ class RecordingBackend:
         self.answer = answer
         self.windows: list[np.ndarray] = []
 
-    def predict(self, windows: np.ndarray) -> np.ndarray:
-        self.windows.append(windows)
-        return self.answer(windows)
+    def predict(self, windows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for window in windows:
+            self.windows.append(window)
+            yield self.answer(window)
 
 
 def answer_by_place(windows: np.ndarray) -> np.ndarray:
@@ -231,9 +232,9 @@ class Command:
         monkeypatch.setattr("petseg_runtime.segmenter.open_backend", self._open)
 
     def _open(
-        self, model: bytes, backend: str = "auto", device: str = "auto", threads: int | None = None
+        self, model: bytes, backend: str, device: str, threads: int | None, *_: object, **options: object
     ) -> tuple[RecordingBackend, str]:
-        self.opened.append({"backend": backend, "device": device, "threads": threads})
+        self.opened.append({"backend": backend, "device": device, "threads": threads, **options})
         return self.backend, "Runs on a fake."
 
     def __call__(self, *arguments: str) -> None:
@@ -257,11 +258,11 @@ def command(known_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("arguments", "opened"),
     [
-        ((), {"backend": "auto", "device": "auto", "threads": None}),
-        (("--threads", "3"), {"backend": "auto", "device": "auto", "threads": 3}),
+        ((), {"backend": "auto", "device": "auto", "threads": None, "precision": "f32"}),
+        (("--threads", "3"), {"backend": "auto", "device": "auto", "threads": 3, "precision": "f32"}),
         (
             ("--threads", "1", "--backend", "onnxruntime", "-d", "cpu"),
-            {"backend": "onnxruntime", "device": "cpu", "threads": 1},
+            {"backend": "onnxruntime", "device": "cpu", "threads": 1, "precision": "f32"},
         ),
     ],
     ids=lambda value: " ".join(value) or "by default" if isinstance(value, tuple) else "",

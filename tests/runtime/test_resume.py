@@ -1,0 +1,182 @@
+"""A batch that was interrupted goes on where it was: at any moment, with the files of an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import body_array
+from runtime.test_cli import SMALL, files_in, save
+
+from petseg_runtime.cli import main
+from petseg_runtime.outputs.files import remove_leavings
+
+SCANS = 6
+OPTIONS = ("-s", "-p", "--unit", "suvbw")
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Path:
+    for number in range(SCANS):
+        save(body_array(SMALL, seed=number), tmp_path / f"in/{number % 2}/scan{number}.nii.gz")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def run(known_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in (*arguments, "-m", known_model, "-o", tmp_path / "out", *OPTIONS)])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def modified(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_mtime_ns for name in files_in(folder) if "/" in name}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file, hidden ones too, but for what time it took."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name.endswith("_run.json"):
+                record = json.loads(data)
+                del record["timings_s"]
+                data = json.dumps(record).encode()
+            files[str(path.relative_to(folder))] = data
+    return files
+
+
+def test_what_is_done_is_left_alone_and_counted(batch: Path, run, tmp_path: Path) -> None:
+    assert run(batch)[0] == 0
+    before, table = modified(tmp_path / "out"), (tmp_path / "out/petseg_results.csv").read_bytes()
+    code, out, _ = run(batch, "--resume")
+    assert code == 0
+    assert modified(tmp_path / "out") == before
+    assert (tmp_path / "out/petseg_results.csv").read_bytes() == table
+    assert "scan5" in out
+
+
+def test_without_resume_everything_is_done_again(batch: Path, run, tmp_path: Path) -> None:
+    run(batch)
+    before = modified(tmp_path / "out")
+    run(batch)
+    after = modified(tmp_path / "out")
+    assert set(after) == set(before)
+    assert all(after[name] > before[name] for name in before)
+
+
+@pytest.mark.parametrize("change", ["input", "settings", "a file is gone", "record is damaged"])
+def test_what_changed_is_done_again(change: str, batch: Path, run, tmp_path: Path) -> None:
+    run(batch)
+    before = modified(tmp_path / "out")
+    extra: tuple[str, ...] = ()
+    if change == "input":
+        save(body_array(SMALL, seed=77), batch / "1/scan3.nii.gz")
+    elif change == "settings":
+        extra = ("--threshold", "0.4")
+    elif change == "a file is gone":
+        (tmp_path / "out/1/scan3_petseg.nii.gz").unlink()
+    else:
+        (tmp_path / "out/1/scan3_run.json").write_text("{")
+    assert run(batch, "--resume", *extra)[0] == 0
+    after = modified(tmp_path / "out")
+    again = {name.split("_")[0] for name in after if after[name] != before.get(name)}
+    assert again == ({f"{number % 2}/scan{number}" for number in range(SCANS)} if extra else {"1/scan3"})
+
+
+def test_another_model_does_everything_again(batch: Path, run, manifest, tmp_path: Path, capsys) -> None:
+    from dataclasses import replace
+
+    from conftest import onnx_model
+
+    run(batch)
+    before = modified(tmp_path / "out")
+    (tmp_path / "other.onnx").write_bytes(onnx_model(replace(manifest, version="2")))
+    arguments = [str(batch), "-m", str(tmp_path / "other.onnx"), "-o", str(tmp_path / "out"), "--resume", *OPTIONS]
+    assert main(arguments) == 0
+    assert all(after > before[name] for name, after in modified(tmp_path / "out").items())
+
+
+def test_a_failure_is_tried_again(batch: Path, run, tmp_path: Path) -> None:
+    (batch / "0/scan9.nii.gz").write_bytes(b"not yet copied")
+    assert run(batch)[0] == 7
+    save(body_array(SMALL), batch / "0/scan9.nii.gz")
+    assert run(batch, "--resume")[0] == 0
+    assert (tmp_path / "out/0/scan9_run.json").is_file()
+
+
+def test_resume_and_overwrite_exclude_each_other(batch: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(batch), "--resume", "--overwrite"])
+    assert stopped.value.code == 2
+
+
+def test_leavings_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path: Path) -> None:
+    from petseg_runtime.outputs.files import staged
+
+    with staged(tmp_path, "x_run.json") as mine:
+        dead = tmp_path / mine.name.replace(str(os.getpid()), "999999999")
+        elsewhere = tmp_path / f".petseg-otherhost.{os.getpid()}-abc"
+        for folder in (dead, elsewhere):
+            folder.mkdir()
+            (folder / "half.nii.gz").write_bytes(b"x")
+        remove_leavings(tmp_path)
+        assert mine.is_dir()
+        assert elsewhere.is_dir()
+        assert not dead.exists()
+
+
+def test_killed_at_any_moment_it_ends_with_the_files_of_an_uninterrupted_run(
+    batch: Path, known_model: Path, tmp_path: Path
+) -> None:
+    """A few kills here; benchmarks/kills.py does fifty on a batch of twenty."""
+    command = [
+        sys.executable,
+        "-m",
+        "petseg_runtime.cli",
+        str(batch),
+        "-m",
+        str(known_model),
+        "-q",
+        "--resume",
+        *OPTIONS,
+    ]
+
+    def start(output: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*command, "-q", "-o", str(output)], stderr=subprocess.PIPE)
+
+    began = time.perf_counter()
+    assert start(tmp_path / "whole").wait() == 0
+    took = time.perf_counter() - began
+    moments = np.random.default_rng(4)
+    for _ in range(5):
+        process = start(tmp_path / "killed")
+        time.sleep(moments.uniform(0.2, 1.0) * took)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    process = start(tmp_path / "killed")
+    assert process.wait() == 0, process.stderr and process.stderr.read()
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_masks_do_not_depend_on_when_they_were_written(batch: Path, run, tmp_path: Path) -> None:
+    """Compressed files hold no time: the same scan gives the same bytes."""
+    run(batch)
+    first = content(tmp_path / "out")
+    time.sleep(1.1)
+    shutil.rmtree(tmp_path / "out")
+    run(batch)
+    assert content(tmp_path / "out") == first
+    assert np.any([name.endswith("_petseg.nii.gz") for name in first])
