@@ -10,6 +10,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -63,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone, and the work is not done. Keep the interpreter from failing as it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:  # nobody thought of it: one line, and the trace for those who ask
+        _complain(messages, str(_unexpected(error)))
+        if options.verbose:
+            messages.print(traceback.format_exc())
+        return PetsegError.exit_code
     return 0
 
 
@@ -70,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="petseg-run",
         description="Outline the tumour in FDG PET scans. For research, not for diagnosis.",
-        epilog="Exit codes: 0 done, 2 usage, 3 input refused, 4 model refused, 5 backend or device, "
-        "6 too large for memory, 7 some scans of a batch failed.",
+        epilog="Exit codes: 0 done, 1 a fault of PETSeg, 2 usage, 3 input refused, 4 model refused, 5 backend or "
+        "device, 6 too large for memory, 7 some scans of a batch failed.",
     )
     parser.add_argument(
         "input", nargs="*", type=Path, help="a .nii, .nii.gz, .mha or .nrrd file, a DICOM folder, or a folder of these"
@@ -301,7 +307,7 @@ def _run_scans(
 def _unexpected(error: Exception) -> PetsegError:
     if isinstance(error, MemoryError):
         return MemoryBudgetError("The scan does not fit into the memory of this machine.")
-    return PetsegError(f"Unexpected {type(error).__name__}: please report it.")
+    return PetsegError(f"Unexpected {type(error).__name__}: please report it, with what --verbose prints.")
 
 
 def _report_failure(name: str, error: PetsegError, options: argparse.Namespace, messages: Console) -> None:

@@ -497,7 +497,8 @@ def test_a_result_that_fails_leaves_nothing(run, scan: Path, tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(petseg_runtime.runner, "write_report", full)
-    with pytest.raises(OSError, match="No space"):
-        run(scan, "-s", "-p", "--report")
-    assert files_in(tmp_path / "out") == []
+    code, _, err = run(scan, "-s", "-p", "--report")
+    assert code == 1
+    assert err == ["petseg-run: Unexpected OSError: please report it, with what --verbose prints."]
+    assert "Traceback" in "\n".join(run(scan, "-s", "-p", "--report", "-v")[2])
     assert list((tmp_path / "out").iterdir()) == []
