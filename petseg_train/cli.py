@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 Cohort = Annotated[Path, typer.Argument(help="CSV with the columns case, centre, image, mask")]
+Cohorts = Annotated[list[Path], typer.Argument(help="CSVs with the columns case, centre, image, mask")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="run folder; an interrupted run in it goes on")]
 Config = Annotated[str, typer.Option(help="paper, cpu, or a JSON file of changed fields")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default all")]
@@ -47,22 +49,22 @@ Work = Annotated[
 
 @app.command()
 def fit(
-    cohort: Cohort,
+    cohort: Cohorts,
     output: Output,
     config: Config = "paper",
     network: Annotated[Network | None, typer.Option(help="network to train, in place of the config's")] = None,
-    leave_out: Annotated[str | None, typer.Option(help="centre to keep out of the training")] = None,
+    leave_out: Annotated[list[str] | None, typer.Option(help="centre to keep out of the training; repeatable")] = None,
     devices: Annotated[int, typer.Option(min=1, help="processes of data-parallel training")] = 1,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
     threads: Threads = None,
 ) -> None:
-    """Train a network on a cohort; the same command goes on with an interrupted run."""
-    from petseg_train.cohort import read_cohort
+    """Train a network on one or more cohorts; the same command goes on with an interrupted run."""
+    from petseg_train.cohort import read_cohorts
     from petseg_train.config import load_config
     from petseg_train.training import fit as train
 
     _set_threads(threads)
-    cases = _select(read_cohort(cohort), leave_out, keep=False)
+    cases = _select(read_cohorts(cohort), leave_out or (), keep=False)
     changes = {} if network is None else {"network": network.value}
     checkpoint = train(cases, load_config(config, **changes), output, devices, accelerator)
     print(f"wrote {checkpoint}")
@@ -71,23 +73,23 @@ def fit(
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="last.ckpt of petseg-train fit")],
-    cohort: Cohort,
+    cohort: Cohorts,
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write, a row a case and method")],
-    centre: Annotated[str | None, typer.Option(help="evaluate on this centre only")] = None,
+    centre: Annotated[list[str] | None, typer.Option(help="evaluate on this centre only; repeatable")] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
     window_invariance: Annotated[bool, typer.Option(help="also shift the windows and compare the masks")] = True,
     threads: Threads = None,
 ) -> None:
-    """Score a checkpoint on a cohort, with T40 and the ellipsoid beside it."""
+    """Score a checkpoint on one or more cohorts, with T40 and the ellipsoid beside it."""
     from petseg_runtime.outputs.files import prepare_folder
-    from petseg_train.cohort import read_cohort
+    from petseg_train.cohort import read_cohorts
     from petseg_train.evaluation import evaluate as score
     from petseg_train.evaluation import summarise
     from petseg_train.inference import torch_segmenter
     from petseg_train.training import load_module
 
     _set_threads(threads)
-    cases = _select(read_cohort(cohort), centre, keep=True)
+    cases = _select(read_cohorts(cohort), centre or (), keep=True)
     module = load_module(checkpoint, accelerator)
     prepare_folder(output.parent)
     seed = module.config.seed if window_invariance else None
@@ -228,14 +230,13 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _select(cases: list[Case], centre: str | None, keep: bool) -> list[Case]:
-    """Cases of one centre (`keep`), or of all others; all where `centre` is None."""
-    if centre is None:
-        return cases
+def _select(cases: list[Case], chosen: Sequence[str], keep: bool) -> list[Case]:
+    """Cases of the chosen centres (`keep`), or of all others; all where none is chosen."""
     centres = sorted({case.centre for case in cases})
-    if centre not in centres:
-        raise UsageError(f"Centre {centre!r} is not in the cohort; there are {', '.join(centres)}.")
-    return [case for case in cases if (case.centre == centre) is keep]
+    unknown = [centre for centre in chosen if centre not in centres]
+    if unknown:
+        raise UsageError(f"Centre {unknown[0]!r} is not in the cohort; there are {', '.join(centres)}.")
+    return [case for case in cases if (case.centre in chosen) is keep] if chosen else cases
 
 
 def _print_summary(summary: pd.DataFrame) -> None:

@@ -137,6 +137,21 @@ def read_cohort(csv: Path) -> list[Case]:
     return cases
 
 
+def read_cohorts(csvs: Sequence[Path]) -> list[Case]:
+    """Cases of several CSVs, one after the other.
+
+    Raises
+    ------
+    InputError : as `read_cohort`, and if two CSVs name the same case.
+    """
+    cases = [case for csv in csvs for case in read_cohort(csv)]
+    names = Counter(case.name for case in cases)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise InputError(f"The cohorts name cases twice: {twice[:5]}. Give each case its own name.")
+    return cases
+
+
 def cohort_digest(cases: Iterable[Case]) -> str:
     """SHA-256 of what a study on these cases depends on: names, centres, and the content of images and masks."""
     digest = hashlib.sha256()

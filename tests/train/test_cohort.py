@@ -13,7 +13,7 @@ from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.images import read_image, write_image
 from petseg_runtime.preprocessing import preprocess
 from petseg_runtime.volume import Geometry
-from petseg_train.cohort import load_training_cases, read_cohort
+from petseg_train.cohort import load_training_cases, read_cohort, read_cohorts
 from petseg_train.config import PREPROCESSING, PRESETS, TrainingConfig, load_config
 
 
@@ -139,3 +139,17 @@ def test_a_volume_of_the_wrong_kind_never_reaches_training(cohort_csv: Path, tmp
     with pytest.raises(InputError, match="label map"):
         read_image(mask_as_image)
     assert isinstance(read_cohort(cohort_csv)[0].read()[0], Volume)
+
+
+def test_cohorts_are_joined_and_a_case_named_in_two_is_refused(cohort_csv: Path, tmp_path: Path) -> None:
+    cases = read_cohort(cohort_csv)
+    table = pd.read_csv(cohort_csv, dtype=str)
+    table["case"] = "other-" + table["case"]
+    other = cohort_csv.with_name("other.csv")
+    table.to_csv(other, index=False)
+    assert [case.name for case in read_cohorts([cohort_csv, other])] == [
+        *(case.name for case in cases),
+        *(f"other-{case.name}" for case in cases),
+    ]
+    with pytest.raises(InputError, match="name cases twice"):
+        read_cohorts([cohort_csv, other, cohort_csv])
