@@ -202,9 +202,8 @@ def _self_test(options: argparse.Namespace, messages: Console) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from petseg_runtime.commissioning import keep
     from petseg_runtime.outputs.files import prepare_folder, write_json
-    from petseg_runtime.self_test import self_test
+    from petseg_runtime.self_test import keep, self_test
 
     record, passed_over = self_test(options.model, options.threads)
     for reason in passed_over:

@@ -28,7 +28,6 @@ import numpy as np
 
 from petseg_runtime import __version__
 from petseg_runtime.errors import ModelError
-from petseg_runtime.outputs.files import write_json
 from petseg_runtime.volume import FloatArray, Shape
 
 WINDOWS = 3
@@ -145,23 +144,10 @@ def new_record(model_sha256: str, outcomes: Sequence[Outcome]) -> Record:
     return Record(model_sha256, machine(), datetime.now(UTC).isoformat(timespec="seconds"), tuple(outcomes))
 
 
-def keep(record: Record) -> Path:
-    """Keep the record where `kept` finds it; returns the file.
-
-    Raises
-    ------
-    UsageError : if it cannot be written.
-    """
-    path = _path(record.model_sha256)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(record.to_json(), path)
-    return path
-
-
 def kept(model_sha256: str) -> Record | None:
     """The record of this model on this machine, if there is one that can be read."""
     try:
-        fields = json.loads(_path(model_sha256).read_text(encoding="utf-8"))
+        fields = json.loads(record_path(model_sha256).read_text(encoding="utf-8"))
         outcomes = tuple(
             Outcome(**{key: value for key, value in outcome.items() if key != "passed"})
             for outcome in fields["outcomes"]
@@ -183,6 +169,7 @@ def machine() -> str:
     return f"{processor}, {platform.machine()}, {platform.system()}"
 
 
-def _path(model_sha256: str) -> Path:
+def record_path(model_sha256: str) -> Path:
+    """Where the record of a model is kept: among the user's state, by the XDG base directory specification."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
     return Path(state) / "petseg" / f"{model_sha256}.json"

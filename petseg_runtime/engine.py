@@ -14,7 +14,6 @@ from pathlib import Path
 
 from petseg_runtime.errors import ModelError
 from petseg_runtime.manifest import ModelFile, ModelManifest
-from petseg_runtime.outputs.files import whole_file
 
 ENGINE_SUFFIX = ".engine"
 FLAVOURS = ("tensorrt_rtx", "tensorrt")
@@ -65,11 +64,10 @@ class EngineFile:
     sha256: str
 
 
-def write_engine(engine: bytes, info: EngineInfo, manifest: ModelManifest, path: Path) -> None:
-    """Write an engine with its header."""
+def engine_content(engine: bytes, info: EngineInfo, manifest: ModelManifest) -> bytes:
+    """Content of the file of an engine."""
     header = json.dumps({"manifest": json.loads(manifest.to_json()), "engine": asdict(info)}).encode()
-    with whole_file(path) as temporary:
-        temporary.write_bytes(_MAGIC + len(header).to_bytes(_LENGTH_BYTES, "big") + header + engine)
+    return _MAGIC + len(header).to_bytes(_LENGTH_BYTES, "big") + header + engine
 
 
 def read_engine(path: Path) -> EngineFile:

@@ -9,15 +9,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from petseg_runtime.backends import Backend, has_gpu_build
-from petseg_runtime.commissioning import Outcome, Record, examine, new_record, unpack
+from petseg_runtime.commissioning import Outcome, Record, examine, new_record, record_path, unpack
 from petseg_runtime.engine import ENGINE_SUFFIX, check_origin, read_engine
 from petseg_runtime.errors import BackendError, ModelError
 from petseg_runtime.manifest import ModelFile, read_model
+from petseg_runtime.outputs.files import prepare_folder, write_json
 from petseg_runtime.segmenter import BUNDLED_MODEL
 
 
 def self_test(model: Path | None = None, threads: int | None = None) -> tuple[Record, tuple[str, ...]]:
-    """Run the self-test of a model; nothing is kept (see `commissioning.keep`).
+    """Run the self-test of a model; nothing is kept (see `keep`).
 
     Parameters
     ----------
@@ -47,6 +48,19 @@ def self_test(model: Path | None = None, threads: int | None = None) -> tuple[Re
             except (BackendError, ModelError) as error:
                 passed_over.append(str(error))
     return new_record(model_file.sha256, outcomes), tuple(passed_over)
+
+
+def keep(record: Record) -> Path:
+    """Keep the record where `commissioning.kept` finds it; returns the file.
+
+    Raises
+    ------
+    UsageError : if it cannot be written.
+    """
+    path = record_path(record.model_sha256)
+    prepare_folder(path.parent)
+    write_json(record.to_json(), path)
+    return path
 
 
 def _candidates(model: ModelFile, path: Path, threads: int | None) -> Iterator[tuple[str, Callable[[], Backend]]]:

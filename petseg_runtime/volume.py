@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import permutations
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -108,7 +107,7 @@ class Volume:
 
     `notes` says in plain sentences what was decided while reading (which series was taken, where the
     SUV factor came from), for the user and for the record of the run; `warnings` what to check before its numbers
-    are used. `source` are the DICOM files of the slices in the order of axis z, for results that refer to them.
+    are used. `source` names the DICOM files of the slices in the order of axis z, for results that refer to them.
     """
 
     array: FloatArray
@@ -116,7 +115,7 @@ class Volume:
     unit: Unit = Unit.UNKNOWN
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    source: tuple[Path, ...] = ()
+    source: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.dtype != np.float32:

@@ -83,6 +83,7 @@ class TrainingCase:
     image: FloatArray
     mask: MaskArray
     air: float
+    centre: str = ""
 
 
 def read_mask_on(volume: Volume, path: Path, name: str) -> MaskArray:
@@ -216,7 +217,7 @@ def _cached(case: Case, spec: PreprocessingSpec, folder: Path) -> TrainingCase:
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent or damaged: made again
         arrays = np.load(path)
-        return TrainingCase(case.name, arrays["image"], arrays["mask"], float(arrays["air"]))
+        return TrainingCase(case.name, arrays["image"], arrays["mask"], float(arrays["air"]), case.centre)
     loaded = _load(case, spec)
     with whole_file(path) as temporary:
         np.savez(temporary, image=loaded.image, mask=loaded.mask, air=loaded.air)
@@ -226,4 +227,5 @@ def _cached(case: Case, spec: PreprocessingSpec, folder: Path) -> TrainingCase:
 def _load(case: Case, spec: PreprocessingSpec) -> TrainingCase:
     volume, mask = case.read()
     network_input = preprocess(volume, spec)
-    return TrainingCase(case.name, network_input.array, resample_mask(mask, network_input.frame), network_input.air)
+    resampled = resample_mask(mask, network_input.frame)
+    return TrainingCase(case.name, network_input.array, resampled, network_input.air, case.centre)

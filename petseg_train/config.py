@@ -9,6 +9,7 @@ from typing import Any
 
 from petseg_runtime.errors import UsageError
 from petseg_runtime.manifest import PreprocessingSpec
+from petseg_runtime.outputs.files import whole_file
 from petseg_train.augmentation import Augmentation
 from petseg_train.networks import NETWORKS
 
@@ -29,7 +30,7 @@ class TrainingConfig:
         paper's epoch. A number makes the training as long for a fold of few cases as for one of many.
     restart_epochs : length of one cosine cycle of the learning rate.
     cross_entropy_weight : see `petseg_train.losses`; the paper has none.
-    tumour_share : see `petseg_train.dataset.PatchDataset`.
+    tumour_share, centres_take_turns : see `petseg_train.dataset.PatchDataset`.
     precision : Lightning's name, "32-true", "16-mixed" or "bf16-mixed"; the last runs in 32 bits on a CPU that has no
         bf16 instructions, where emulating them takes twice as long.
     tuning_share : share of the training cases set aside to watch the training.
@@ -42,6 +43,7 @@ class TrainingConfig:
     patch_size: tuple[int, int, int] = (64, 128, 128)
     patches_per_epoch: int | None = None
     tumour_share: float = 0.67
+    centres_take_turns: bool = False
     cross_entropy_weight: float = 0.0
     batch_size: int = 2
     epochs: int = 400
@@ -143,6 +145,36 @@ def load_config(name_or_path: str, **changes: Any) -> TrainingConfig:
     if name not in tuple(PRESETS):
         raise UsageError(f"Config {name_or_path!r} is not a JSON object that starts from {' or '.join(PRESETS)}.")
     return replace(TrainingConfig.from_dict(_merged(PRESETS[name].to_dict(), fields)), **changes)
+
+
+def claim(file: Path, settings: dict[str, Any], otherwise: str) -> None:
+    """Write the settings of a new folder, or check that an old one was made with the same.
+
+    A field that the config did not have then counts as its default.
+
+    Parameters
+    ----------
+    settings : JSON values, with a (perhaps partial) config under "config".
+    otherwise : sentence of the refusal.
+
+    Raises
+    ------
+    UsageError : if the settings differ, or the file cannot be read.
+    """
+    if not file.exists():
+        with whole_file(file) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1))
+        return
+    try:
+        same = _complete(json.loads(file.read_text())) == _complete(json.loads(json.dumps(settings)))
+    except (ValueError, KeyError, TypeError, UsageError):
+        same = False
+    if not same:
+        raise UsageError(f"{otherwise} Choose another folder with --output.")
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {"config": TrainingConfig.from_dict(settings["config"]).to_dict()}
 
 
 def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -8,17 +8,15 @@ wherever its checkpoint has gone, so a study may be done in pieces and on severa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from petseg_runtime.errors import UsageError
 from petseg_runtime.outputs.files import prepare_folder, whole_file
 from petseg_train.cohort import Case, check_study_cohort, cohort_digest
-from petseg_train.config import TrainingConfig
+from petseg_train.config import TrainingConfig, claim
 from petseg_train.evaluation import evaluate, summarise
 from petseg_train.inference import torch_segmenter
 from petseg_train.networks import NETWORKS
@@ -127,10 +125,5 @@ def _write_splits(cases: Sequence[Case], config: TrainingConfig, cohort: str, pa
             "test": [case.name for case in cases if case.centre == centre],
         }
     settings = {key: value for key, value in config.to_dict().items() if key != "network"}
-    text = json.dumps({"config": settings, "cohort": cohort, "folds": folds}, indent=1)
-    if path.exists() and path.read_text() != text:
-        raise UsageError(
-            f"{path.parent.name} holds a study of other settings or other cases. Choose another folder with --output."
-        )
-    with whole_file(path) as temporary:
-        temporary.write_text(text)
+    content = {"config": settings, "cohort": cohort, "folds": folds}
+    claim(path, content, f"{path.parent.name} holds a study of other settings or other cases.")

@@ -46,6 +46,9 @@ class PatchSampler(Sampler[tuple[int, int]]):
 class PatchDataset(Dataset[dict[str, Tensor]]):
     """One augmented patch of one case for each key `(epoch, index)`; the cases take turns.
 
+    With `centres_take_turns` the centres do, and in each centre its cases: a centre of few cases counts as much as
+    one of many, as where real patients are trained on beside many more simulated ones.
+
     With probability `tumour_share` the patch holds a tumour voxel, at a random place in it; otherwise it lies
     anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
     """
@@ -59,7 +62,12 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         seed: int,
         patches_per_epoch: int | None = None,
         tumour_share: float = 0.67,
+        centres_take_turns: bool = False,
     ) -> None:
+        groups: dict[str, list[int]] = {}
+        for index, case in enumerate(cases):
+            groups.setdefault(case.centre if centres_take_turns else "", []).append(index)
+        self._turns = list(groups.values())
         self.images = [torch.from_numpy(case.image) for case in cases]
         self.masks = [torch.from_numpy(case.mask).float() for case in cases]
         self.airs = [case.air for case in cases]
@@ -88,7 +96,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
     def case_of(self, epoch: int, index: int) -> int:
         """The case that a key's patch shows: they take turns, also from epoch to epoch."""
-        return (epoch * self.patches_per_epoch + index) % len(self.images)
+        turn, group = divmod(epoch * self.patches_per_epoch + index, len(self._turns))
+        return self._turns[group][turn % len(self._turns[group])]
 
     def _draw_start(self, case: int, with_tumour: bool, rng: np.random.Generator) -> Shape:
         patch = np.array(self.patch_size)

@@ -8,7 +8,6 @@ the index of a patch, so on a CPU the weights are those of an uninterrupted run,
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pickle
 import signal
@@ -35,7 +34,7 @@ from petseg_runtime.errors import ModelError, UsageError
 from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_runtime.sliding_window import sliding_window_probabilities
 from petseg_train.cohort import Case, TrainingCase, cohort_digest, load_training_cases
-from petseg_train.config import TrainingConfig
+from petseg_train.config import TrainingConfig, claim
 from petseg_train.dataset import PatchDataset, PatchSampler
 from petseg_train.losses import soft_dice_loss
 from petseg_train.metrics import dice
@@ -120,6 +119,7 @@ class PatchDataModule(lightning.LightningDataModule):
             config.seed,
             config.patches_per_epoch,
             config.tumour_share,
+            config.centres_take_turns,
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -311,13 +311,7 @@ def load_module(checkpoint: Path, accelerator: str = "cpu") -> SegmentationModul
 def _claim_run_dir(run_dir: Path, settings: dict[str, Any]) -> None:
     """Write the settings of a new run, or check that an old run had the same."""
     prepare_folder(run_dir)
-    file = run_dir / "run.json"
-    text = json.dumps(settings, indent=1)
-    if not file.exists():
-        with whole_file(file) as temporary:
-            temporary.write_text(text)
-    elif file.read_text() != text:
-        raise UsageError(f"{run_dir.name} holds a run with other settings or cases. Choose another folder.")
+    claim(run_dir / "run.json", settings, f"{run_dir.name} holds a run with other settings or cases.")
 
 
 @cache  # what the process started from, whatever happens to the checkout during the training

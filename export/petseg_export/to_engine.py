@@ -13,9 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from petseg_runtime.engine import FLAVOURS, PRECISIONS, EngineInfo, write_engine
+from petseg_runtime.engine import FLAVOURS, PRECISIONS, EngineInfo, engine_content
 from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.manifest import ModelFile, read_model
+from petseg_runtime.outputs.files import whole_file
 
 # GPUs that one engine of TensorRT for RTX serves: Ampere, Ada and Blackwell.
 PORTABLE = ("8.0", "8.6", "8.9", "12.0")
@@ -73,7 +74,8 @@ def build_engine(
         onnx_sha256=model_file.sha256,
         engine_sha256=hashlib.sha256(engine).hexdigest(),
     )
-    write_engine(engine, info, model_file.manifest, output)
+    with whole_file(output) as temporary:
+        temporary.write_bytes(engine_content(engine, info, model_file.manifest))
     return info
 
 

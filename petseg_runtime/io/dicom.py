@@ -74,7 +74,7 @@ def pet_volume(headers: Sequence[Header], overrides: SuvOverrides = NO_OVERRIDES
     factors = suvbw_factors(merge_attributes(header.suv for header in ordered), overrides)
     array = _read_voxels(ordered, geometry, factors.per_frame)
     warnings = (factors.warning,) if factors.warning else ()
-    source = tuple(header.path for header in ordered)
+    source = tuple(str(header.path) for header in ordered)
     return Volume(array, geometry, Unit.SUVBW, (choice, factors.note), warnings, source)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import NullHandler, getLogger
-from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
@@ -61,7 +60,7 @@ class Source:
     notes: tuple[str, ...]
 
 
-def read_source(files: Sequence[Path], geometry: Geometry) -> Source:
+def read_source(files: Sequence[str], geometry: Geometry) -> Source:
     """Read what results refer to, before any work is done for them.
 
     Only what results need is taken, decoded to Unicode. Attributes of Type 2 that are absent, malformed or too long

@@ -19,7 +19,7 @@ from petseg_export.to_engine import PORTABLE, build_engine
 from petseg_runtime import Segmenter
 from petseg_runtime.backends import open_backend
 from petseg_runtime.backends.tensorrt import TensorRtBackend, check_fit
-from petseg_runtime.engine import EngineInfo, check_origin, read_engine, write_engine
+from petseg_runtime.engine import EngineInfo, check_origin, engine_content, read_engine
 from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.manifest import read_model
 from petseg_runtime.segmenter import BUNDLED_MODEL
@@ -175,7 +175,8 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"precision": "int4"}, {"flavour": "cudnn"}, {"max_batch": 0}], ids=str)
 def test_a_header_of_another_version_is_refused(change: dict, engine_file: Path, tmp_path: Path) -> None:
     engine = read_engine(engine_file)
-    write_engine(engine.engine, replace(engine.info, **change), engine.manifest, tmp_path / "odd.engine")
+    content = engine_content(engine.engine, replace(engine.info, **change), engine.manifest)
+    (tmp_path / "odd.engine").write_bytes(content)
     with pytest.raises(ModelError, match="header that cannot be read"):
         read_engine(tmp_path / "odd.engine")
 

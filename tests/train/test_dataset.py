@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,12 @@ def test_every_epoch_has_its_own_order() -> None:
     sampler.set_epoch(1)
     assert sorted(first) == sorted(index for _, index in sampler) == list(range(50))
     assert first != [index for _, index in sampler]
+
+
+def test_centres_may_take_turns_whatever_their_size() -> None:
+    cases = [replace(case(), name=str(number), centre="small" if number == 0 else "large") for number in range(4)]
+    plain = PatchDataset(cases, (16, 16, 16), SPACING_MM, PLAIN, 0, 8)
+    assert [plain.case_of(0, index) for index in range(8)] == [0, 1, 2, 3, 0, 1, 2, 3]
+    balanced = PatchDataset(cases, (16, 16, 16), SPACING_MM, PLAIN, 0, 8, centres_take_turns=True)
+    assert [balanced.case_of(0, index) for index in range(8)] == [0, 1, 0, 2, 0, 3, 0, 1]
+    assert balanced.case_of(1, 0) == 0
