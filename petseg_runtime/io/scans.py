@@ -18,6 +18,8 @@ from petseg_runtime.io.suv import suvbw_of_activity
 from petseg_runtime.io.suv_attributes import DOSE, NO_OVERRIDES, OPTIONS, WEIGHT, SuvOverrides
 from petseg_runtime.volume import Unit, Volume
 
+_UNIT_NAMES = {Unit.SUVBW: "SUVbw", Unit.BQML: "Bq/ml"}
+
 # Names that petseg-run itself writes; a second run over the same folder leaves them alone.
 RESULT_SUFFIXES = ("_petseg.nii.gz", "_prob.nii.gz", "_seg.dcm", "_prob_seg.dcm", "_sr.dcm", "_rtstruct.dcm")
 
@@ -66,6 +68,8 @@ class Scan:
         if self.image is None:
             return pet_volume(self.dicom, overrides)
         volume = read_image(self.image, unit)
+        if unit is not Unit.UNKNOWN:
+            volume = replace(volume, notes=(*volume.notes, f"That the file holds {_UNIT_NAMES[unit]} was given."))
         return _in_suv(volume, overrides) if overrides.options else volume
 
 

@@ -19,6 +19,7 @@ RgbArray = npt.NDArray[np.uint8]
 _LARGEST_PIXEL_MM, _LESION_PIXEL_MM = 1.5, 0.5
 _GAP_PIXELS = 12
 _SURROUNDINGS_MM = 70.0  # shown round a lesion's hottest voxel on each side
+_VISIBLE, _MARGIN_MM = 0.03, 15.0  # what of black is more than the noise in air; kept around it
 _MARKS = (("R", "L"), ("R", "L"), ("A", " "))  # at the left and right edge of each panel
 _SUV_RANGE = 10.0  # black at this SUV, the usual window of FDG reading
 _OUTLINE = (220, 0, 30)
@@ -32,15 +33,20 @@ _LETTERS = {
 }
 
 
-def render_preview(volume: Volume, mask: MaskArray) -> RgbArray:
+def render_preview(volume: Volume, mask: MaskArray, cut: bool = False) -> RgbArray:
     """Axial, coronal and sagittal projections side by side, RGB `(rows, columns, 3)`.
 
     Radiological view: the patient's right is on the picture's left, head up, and in the sagittal view the front on
     the left (the letters R, L and A say so). Inverted grey; black is SUV 10, or the 99.9th percentile where the
-    unit is unknown. The red line is the outline of the mask's own projection.
+    unit is unknown. The red line is the outline of the mask's own projection. `cut` leaves out the air around.
     """
     orientation = volume.geometry.orientation
     array, mask = orientation.to_canonical(volume.array), orientation.to_canonical(mask)
+    if cut:
+        shown = (array > _VISIBLE * _black(volume)) | (mask > 0)
+        around = [round(_MARGIN_MM / step) for step in volume.geometry.canonical_spacing_mm]
+        box = bounding_box(shown, around) if shown.any() else ...
+        array, mask = array[box], mask[box]
     planes = [(array.max(axis=axis), mask.max(axis=axis)) for axis in range(3)]
     return _page(planes, volume.geometry.canonical_spacing_mm, _black(volume), _LARGEST_PIXEL_MM)
 

@@ -74,7 +74,10 @@ def write_report(
         _head(name, record),
         _warnings(record["warnings"]),
         _tiles(statistics),
-        _figure(render_preview(volume, segmentation.mask), "Maximum-intensity projections; red: outline of the mask."),
+        _figure(
+            render_preview(volume, segmentation.mask, cut=True),
+            "Maximum-intensity projections; red: outline of the mask.",
+        ),
         "<h2>Lesions</h2>",
         _table(statistics),
         *(
