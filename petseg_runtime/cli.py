@@ -1,4 +1,4 @@
-"""petseg-run: parse, call, map errors to exit codes. The only place of the runtime that prints.
+"""petseg-run: parse, call, map errors to exit codes. It and `console` are the only places of the runtime that print.
 
 Results go to standard output (a table, or JSON lines with --json), everything else to standard error.
 """
@@ -12,133 +12,59 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petseg_runtime import __version__
+from petseg_runtime.arguments import command_line
 from petseg_runtime.errors import BackendError, BatchError, MemoryBudgetError, PetsegError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
     from petseg_runtime.io.scans import Scan
     from petseg_runtime.io.suv_attributes import SuvOverrides
-    from petseg_runtime.quantification import RegionStatistics
     from petseg_runtime.runner import RunSettings, ScanResult
     from petseg_runtime.segmenter import Segmenter
-
-_MAX_LESION_ROWS = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run petseg-run; returns its exit code (see `petseg_runtime.errors`)."""
-    parser = _parser()
+    parser = command_line()
     options = parser.parse_args(arguments)
     if options.self_test == bool(options.input):
         parser.error("--self-test takes no input" if options.input else "the following arguments are required: input")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="replace")
-    from rich.console import Console
+    from petseg_runtime.console import complain, messages_console
 
-    messages = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    messages = messages_console()
     try:
         if options.self_test:
             _self_test(options, messages)
         else:
             _run(options, messages)
     except PetsegError as error:
-        _complain(messages, str(error))
+        complain(messages, str(error))
         if options.json and not isinstance(error, BatchError):  # a batch has printed a record for each scan
             print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
     except MemoryError:
-        _complain(messages, "The scan does not fit into the memory of this machine.")
+        complain(messages, "The scan does not fit into the memory of this machine.")
         return MemoryBudgetError.exit_code
     except KeyboardInterrupt:
-        _complain(messages, "Interrupted; finished scans are kept.")
+        complain(messages, "Interrupted; finished scans are kept.")
         return 130
     except BrokenPipeError:
         # The reader of our output has gone, and the work is not done. Keep the interpreter from failing as it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:  # nobody thought of it: one line, and the trace for those who ask
-        _complain(messages, str(_unexpected(error)))
+        complain(messages, str(_unexpected(error)))
         if options.verbose:
             messages.print(traceback.format_exc())
         return PetsegError.exit_code
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="petseg-run",
-        description="Outline the tumour in FDG PET scans. For research, not for diagnosis.",
-        epilog="Exit codes: 0 done, 1 a fault of PETSeg, 2 usage, 3 input refused, 4 model refused, 5 backend or "
-        "device, 6 too large for memory, 7 some scans of a batch failed.",
-    )
-    parser.add_argument(
-        "input", nargs="*", type=Path, help="a .nii, .nii.gz, .mha or .nrrd file, a DICOM folder, or a folder of these"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="folder of the results; default beside the input"
-    )
-    parser.add_argument(
-        "-m", "--model", type=Path, metavar="FILE", help=".onnx or .engine file; default the bundled model"
-    )
-    parser.add_argument("-d", "--device", default="auto", help="auto, cpu, gpu or gpu:N; only auto ever falls back")
-    parser.add_argument("--backend", default="auto", help="auto, openvino, onnxruntime or tensorrt")
-    parser.add_argument(
-        "--output-type",
-        action="append",
-        choices=["nifti", "dicom-seg", "dicom-sr", "dicom-rtstruct"],
-        help="of the mask, nifti by default; may be given several times; the structured report brings its SEG along",
-    )
-    parser.add_argument(
-        "--precision", choices=["auto", "f32", "bf16"], default="auto", help="on the CPU; bf16 only after --self-test"
-    )
-    parser.add_argument(
-        "--self-test", action="store_true", help="compare this machine's backends with the model's own results"
-    )
-    parser.add_argument("-s", "--statistics", action="store_true", help="write the quantities as JSON")
-    parser.add_argument("-p", "--preview", action="store_true", help="write projections with the outline as PNG")
-    parser.add_argument("--radiomics", action="store_true", help="write IBSI features as CSV (extra: radiomics)")
-    parser.add_argument("--report", action="store_true", help="write a page for the physician as HTML")
-    parser.add_argument("--save-probabilities", action="store_true", help="write the probabilities as well")
-    parser.add_argument("--unit", choices=["suvbw", "bqml"], help="what a NIfTI, MHA or NRRD file holds")
-    parser.add_argument("--threshold", type=float, help="probability from which a voxel is tumour; default the model's")
-    parser.add_argument("--overlap", type=float, help="overlap of the windows, 0 to 0.9; default the model's")
-    parser.add_argument("--tta", action="store_true", help="average over mirrored copies; four times the work")
-    parser.add_argument("--threads", type=int, help="CPU threads; default all")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="leave alone what is done: same input, model, settings")
-    again.add_argument("--overwrite", action="store_true", help="do every scan again, which is the default")
-    parser.add_argument("--json", action="store_true", help="print one JSON record a scan instead of the table")
-    patient = parser.add_argument_group(
-        "what the header lacks", "of one patient, for SUV; written to the record of the run"
-    )
-    patient.add_argument("--patient-weight-kg", type=float, metavar="KG")
-    patient.add_argument("--patient-height-m", type=float, metavar="M", help="for lean-mass and body-surface SUV")
-    patient.add_argument("--patient-sex", choices=["M", "F", "O"], help="likewise")
-    patient.add_argument("--injected-dose-mbq", type=float, metavar="MBQ", help="at the injection")
-    patient.add_argument("--half-life-s", type=float, metavar="S", help="of the radionuclide")
-    patient.add_argument(
-        "--injection-time", type=_moment, metavar="WHEN", help="by the scanner's clock, as 2026-01-31T14:05:00"
-    )
-    loudness = parser.add_mutually_exclusive_group()
-    loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
-    loudness.add_argument("-v", "--verbose", action="store_true", help="print the time of each stage")
-    parser.add_argument("--version", action="version", version=f"petseg {__version__}")
-    return parser
-
-
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if "T" not in text or moment.tzinfo is not None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a local date and time such as 2026-01-31T14:05:00")
-    return moment
 
 
 def _overrides(options: argparse.Namespace) -> SuvOverrides:
@@ -158,6 +84,7 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
     # Imported here, so that --help and usage errors answer at once.
     import SimpleITK as sitk
 
+    from petseg_runtime.console import print_table
     from petseg_runtime.outputs.files import prepare_folder
     from petseg_runtime.runner import RunSettings, write_summary
     from petseg_runtime.segmenter import Segmenter
@@ -192,18 +119,16 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
     if wanted > 1 and (settings.statistics or settings.report):
         summary = write_summary(results, failures, _summary_folder(options, settings), settings.report)
     if results and not options.json and not options.quiet:
-        _print_table(results, summary)
+        print_table(results, summary)
     if failures:
         raise BatchError(f"{len(failures)} of {wanted} scans failed{'; the others are done' if results else ''}.")
 
 
 def _self_test(options: argparse.Namespace, messages: Console) -> None:
     """Test every backend, keep the record, and fail if one did."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from petseg_runtime.outputs.files import prepare_folder, write_json
-    from petseg_runtime.self_test import keep, self_test
+    from petseg_runtime.console import print_self_test
+    from petseg_runtime.outputs.files import prepare_folder
+    from petseg_runtime.self_test import keep, self_test, write_record
 
     record, passed_over = self_test(options.model, options.threads)
     for reason in passed_over:
@@ -212,19 +137,11 @@ def _self_test(options: argparse.Namespace, messages: Console) -> None:
     if options.output is not None:
         prepare_folder(options.output)
         path = options.output / "petseg_commissioning.json"
-        write_json(record.to_json(), path)
+        write_record(record, path)
     if options.json:
         print(json.dumps(record.to_json()))
     elif not options.quiet:
-        table = Table(title=f"Self-test on {record.machine}", title_justify="left")
-        for heading in ("backend", "max |Δp|", "mean |Δp|", "DSC", ""):
-            table.add_column(heading, justify="left" if heading in ("backend", "") else "right")
-        for outcome in record.outcomes:
-            numbers = (f"{outcome.largest_difference:.1e}", f"{outcome.mean_difference:.1e}", f"{outcome.dsc:.4f}")
-            table.add_row(outcome.name, *numbers, "passed" if outcome.passed else "FAILED")
-        output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-        output.print(table)
-        output.print(f"wrote {path}")
+        print_self_test(record, path)
     failed = [outcome.name for outcome in record.outcomes if not outcome.passed]
     if failed:
         raise BackendError(f"The self-test failed for {'; '.join(failed)}: refused from now on on this machine.")
@@ -265,13 +182,14 @@ def _run_scans(
     failures: Failures,
 ) -> list[ScanResult]:
     """Run each scan; one that fails is reported, added to `failures` and passed over, unless it is the only one."""
+    from petseg_runtime.console import print_notes, progress_bar
     from petseg_runtime.outputs.files import remove_leavings
     from petseg_runtime.runner import finished, run_scan
 
     for folder in {settings.folder_for(scan) for scan in scans} if options.resume else ():
         remove_leavings(folder)
     results: list[ScanResult] = []
-    with _progress_bar(messages, visible=not options.quiet) as bar:
+    with progress_bar(messages, visible=not options.quiet) as bar:
         task = bar.add_task("", total=len(scans))
         for number, scan in enumerate(scans):
 
@@ -298,7 +216,7 @@ def _run_scans(
             if options.json:
                 print(json.dumps(_json_record(result)), flush=True)
             if not options.quiet:
-                _print_notes(result, len(scans) > 1, options.verbose, messages)
+                print_notes(result, len(scans) > 1, options.verbose, messages)
         bar.update(task, completed=len(scans))
     return results
 
@@ -310,73 +228,11 @@ def _unexpected(error: Exception) -> PetsegError:
 
 
 def _report_failure(name: str, error: PetsegError, options: argparse.Namespace, messages: Console) -> None:
-    _complain(messages, f"{name}: {error}")
+    from petseg_runtime.console import complain
+
+    complain(messages, f"{name}: {error}")
     if options.json:
         print(json.dumps({"scan": name, "error": str(error), "exit_code": error.exit_code}), flush=True)
-
-
-def _progress_bar(messages: Console, visible: bool) -> Progress:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=messages,
-        transient=True,
-        disable=not (visible and messages.is_terminal),
-    )
-
-
-def _complain(messages: Console, text: str) -> None:
-    messages.print(f"petseg-run: {' '.join(text.split())}", style="red")
-
-
-def _print_notes(result: ScanResult, name_them: bool, verbose: bool, messages: Console) -> None:
-    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.timings_s.items())
-    for note in (*result.decisions, *result.warnings, *([stages] if verbose else [])):
-        messages.print(f"{result.label}: {note}" if name_them else note, style="dim")
-
-
-def _print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Tumour", title_justify="left")
-    for heading in ("scan", "lesion", "MTV ml", "SUVmax", "SUVpeak", "SUVmean", "TLG g", "seconds"):
-        table.add_column(heading, justify="left" if heading == "scan" else "right", overflow="fold")
-    for result in results:
-        statistics = result.statistics
-        rows = [("none" if not statistics.lesions else f"all {statistics.lesion_count}", statistics.tumour)]
-        if statistics.lesion_count > 1:
-            rows += [(str(lesion.label), lesion) for lesion in statistics.lesions[:_MAX_LESION_ROWS]]
-        for number, (lesion, region) in enumerate(rows):
-            table.add_row(
-                result.label if number == 0 else "",
-                lesion,
-                f"{region.mtv_ml:.1f}",
-                *_uptake(region),
-                f"{sum(result.timings_s.values()):.1f}" if number == 0 else "",
-            )
-    output = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-    output.print(table)
-    for file in (*(file for result in results for file in result.files), *summary):
-        output.print(f"wrote {file}")
-
-
-def _uptake(region: RegionStatistics) -> list[str]:
-    if region.tlg_g is None:
-        return ["unit unknown", "–", "–", "–"]
-    values = (region.suv_max, region.suv_peak, region.suv_mean, region.tlg_g)
-    return ["–" if value is None else f"{value:.2f}" for value in values]
 
 
 def _json_record(result: ScanResult) -> dict[str, Any]:

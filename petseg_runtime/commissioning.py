@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from petseg_runtime import __version__
 from petseg_runtime.errors import ModelError
 from petseg_runtime.volume import FloatArray, Shape
 
@@ -76,8 +75,8 @@ class Record:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """The record as JSON values, with what passed."""
         return {
-            "petseg_version": __version__,
             **{key: value for key, value in asdict(self).items() if key != "outcomes"},
             "outcomes": [asdict(outcome) | {"passed": outcome.passed} for outcome in self.outcomes],
         }

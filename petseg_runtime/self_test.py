@@ -8,6 +8,7 @@ from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 
+from petseg_runtime import __version__
 from petseg_runtime.backends import Backend, has_gpu_build
 from petseg_runtime.commissioning import Outcome, Record, examine, new_record, record_path, unpack
 from petseg_runtime.engine import ENGINE_SUFFIX, check_origin, read_engine
@@ -59,8 +60,13 @@ def keep(record: Record) -> Path:
     """
     path = record_path(record.model_sha256)
     prepare_folder(path.parent)
-    write_json(record.to_json(), path)
+    write_record(record, path)
     return path
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Write the record as JSON, with the version that made it."""
+    write_json({"petseg_version": __version__, **record.to_json()}, path)
 
 
 def _candidates(model: ModelFile, path: Path, threads: int | None) -> Iterator[tuple[str, Callable[[], Backend]]]:

@@ -1,0 +1,97 @@
+"""What petseg-run shows in a terminal: tables on standard output, notes and the bar on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:  # a message must not wait for the imports of a run
+    from petseg_runtime.commissioning import Record
+    from petseg_runtime.quantification import RegionStatistics
+    from petseg_runtime.runner import ScanResult
+
+_MAX_LESION_ROWS = 20
+
+
+def messages_console() -> Console:
+    """Where everything but results goes."""
+    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def progress_bar(messages: Console, visible: bool) -> Progress:
+    """The bar of a run; nothing where nobody watches."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=messages,
+        transient=True,
+        disable=not (visible and messages.is_terminal),
+    )
+
+
+def complain(messages: Console, text: str) -> None:
+    """One line that says what is wrong."""
+    messages.print(f"petseg-run: {' '.join(text.split())}", style="red")
+
+
+def print_notes(result: ScanResult, name_them: bool, verbose: bool, messages: Console) -> None:
+    """What was decided, what to mind, and how long it took."""
+    stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.timings_s.items())
+    for note in (*result.decisions, *result.warnings, *([stages] if verbose else [])):
+        messages.print(f"{result.label}: {note}" if name_them else note, style="dim")
+
+
+def print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None:
+    """The quantities of every scan, and the files written."""
+    table = Table(title="Tumour", title_justify="left")
+    for heading in ("scan", "lesion", "MTV ml", "SUVmax", "SUVpeak", "SUVmean", "TLG g", "seconds"):
+        table.add_column(heading, justify="left" if heading == "scan" else "right", overflow="fold")
+    for result in results:
+        statistics = result.statistics
+        rows = [("none" if not statistics.lesions else f"all {statistics.lesion_count}", statistics.tumour)]
+        if statistics.lesion_count > 1:
+            rows += [(str(lesion.label), lesion) for lesion in statistics.lesions[:_MAX_LESION_ROWS]]
+        for number, (lesion, region) in enumerate(rows):
+            table.add_row(
+                result.label if number == 0 else "",
+                lesion,
+                f"{region.mtv_ml:.1f}",
+                *_uptake(region),
+                f"{sum(result.timings_s.values()):.1f}" if number == 0 else "",
+            )
+    output = _output()
+    output.print(table)
+    for file in (*(file for result in results for file in result.files), *summary):
+        output.print(f"wrote {file}")
+
+
+def _uptake(region: RegionStatistics) -> list[str]:
+    if region.tlg_g is None:
+        return ["unit unknown", "–", "–", "–"]
+    values = (region.suv_max, region.suv_peak, region.suv_mean, region.tlg_g)
+    return ["–" if value is None else f"{value:.2f}" for value in values]
+
+
+def print_self_test(record: Record, path: Path) -> None:
+    """How each backend did, and where the record is."""
+    table = Table(title=f"Self-test on {record.machine}", title_justify="left")
+    for heading in ("backend", "max |Δp|", "mean |Δp|", "DSC", ""):
+        table.add_column(heading, justify="left" if heading in ("backend", "") else "right")
+    for outcome in record.outcomes:
+        numbers = (f"{outcome.largest_difference:.1e}", f"{outcome.mean_difference:.1e}", f"{outcome.dsc:.4f}")
+        table.add_row(outcome.name, *numbers, "passed" if outcome.passed else "FAILED")
+    output = _output()
+    output.print(table)
+    output.print(f"wrote {path}")
+
+
+def _output() -> Console:
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
