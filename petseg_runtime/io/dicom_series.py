@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom_header import Header
-from petseg_runtime.io.suv import is_convertible
+from petseg_runtime.io.suv import is_convertible, is_direct
 from petseg_runtime.io.suv_attributes import CORRECTED_IMAGE, UNITS
 
 PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
@@ -83,7 +83,8 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
 
     Files form a series if they agree in SeriesInstanceUID (which may be absent), modality, series number,
     unit, attenuation correction, size and orientation. The series must be PET in single-frame slices,
-    corrected for attenuation; of several such series the only static one in a convertible unit is taken.
+    corrected for attenuation; of several such series the only static one in a convertible unit is taken, activity
+    and SUVbw before other SUVs.
 
     Parameters
     ----------
@@ -146,6 +147,7 @@ def _the_one(corrected: list[_Series]) -> _Series:
     wanted: tuple[Callable[[_Series], bool], ...] = (
         lambda series: len(series.headers) > 1,
         lambda series: is_convertible(series.first.suv),
+        lambda series: is_direct(series.first.suv),
         lambda series: not _is_per_time(series.first),
     )
     candidates = corrected

@@ -58,6 +58,7 @@ __all__ = [
     "SuvFactors",
     "SuvOverrides",
     "is_convertible",
+    "is_direct",
     "merge_attributes",
     "suvbw_factors",
 ]
@@ -104,6 +105,11 @@ def is_convertible(attributes: SuvAttributes) -> bool:
     if attributes.units == "CNTS":
         return any(frame.philips_suv or frame.philips_activity for frame in attributes.frames)
     return attributes.units == "BQML"
+
+
+def is_direct(attributes: SuvAttributes) -> bool:
+    """Whether the voxels are activity or SUVbw themselves, not an SUV of another size or counts."""
+    return attributes.units == "BQML" or (attributes.units == "GML" and attributes.suv_type in ("", "BW"))
 
 
 def suvbw_factors(attributes: SuvAttributes, overrides: SuvOverrides = NO_OVERRIDES) -> SuvFactors:

@@ -320,6 +320,14 @@ def test_a_second_series_that_is_no_rival_is_left_out(
     assert f"left out: PET series 2 (4 slices, {said}" in volume.notes[0]
 
 
+def test_activity_goes_before_an_suv_of_another_size(tmp_path: Path) -> None:
+    lean = put(Units="GML", SUVType="LBM", PatientSize="1.75", PatientSex="M")
+    write(pet_series(), tmp_path, "A")
+    write(edited(pet_series(number=7), lean), tmp_path, "B")
+    volume = read_pet_series(list(tmp_path.iterdir()))
+    assert volume.notes[0].startswith("Took PET series 1 (4 slices, attenuation corrected, BQML) out of 2 series")
+
+
 def test_ge_says_in_its_private_flag_that_a_series_is_not_corrected(tmp_path: Path) -> None:
     def flag(dataset: Dataset) -> None:
         dataset.Manufacturer = "GE MEDICAL SYSTEMS"
