@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -19,6 +21,16 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 # The z-score above which the known model calls a voxel tumour.
 TUMOUR_Z_SCORE = 2.0
+
+
+def benchmark(name: str) -> ModuleType:
+    """The script of that name in benchmarks/, which is no package."""
+    specification = importlib.util.spec_from_file_location(name, REPOSITORY / f"benchmarks/{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -111,7 +111,7 @@ class TensorRtBackend:
         if not hasattr(self._threads, "slots"):
             try:
                 slots = [_Slot(device, self._context(), self._input, self._output, self._shape) for _ in range(_SLOTS)]
-            except Exception as error:
+            except Exception as error:  # cuda-core's errors share no base class
                 raise BackendError(f"GPU {self._gpu} has no room for the model: {_line(error)}") from error
             self._threads.slots = slots
             with self._lock:

@@ -303,19 +303,18 @@ def _is_f18(names: tuple[str, ...]) -> bool:
 
 
 def _weight_kg(attributes: SuvAttributes) -> float:
-    weight_kg = required(attributes.weight_kg, WEIGHT)
-    low, high = WEIGHT_RANGE_KG
-    if not low <= weight_kg <= high:
-        raise refusal(f"{WEIGHT} is {weight_kg:g} kg, expected {low:g} to {high:g} kg", "with the weight in kg")
-    return weight_kg
+    return _within(WEIGHT_RANGE_KG, attributes.weight_kg, WEIGHT, "kg", "with the weight in kg")
 
 
 def _height_m(attributes: SuvAttributes) -> float:
-    height_m = required(attributes.height_m, HEIGHT)
-    low, high = HEIGHT_RANGE_M
-    if not low <= height_m <= high:
-        raise refusal(f"{HEIGHT} is {height_m:g} m, expected {low:g} to {high:g} m", "with the height in m")
-    return height_m
+    return _within(HEIGHT_RANGE_M, attributes.height_m, HEIGHT, "m", "with the height in m")
+
+
+def _within(limits: tuple[float, float], value: float | None, name: str, unit: str, advice: str) -> float:
+    given, (low, high) = required(value, name), limits
+    if not low <= given <= high:
+        raise refusal(f"{name} is {given:g} {unit}, expected {low:g} to {high:g} {unit}", advice)
+    return given
 
 
 def _sex(attributes: SuvAttributes) -> str:

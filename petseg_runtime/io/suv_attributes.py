@@ -91,8 +91,10 @@ class SuvAttributes:
     frames: tuple[Frame, ...] = ()
 
 
-# What a user who knows better than the header may say, by the attribute that it stands in for.
+# What a dose may be that the user gives in MBq; one outside is in another unit.
 DOSE_RANGE_MBQ = (1.0, 10_000.0)
+
+# What a user who knows better than the header may say, by the attribute that it stands in for.
 OPTIONS = {
     WEIGHT: "--patient-weight-kg",
     HEIGHT: "--patient-height-m",

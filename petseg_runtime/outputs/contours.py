@@ -74,8 +74,7 @@ def _joined(loops: list[Polygon]) -> Polygon:
     """The outer loop with its holes cut open to it; they run the other way round, for readers that count windings."""
     outer, *holes = sorted(loops, key=lambda loop: abs(_area(loop)), reverse=True)
     outer = outer if _area(outer) > 0 else outer[::-1]
-    for hole in holes:
-        hole = hole if _area(hole) < 0 else hole[::-1]  # noqa: PLW2901
+    for hole in (loop if _area(loop) < 0 else loop[::-1] for loop in holes):
         at, start = _cut(outer, hole)
         around = np.roll(hole, -start, axis=0)
         outer = np.concatenate([outer[: at + 1], around, around[:1], outer[at:]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import body_array
+from conftest import benchmark, body_array
 from runtime.test_cli import SMALL, files_in, save
 
 from petseg_runtime.cli import main
@@ -21,6 +20,8 @@ from petseg_runtime.outputs.files import remove_leavings
 
 SCANS = 6
 OPTIONS = ("-s", "-p", "--unit", "suvbw")
+
+content = benchmark("kills").content
 
 
 @pytest.fixture
@@ -42,20 +43,6 @@ def run(known_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def modified(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_mtime_ns for name in files_in(folder) if "/" in name}
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file, hidden ones too, but for what time it took."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            data = path.read_bytes()
-            if path.name.endswith("_run.json"):
-                record = json.loads(data)
-                del record["timings_s"]
-                data = json.dumps(record).encode()
-            files[str(path.relative_to(folder))] = data
-    return files
 
 
 def test_what_is_done_is_left_alone_and_counted(batch: Path, run, tmp_path: Path) -> None:
