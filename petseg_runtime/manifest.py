@@ -71,7 +71,9 @@ class ModelManifest:
 
     Attributes
     ----------
-    patch_size : voxels `(z, y, x)` of one window.
+    patch_size : voxels `(z, y, x)` of one window, or of the largest.
+    fit_multiple : a window is no wider than the body's box, rounded up to this multiple; 0 where all windows have the
+        size of the patch (`sliding_window.fitted_window`). Trained with the same rule.
     overlap : share of a window that overlaps the next one, in `[0, 1)`.
     threshold : a voxel is tumour where its probability is at least this.
     labels : name of each value in the mask.
@@ -89,6 +91,7 @@ class ModelManifest:
     labels: dict[str, int]
     training: dict[str, Any] = field(hash=False)
     weights_sha256: str = ""
+    fit_multiple: int = 0
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -99,6 +102,12 @@ class ModelManifest:
         _require(self.channels == (Channel("PT", "any"),), "channels", self.channels)
         sides = all(isinstance(side, int) and 0 < side <= MAX_PATCH_SIDE for side in self.patch_size)
         _require(len(self.patch_size) == 3 and sides, "patch_size", self.patch_size)
+        fits = self.fit_multiple == 0 or (
+            isinstance(self.fit_multiple, int)
+            and self.fit_multiple > 0
+            and all(side % self.fit_multiple == 0 for side in self.patch_size)
+        )
+        _require(fits, "fit_multiple", self.fit_multiple)
         _require(0 <= self.overlap <= MAX_OVERLAP, "overlap", self.overlap)
         _require(0 < self.threshold < 1, "threshold", self.threshold)
 

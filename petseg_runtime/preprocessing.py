@@ -46,11 +46,15 @@ class Frame:
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """Normalised voxels `(z, y, x)` on the network's grid, `air` on the same scale, and the way back."""
+    """Normalised voxels `(z, y, x)` on the network's grid, and the way back.
+
+    `air` is no activity on the same scale, and body is what lies above `body_level`.
+    """
 
     array: FloatArray
     air: float
     frame: Frame
+    body_level: float
 
 
 def preprocess(volume: Volume, spec: PreprocessingSpec) -> NetworkInput:
@@ -88,7 +92,8 @@ def preprocess(volume: Volume, spec: PreprocessingSpec) -> NetworkInput:
         )
     array -= np.float32(mean)
     array /= np.float32(std)
-    return NetworkInput(array, -mean / std, Frame(geometry, box, spec.spacing_mm, shape))
+    frame = Frame(geometry, box, spec.spacing_mm, shape)
+    return NetworkInput(array, -mean / std, frame, (threshold - mean) / std)
 
 
 def resample_mask(mask: MaskArray, frame: Frame) -> MaskArray:

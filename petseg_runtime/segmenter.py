@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from time import perf_counter
@@ -19,8 +20,8 @@ from petseg_runtime.postprocessing import label_lesions, threshold_mask
 from petseg_runtime.preprocessing import NetworkInput, preprocess, restore
 from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
-from petseg_runtime.sliding_window import Progress, sliding_window_probabilities
-from petseg_runtime.volume import FloatArray, Volume
+from petseg_runtime.sliding_window import Progress, fitted_window, sliding_window_probabilities
+from petseg_runtime.volume import FloatArray, Shape, Volume
 
 PRECISIONS = ("auto", "f32", "bf16")
 
@@ -190,6 +191,7 @@ class Segmenter:
     ) -> FloatArray:
         """Probabilities `(z, y, x)` on the network's grid."""
         mirrorings = _MIRRORINGS if tta else _NO_MIRRORING
+        window = fitted_window(self.manifest.patch_size, self.manifest.fit_multiple, network_input.array.shape)
         total = np.zeros_like(network_input.array)
         for turn, axes in enumerate(mirrorings):
 
@@ -199,11 +201,12 @@ class Segmenter:
 
             mirrored = sliding_window_probabilities(
                 np.flip(network_input.array, axes),
-                self.manifest.patch_size,
+                window,
                 overlap,
                 network_input.air,
-                self._predict,
+                partial(self._predict, window=window),
                 report,
+                network_input.body_level,
             )
             total += np.flip(mirrored, axes)
         total /= np.float32(len(mirrorings))
@@ -214,12 +217,11 @@ class Segmenter:
             )
         return total
 
-    def _predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
-        expected = (1, 1, *self.manifest.patch_size)
+    def _predict(self, windows: Iterable[FloatArray], window: Shape) -> Iterator[FloatArray]:
         for probabilities in self._backend.predict(windows):
-            if probabilities.shape != expected:
+            if probabilities.shape != (1, 1, *window):
                 raise ModelError(
-                    f"The model made {probabilities.shape} of a window {expected}, expected the same shape. "
+                    f"The model made {probabilities.shape} of a window {(1, 1, *window)}, expected the same shape. "
                     "Export it again."
                 )
             yield probabilities

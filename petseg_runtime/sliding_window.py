@@ -49,6 +49,22 @@ def gaussian_importance(window: Shape) -> FloatArray:
     return positive
 
 
+def fitted_window(patch: Shape, multiple: int, shape: tuple[int, ...]) -> Shape:
+    """The window for an array of `shape`: `patch`, but no wider along an axis than the array needs.
+
+    Air beyond a body that is thinner than the patch costs as much as the body, and shifts the instance norm. So the
+    side becomes the array's, rounded up to `multiple` (at least two of them, at most the patch's).
+
+    Parameters
+    ----------
+    multiple : what the network's sides are multiples of; 0 where its windows always have the size of the patch.
+    """
+    if not multiple:
+        return patch
+    z, y, x = (min(side, max(2, -(-size // multiple)) * multiple) for side, size in zip(patch, shape))
+    return z, y, x
+
+
 def pad_to_window(array: FloatArray, window: Shape, air: float) -> tuple[FloatArray, Box]:
     """Pad with air on both sides to at least one window; also where the original lies in the result."""
     missing = [max(0, size - have) for size, have in zip(window, array.shape)]
@@ -66,6 +82,7 @@ def sliding_window_probabilities(
     air: float,
     predict: Predict,
     progress: Progress | None = None,
+    body_level: float = -np.inf,
 ) -> FloatArray:
     """Probability of each voxel: the importance-weighted mean of the windows that cover it.
 
@@ -77,22 +94,26 @@ def sliding_window_probabilities(
     predict : maps windows `(1, 1, z, y, x)`, taken one by one, to probabilities of the same shape, in their order. A
         GPU takes the next window while it computes one.
     progress : called with windows done and windows in all, after each.
+    body_level : a window without a voxel above it is air, and counts as one without tumour; the network does not see
+        it.
 
     Returns
     -------
     float32 `(z, y, x)` of the shape of `array`.
     """
     padded, inside = pad_to_window(array, window, air)
-    starts = list(product(*(window_starts(size, side, overlap) for size, side in zip(padded.shape, window))))
+    starts = product(*(window_starts(size, side, overlap) for size, side in zip(padded.shape, window)))
+    places = [tuple(slice(first, first + side) for first, side in zip(start, window)) for start in starts]
     importance = gaussian_importance(window)
     total = np.zeros(padded.shape, dtype=np.float32)
     weight = np.zeros(padded.shape, dtype=np.float32)
-    places = [tuple(slice(first, first + side) for first, side in zip(start, window)) for start in starts]
+    for here in places:
+        weight[here] += importance
+    places = [here for here in places if padded[here].max() > body_level]
     windows = (np.ascontiguousarray(padded[here])[None, None] for here in places)
     for done, (here, probabilities) in enumerate(zip(places, predict(windows), strict=True), 1):
         total[here] += importance * probabilities[0, 0]
-        weight[here] += importance
         if progress:
-            progress(done, len(starts))
+            progress(done, len(places))
     total /= weight
     return np.ascontiguousarray(total[inside])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from petseg_runtime.sliding_window import fitted_window
 from petseg_train.augmentation import (
     Augmentation,
     Shape,
@@ -63,6 +64,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         patches_per_epoch: int | None = None,
         tumour_share: float = 0.67,
         centres_take_turns: bool = False,
+        fit_multiple: int = 0,
     ) -> None:
         groups: dict[str, list[int]] = {}
         for index, case in enumerate(cases):
@@ -72,7 +74,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         self.masks = [torch.from_numpy(case.mask).float() for case in cases]
         self.airs = [case.air for case in cases]
         self.tumour_voxels = [np.argwhere(case.mask) for case in cases]
-        self.patch_size, self.spacing_mm, self.augmentation = patch_size, spacing_mm, augmentation
+        self.patch_sizes = [fitted_window(patch_size, fit_multiple, image.shape) for image in self.images]
+        self.spacing_mm, self.augmentation = spacing_mm, augmentation
         self.seed, self.patches_per_epoch = seed, patches_per_epoch or len(cases)
         self.tumour_share = tumour_share
 
@@ -84,13 +87,13 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         case = self.case_of(epoch, index)
-        patch_mm = tuple(side * step for side, step in zip(self.patch_size, self.spacing_mm))
+        patch_mm = tuple(side * step for side, step in zip(self.patch_sizes[case], self.spacing_mm))
         transform = draw_spatial_transform(self.augmentation, (patch_mm[0], patch_mm[1], patch_mm[2]), rng)
         with_tumour = bool(rng.random() < self.tumour_share)
         start = self._draw_start(case, with_tumour, rng)
         air = self.airs[case]
         image, mask = extract_patch(
-            self.images[case], self.masks[case], start, self.patch_size, self.spacing_mm, transform, air
+            self.images[case], self.masks[case], start, self.patch_sizes[case], self.spacing_mm, transform, air
         )
         return {"image": augment_intensity(image, self.augmentation, rng)[None], "mask": mask[None]}
 
@@ -100,7 +103,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         return self._turns[group][turn % len(self._turns[group])]
 
     def _draw_start(self, case: int, with_tumour: bool, rng: np.random.Generator) -> Shape:
-        patch = np.array(self.patch_size)
+        patch = np.array(self.patch_sizes[case])
         room = np.array(self.images[case].shape) - patch
         # Up to a quarter of a window outside the scan, as far as a shifted grid of windows reaches.
         lowest, highest = np.minimum(room, 0) - patch // 4, np.maximum(room, 0) + patch // 4

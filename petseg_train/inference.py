@@ -54,4 +54,5 @@ def make_manifest(
         threshold=config.threshold,
         labels={"background": 0, "tumour": 1},
         training=training or {},
+        fit_multiple=config.fit_multiple,
     )

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 
 from petseg_runtime.errors import ModelError, UsageError
 from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
-from petseg_runtime.sliding_window import sliding_window_probabilities
+from petseg_runtime.sliding_window import fitted_window, sliding_window_probabilities
 from petseg_train.cohort import Case, TrainingCase, cohort_digest, load_training_cases
 from petseg_train.config import TrainingConfig, claim
 from petseg_train.dataset import PatchDataset, PatchSampler
@@ -75,16 +75,27 @@ class SegmentationModule(lightning.LightningModule):
         # What is left of the time up to the last batch went into patches: their augmentation, and waiting for them.
         self.log("train/network_share", self._network_s / (self._batch_end - self._epoch_start), sync_dist=True)
 
-    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        logits = self.network(batch["image"].to(memory_format=torch.channels_last_3d))
-        loss = self.loss(logits.float(), batch["mask"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
-        return loss
+    def training_step(self, batch: list[dict[str, Tensor]]) -> Tensor:
+        # Patches of one shape go through the network together. Instance norm and the loss look at one patch at a time,
+        # so the mean over the batch is the same.
+        total = torch.zeros((), device=self.device)
+        for patches in _by_shape(batch):
+            images, masks = (torch.stack([patch[key] for patch in patches]) for key in ("image", "mask"))
+            logits = self.network(images.to(memory_format=torch.channels_last_3d))
+            total = total + self.loss(logits.float(), masks) * (len(patches) / len(batch))
+        self.log(
+            "train/loss", total, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(batch)
+        )
+        return total
 
     def validation_step(self, index: int) -> None:
         case = self.trainer.datamodule.tuning[index]
         probabilities = sliding_window_probabilities(
-            case.image, self.config.patch_size, self.config.overlap, case.air, self._predict
+            case.image,
+            fitted_window(self.config.patch_size, self.config.fit_multiple, case.image.shape),
+            self.config.overlap,
+            case.air,
+            self._predict,
         )
         dsc = dice(probabilities >= self.config.threshold, case.mask > 0)
         self.log("tune/dsc", dsc, prog_bar=True, batch_size=1, sync_dist=True)
@@ -120,12 +131,16 @@ class PatchDataModule(lightning.LightningDataModule):
             config.patches_per_epoch,
             config.tumour_share,
             config.centres_take_turns,
+            config.fit_multiple,
         )
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def train_dataloader(self) -> DataLoader[list[dict[str, Tensor]]]:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         sampler = PatchSampler(len(self.patches), self.config.seed, rank, world_size)
-        return DataLoader(self.patches, batch_size=self.config.batch_size, sampler=sampler)
+        loader: DataLoader[Any] = DataLoader(
+            self.patches, batch_size=self.config.batch_size, sampler=sampler, collate_fn=list
+        )
+        return loader
 
     def val_dataloader(self) -> DataLoader[int]:
         # The cases differ in size, so their indices travel. A range is a dataset in all but its declared type.
@@ -145,11 +160,20 @@ def build_network(config: TrainingConfig) -> Network:
             network = NETWORKS[config.network](**config.network_settings)
         except (TypeError, ValueError) as error:
             raise UsageError(f"network_settings do not fit {config.network}: {error}") from error
+    if config.fit_multiple % network.factor:
+        raise UsageError(f"fit_multiple is {config.fit_multiple}, expected 0 or a multiple of {network.factor}.")
     if any(side % network.factor or side < 2 * network.factor for side in config.patch_size):
         raise UsageError(
             f"patch_size is {config.patch_size}, expected multiples of {network.factor}, from {2 * network.factor} on."
         )
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in torch's stubs
+
+
+def _by_shape(batch: list[dict[str, Tensor]]) -> list[list[dict[str, Tensor]]]:
+    groups: dict[torch.Size, list[dict[str, Tensor]]] = {}
+    for patch in batch:
+        groups.setdefault(patch["image"].shape, []).append(patch)
+    return list(groups.values())
 
 
 def split_tuning(cases: Sequence[Case], config: TrainingConfig) -> tuple[list[Case], list[Case]]:

@@ -6,11 +6,11 @@ whose masks change with the window grid is not shipped (below 0.95), however goo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from petseg_runtime.preprocessing import NetworkInput, preprocess, restore
+from petseg_runtime.preprocessing import preprocess, restore
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.volume import Volume
 from petseg_train.metrics import BoolArray, dice
@@ -53,7 +53,7 @@ def window_invariance(
 
     def mask(air: list[tuple[int, int]], overlap: float) -> BoolArray:
         padded = np.pad(network_input.array, air, constant_values=network_input.air)
-        moved = NetworkInput(padded, network_input.air, network_input.frame)
+        moved = replace(network_input, array=padded)
         inside = tuple(slice(before, size - behind) for (before, behind), size in zip(air, padded.shape))
         probabilities = np.ascontiguousarray(segmenter.probabilities(moved, overlap)[inside])
         return restore(probabilities, network_input.frame) >= manifest.threshold

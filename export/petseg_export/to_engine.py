@@ -125,7 +125,8 @@ def _build(
     config = builder.create_builder_config()
     name, patch = network.get_input(0).name, model.manifest.patch_size
     profile = builder.create_optimization_profile()
-    profile.set_shape(name, (1, 1, *patch), (1, 1, *patch), (max_batch, 1, *patch))
+    smallest = [2 * model.manifest.fit_multiple] * 3 if model.manifest.fit_multiple else patch
+    profile.set_shape(name, (1, 1, *smallest), (1, 1, *patch), (max_batch, 1, *patch))
     config.add_optimization_profile(profile)
     if capabilities:
         config.num_compute_capabilities = len(capabilities)

@@ -38,7 +38,8 @@ def export_onnx(
 ) -> tuple[SegmentationModule, ModelManifest]:
     """Write the ONNX file of a checkpoint; returns the network it came from, and the manifest in it.
 
-    Input `image` `(n, 1, z, y, x)` with any n, output `probability` of the same shape, both float32.
+    Input `image` `(n, 1, z, y, x)` with any n, output `probability` of the same shape, both float32. The sides are free
+    where windows fit themselves to the body, and those of the patch otherwise.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def export_onnx(
         "network": {"name": module.config.network, **module.config.network_settings},
     }
     manifest = make_manifest(module.config, name, version, provenance)
-    model = _to_onnx(module.network, module.config.patch_size)
+    model = _to_onnx(module.network, module.config.patch_size, module.config.fit_multiple)
     # The graph precedes the metadata in the file, and its bytes do not depend on it.
     manifest = replace(manifest, weights_sha256=graph_sha256(model.SerializeToString()))
     entry = model.metadata_props.add()
@@ -90,11 +91,14 @@ def with_results(model: bytes, manifest: ModelManifest) -> bytes:
     return content
 
 
-def _to_onnx(network: nn.Module, patch_size: tuple[int, int, int]) -> onnx.ModelProto:
+def _to_onnx(network: nn.Module, patch_size: tuple[int, int, int], fit_multiple: int) -> onnx.ModelProto:
     # Exported in the default memory layout, and with a batch of two: a batch of one would be taken for a constant.
     exported = _WithSigmoid(network).eval()
     exported.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in torch's stubs
     image = torch.zeros(2, 1, *patch_size)
+    free: dict[int, Any] = {0: torch.export.Dim("n", min=1)}
+    if fit_multiple:
+        free |= {axis: fit_multiple * torch.export.Dim(side, min=2) for axis, side in ((2, "z"), (3, "y"), (4, "x"))}
     program = torch.onnx.export(
         exported,
         (image,),
@@ -102,7 +106,7 @@ def _to_onnx(network: nn.Module, patch_size: tuple[int, int, int]) -> onnx.Model
         opset_version=OPSET,
         input_names=["image"],
         output_names=["probability"],
-        dynamic_shapes={"image": {0: torch.export.Dim("n", min=1)}},
+        dynamic_shapes={"image": free},
         verbose=False,
     )
     if program is None:

@@ -108,7 +108,7 @@ def _infer(segmenter: Segmenter, volume: Volume) -> _Inference:
 
 
 def _input_of(manifest: ModelManifest) -> tuple[object, ...]:
-    return manifest.preprocessing, manifest.patch_size, manifest.overlap, manifest.threshold
+    return manifest.preprocessing, manifest.patch_size, manifest.fit_multiple, manifest.overlap, manifest.threshold
 
 
 def _total_uptake(region: RegionStatistics) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any
 
 from petseg_runtime.backends.base import check_one_input_and_output
 from petseg_runtime.errors import BackendError, ModelError
@@ -20,6 +22,9 @@ if "openvino" not in sys.modules:
 else:
     import openvino
 
+# Compiled networks that are kept, where windows fit themselves to bodies of many sizes.
+_SHAPES_KEPT = 4
+
 
 class OpenVinoBackend:
     """An ONNX model compiled for this machine's CPU.
@@ -34,27 +39,28 @@ class OpenVinoBackend:
     """
 
     def __init__(self, model: bytes, threads: int | None = None, precision: str = "f32") -> None:
-        core = openvino.Core()
+        self._core = openvino.Core()
         if precision == "bf16" and not has_bf16():
             raise BackendError("This CPU has no bf16. Use --precision f32.")
         self._precision = precision
-        settings = {
+        self._settings = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
         }
         if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = str(threads)
+            self._settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:
-            network = core.read_model(model)
+            self._network = self._core.read_model(model)
         except RuntimeError as error:
             raise ModelError(f"OpenVINO cannot load the model: {_first_line(error)}") from error
-        check_one_input_and_output(len(network.inputs), len(network.outputs))
-        try:
-            self.compiled = core.compile_model(network, "CPU", settings)
-        except RuntimeError as error:
-            raise BackendError(f"OpenVINO cannot run the model on this CPU: {_first_line(error)}") from error
-        self._requests = threading.local()
+        check_one_input_and_output(len(self._network.inputs), len(self._network.outputs))
+        self._compiling = threading.Lock()
+        self._of_thread = threading.local()
+        self.compiled = lru_cache(_SHAPES_KEPT)(self._compile)
+        sides = list(self._network.inputs[0].get_partial_shape())[2:]
+        if all(side.is_static for side in sides):  # there is one size of window: what cannot run is refused at once
+            self.compiled((1, 1, *(side.get_length() for side in sides)))
 
     device = "cpu"
 
@@ -63,15 +69,57 @@ class OpenVinoBackend:
         return backend_name(self._precision)
 
     def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
-        # One request a thread: a request holds the buffers of one inference.
-        if not hasattr(self._requests, "mine"):
-            self._requests.mine = self.compiled.create_infer_request()
         for window in windows:
+            request = self._request(window.shape)
             try:
-                probabilities: FloatArray = self._requests.mine.infer([window], share_inputs=True)[0]
+                probabilities: FloatArray = request.infer([window], share_inputs=True)[0]
             except RuntimeError as error:
                 raise BackendError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
             yield probabilities
+
+    def _request(self, shape: tuple[int, ...]) -> Any:
+        """One request a thread, for windows of one shape: a request holds the buffers of one inference."""
+        if getattr(self._of_thread, "shape", None) != shape:
+            with self._compiling:
+                self._of_thread.request = self.compiled(shape).create_infer_request()
+            self._of_thread.shape = shape
+        return self._of_thread.request
+
+    def _compile(self, shape: tuple[int, ...]) -> Any:
+        """The network for windows of one shape, which is faster than one for all and holds no more than it needs."""
+        taken = self._network.inputs[0].get_partial_shape()
+        if not taken.compatible(openvino.PartialShape(list(shape))):
+            raise BackendError(f"OpenVINO cannot run the model on windows of {shape}: it takes {taken}.")
+        try:
+            network = self._network.clone()
+            network.reshape({0: list(shape)})
+            _average_in_two_steps(network)
+            return self._core.compile_model(network, "CPU", self._settings)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO cannot run the model on this CPU: {_first_line(error)}") from error
+
+
+def _average_in_two_steps(network: Any) -> None:
+    """Put an average over 2³ or 4³ voxels before each mean over a whole feature map.
+
+    The CPU plugin's mean over three axes takes many times as long as both steps together. The sides of a feature map
+    are even wherever the network halves it once more; the deepest maps are small, and are left as they are.
+    """
+    ops = openvino.opset13
+    for mean in [node for node in network.get_ops() if node.get_type_name() == "ReduceMean"]:
+        features, axes = mean.input_value(0), mean.input_value(1).get_node()
+        sides = list(features.get_partial_shape())[2:]
+        if (
+            len(sides) != 3
+            or not hasattr(axes, "get_data")
+            or sorted(axis % 5 for axis in axes.get_data()) != [2, 3, 4]
+        ):
+            continue
+        step = next((n for n in (4, 2) if all(side.is_static and side.get_length() % n == 0 for side in sides)), None)
+        if step is None:
+            continue
+        pooled = ops.avg_pool(features, [step] * 3, [0] * 3, [0] * 3, [step] * 3, exclude_pad=False)
+        mean.input(0).replace_source_output(pooled.output(0))
 
 
 def backend_name(precision: str) -> str:

@@ -178,8 +178,9 @@ class _Slot:
         self._host_in, self._host_out = pinned.allocate(size), pinned.allocate(size)
         self._device_in = device.allocate(size, stream=self._stream)
         self._device_out = device.allocate(size, stream=self._stream)
-        self._in = np.from_dlpack(self._host_in).view(np.float32).reshape(shape)
-        self._out = np.from_dlpack(self._host_out).view(np.float32).reshape(shape)
+        self._in = np.from_dlpack(self._host_in).view(np.float32).reshape(-1)
+        self._out = np.from_dlpack(self._host_out).view(np.float32).reshape(-1)
+        self._input, self._shape = input_name, shape
         if not context.set_input_shape(input_name, shape):
             raise BackendError(f"The engine does not take windows of {shape}.")
         for name, buffer in ((input_name, self._device_in), (output_name, self._device_out)):
@@ -188,9 +189,11 @@ class _Slot:
 
     def start(self, window: FloatArray) -> None:
         """Copy a window to the GPU, compute it, and copy the result back; returns at once."""
-        if window.shape != self._in.shape:
-            raise BackendError(f"The engine takes windows of {self._in.shape}, got {window.shape}.")
-        np.copyto(self._in, window)
+        if window.shape != self._shape:
+            if window.size > self._in.size or not self._context.set_input_shape(self._input, window.shape):
+                raise BackendError(f"The engine does not take windows of {window.shape}.")
+            self._shape = window.shape
+        np.copyto(self._in[: window.size], window.ravel())
         self._host_in.copy_to(self._device_in, stream=self._stream)
         if not self._context.execute_async_v3(int(self._stream.handle)):
             raise BackendError("TensorRT did not start the network.")
@@ -199,7 +202,7 @@ class _Slot:
     def result(self) -> FloatArray:
         """Wait for the window that was started."""
         self._stream.sync()
-        return self._out.copy()
+        return self._out[: int(np.prod(self._shape))].reshape(self._shape).copy()
 
     def close(self) -> None:
         del self._in, self._out, self._context

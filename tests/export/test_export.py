@@ -17,8 +17,12 @@ from petseg_export.verify import check_parity, compare, require_agreement
 
 from petseg_runtime import BackendError, ModelError, Segmenter, UsageError, Volume
 from petseg_runtime.manifest import read_model
+from petseg_runtime.preprocessing import preprocess
+from petseg_runtime.sliding_window import fitted_window
+from petseg_train.cohort import read_cohort
+from petseg_train.config import load_config
 from petseg_train.inference import torch_segmenter
-from petseg_train.training import SegmentationModule, load_module
+from petseg_train.training import SegmentationModule, fit, load_module
 
 PETSEG_EXPORT = Path(sys.executable).with_name("petseg-export")
 
@@ -200,3 +204,18 @@ def test_a_training_record_that_is_not_json_is_refused(trained: Path, cohort_csv
     assert done.returncode == 2
     assert "not a readable JSON" in done.stderr
     assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_windows_that_fit_the_body_are_the_same_in_training_and_in_every_backend(
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path, scan: Volume
+) -> None:
+    config = load_config(str(tiny_config), epochs=1, patch_size=(64, 64, 64), fit_multiple=8)
+    checkpoint = fit(read_cohort(cohort_csv), config, tmp_path / "run")
+    module, manifest = export_onnx(checkpoint, tmp_path / "fits.onnx", "fits", "1", {})
+    network_input = preprocess(scan, manifest.preprocessing)
+    window = fitted_window(manifest.patch_size, manifest.fit_multiple, network_input.array.shape)
+    assert window != manifest.patch_size
+    expected = torch_segmenter(module).probabilities(network_input, manifest.overlap)
+    for backend in ("openvino", "onnxruntime"):
+        found = Segmenter(tmp_path / "fits.onnx", "cpu", backend).probabilities(network_input, manifest.overlap)
+        np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from petseg_runtime.backends import open_backend
 from petseg_runtime.backends.onnxruntime import check_provider
@@ -29,7 +30,8 @@ def test_the_known_model_gives_the_sigmoid(name: str, batch: int, known_model: P
 
 def test_openvino_computes_in_float32_whatever_the_cpu_prefers(known_model: Path) -> None:
     backend = OpenVinoBackend(known_model.read_bytes())
-    assert str(backend.compiled.get_property("INFERENCE_PRECISION_HINT")) == "<Type: 'float32'>"
+    compiled = backend.compiled((1, 1, 16, 16, 16))
+    assert str(compiled.get_property("INFERENCE_PRECISION_HINT")) == "<Type: 'float32'>"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -67,6 +69,25 @@ def test_threads_do_not_disturb_each_other(name: str, known_model: Path) -> None
         for value, probabilities in zip(values, pool.map(constant, values)):
             assert np.ptp(probabilities) == 0
             assert probabilities.flat[0] == pytest.approx(1 / (1 + np.exp(-10 * (value - 2))), abs=1e-4)
+
+
+@pytest.mark.parametrize("sides", [(8, 8, 8), (8, 6, 4), (5, 7, 9)], ids=str)
+def test_openvinos_mean_in_two_steps_is_the_mean(sides: tuple[int, int, int]) -> None:
+    shape = ["n", 1, "z", "y", "x"]
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["image", "axes"], ["mean"]),
+            helper.make_node("Add", ["image", "mean"], ["out"]),
+        ],
+        "mean",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(np.array([-1, -2, -3]), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    window = np.random.default_rng(0).normal(5.0, 1.0, (1, 1, *sides)).astype(np.float32)
+    (found,) = OpenVinoBackend(model.SerializeToString()).predict([window])
+    np.testing.assert_allclose(found, window + window.mean(dtype=np.float64), rtol=1e-6)
 
 
 def test_auto_takes_openvino_on_the_cpu_and_says_so(known_model: Path) -> None:

@@ -13,6 +13,7 @@ from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
 
 from petseg_runtime.sliding_window import (
+    fitted_window,
     gaussian_importance,
     pad_to_window,
     sliding_window_probabilities,
@@ -112,3 +113,34 @@ def test_progress_counts_every_window() -> None:
         lambda done, total: seen.append((done, total)),
     )
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("multiple", "shape", "expected"),
+    [
+        (0, (30, 70, 200), (64, 128, 128)),  # windows always have the size of the patch
+        (16, (437, 70, 110), (64, 80, 112)),
+        (16, (437, 64, 200), (64, 64, 128)),
+        (16, (10, 10, 10), (32, 32, 32)),  # two multiples are the least: a norm over one voxel is nothing
+    ],
+)
+def test_a_window_is_no_wider_than_the_body_needs(
+    multiple: int, shape: tuple[int, int, int], expected: tuple[int, int, int]
+) -> None:
+    assert fitted_window((64, 128, 128), multiple, shape) == expected
+
+
+def test_the_network_does_not_see_windows_that_hold_only_air() -> None:
+    array = np.full((32, 8, 8), -0.5, np.float32)
+    array[:16] = 1.0
+    seen = []
+
+    def always(windows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for window in windows:
+            seen.append(window)
+            yield np.ones_like(window)
+
+    found = sliding_window_probabilities(array, (8, 8, 8), 0.0, -0.5, always, body_level=0.0)
+    assert len(seen) == 2
+    np.testing.assert_array_equal(found[:16], 1.0)
+    np.testing.assert_array_equal(found[16:], 0.0)

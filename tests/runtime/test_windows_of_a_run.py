@@ -278,7 +278,7 @@ def test_openvino_runs_on_as_many_threads_as_asked(known_model: Path) -> None:
     backend, _ = open_backend(known_model.read_bytes(), "openvino", "cpu", threads=1)
     assert isinstance(backend, OpenVinoBackend)
     # One, since OpenVINO takes no more than the machine has; without the option it takes all.
-    assert backend.compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert backend.compiled((1, 1, 16, 16, 16)).get_property("INFERENCE_NUM_THREADS") == 1
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(3, 3), (None, 0)], ids=["three", "its own choice"])

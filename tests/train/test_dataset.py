@@ -53,6 +53,12 @@ def test_shapes_and_types() -> None:
     assert set(sample["mask"].unique().tolist()) <= {0.0, 1.0}
 
 
+def test_a_patch_is_no_wider_than_the_body_where_windows_fit_it() -> None:
+    patches = PatchDataset([case(), case((40, 18, 18))], (64, 64, 64), SPACING_MM, Augmentation(), 7, fit_multiple=8)
+    assert patches[0, 0]["image"].shape == (1, 24, 24, 32)
+    assert patches[0, 1]["image"].shape == (1, 40, 24, 24)
+
+
 def test_patches_hold_tumour_as_often_as_asked() -> None:
     always = dataset(augmentation=PLAIN, tumour_share=1.0)
     assert all(always[epoch, 0]["mask"].sum() > 0 for epoch in range(60))
