@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from petseg_runtime.volume import FloatArray, MaskArray
+from petseg_runtime.volume import FloatArray, MaskArray, bounding_box
 
 
 def threshold_mask(probabilities: FloatArray, threshold: float) -> MaskArray:
@@ -19,6 +19,9 @@ def label_lesions(mask: MaskArray) -> npt.NDArray[np.uint32]:
 
     Voxels that share a face, an edge or a corner belong to one lesion.
     """
-    components = sitk.ConnectedComponent(sitk.GetImageFromArray(mask), True)
-    labels: npt.NDArray[np.uint32] = sitk.GetArrayFromImage(sitk.RelabelComponent(components)).astype(np.uint32)
+    labels = np.zeros(mask.shape, dtype=np.uint32)
+    if mask.any():
+        box = bounding_box(mask)
+        components = sitk.ConnectedComponent(sitk.GetImageFromArray(np.ascontiguousarray(mask[box])), True)
+        labels[box] = sitk.GetArrayFromImage(sitk.RelabelComponent(components))
     return labels

@@ -187,18 +187,34 @@ def _diameter_mm(index: npt.NDArray[np.intp], geometry: Geometry) -> float:
         crossing[:, axis] += 0.5
         points.append(crossing)
     surface_mm = np.concatenate(points) * np.array(geometry.spacing_mm)
-    return _farthest_mm(_corners(surface_mm))
-
-
-def _corners(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Points `(n, 3)` less those between two others on a line along an axis, which cannot be farthest apart."""
     for axis in range(3):
-        others = [other for other in range(3) if other != axis]
-        order = np.lexsort((points[:, axis], points[:, others[1]], points[:, others[0]]))
-        points = points[order]
-        new_line = (np.diff(points[:, others], axis=0) != 0).any(axis=1)
-        points = points[np.concatenate([[True], new_line]) | np.concatenate([new_line, [True]])]
-    return points
+        surface_mm = _hulls_of_slices(surface_mm, axis)
+    return _farthest_mm(surface_mm)
+
+
+def _hulls_of_slices(points: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
+    """Of points `(n, 3)`, the corners of the convex hull of each slice along `axis`: the farthest two are such."""
+    along = (axis, (axis + 1) % 3, (axis + 2) % 3)
+    points = points[np.lexsort([points[:, other] for other in reversed(along)])]
+    starts = np.flatnonzero(np.diff(points[:, axis], prepend=-np.inf))
+    corners = []
+    for part in np.split(points, starts[1:]):
+        ordered = part.tolist()
+        corners += _half_hull(ordered, along[1], along[2]) + _half_hull(ordered[::-1], along[1], along[2])
+    return np.array(corners)
+
+
+def _half_hull(points: list[list[float]], a: int, b: int) -> list[list[float]]:
+    """One side of the hull of `points`, sorted in the plane of coordinates `a` and `b` (Andrew's monotone chain)."""
+    hull: list[list[float]] = []
+    for point in points:
+        while len(hull) > 1:
+            first, last = hull[-2:]
+            if (last[a] - first[a]) * (point[b] - first[b]) > (last[b] - first[b]) * (point[a] - first[a]):
+                break
+            hull.pop()
+        hull.append(point)
+    return hull
 
 
 def _farthest_mm(points_mm: npt.NDArray[np.float64]) -> float:

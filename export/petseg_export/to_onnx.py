@@ -66,8 +66,17 @@ def export_onnx(
         "epochs": module.trained_epochs,
         "network": {"name": module.config.network, **module.config.network_settings},
     }
-    manifest = make_manifest(module.config, name, version, provenance)
-    model = _to_onnx(module.network, module.config.patch_size, module.config.fit_multiple)
+    return module, write_model(module.network, make_manifest(module.config, name, version, provenance), output)
+
+
+def write_model(network: nn.Module, manifest: ModelManifest, output: Path) -> ModelManifest:
+    """Write a network of logits as a model with its manifest and its self-test; returns the manifest with the digest.
+
+    Raises
+    ------
+    ModelError : if the exported graph is not valid ONNX.
+    """
+    model = _to_onnx(network, manifest.patch_size, manifest.fit_multiple)
     # The graph precedes the metadata in the file, and its bytes do not depend on it.
     manifest = replace(manifest, weights_sha256=graph_sha256(model.SerializeToString()))
     entry = model.metadata_props.add()
@@ -77,7 +86,7 @@ def export_onnx(
         raise ModelError("The exported graph changed as the manifest was written into it. Report this as a bug.")
     with whole_file(output) as temporary:
         temporary.write_bytes(with_results(content, manifest))
-    return module, manifest
+    return manifest
 
 
 def with_results(model: bytes, manifest: ModelManifest) -> bytes:
