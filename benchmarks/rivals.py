@@ -1,10 +1,9 @@
 """What users would pick in place of petseg-run, each as one command from the scan's file to the mask's file.
 
-    python benchmarks/rivals.py {monai,windows,nnunet} MODEL.onnx SCAN MASK [--bf16]
+    python benchmarks/rivals.py {monai,windows} MODEL.onnx SCAN MASK [--bf16]
 
 `monai`: PyTorch eager and MONAI's sliding window as MONAI's bundles run it: the whole volume, overlap 0.5, Gaussian.
 `windows`: PyTorch eager on exactly the windows of petseg-run.
-`nnunet`: nnU-Net v2's predictor with the network of its default 3d_fullres plan, untrained, without mirroring.
 
 The weights are those of the ONNX file. Reading, resampling, normalising and writing are PETSeg's own in all of them, so
 what differs is the framework, the network's implementation and the tiling. Each imports only what it needs.
@@ -13,7 +12,7 @@ what differs is the framework, the network's implementation and the tiling. Each
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +31,6 @@ from petseg_runtime.volume import FloatArray
 from petseg_train.networks import NETWORKS
 
 WHOLE_VOLUME_MM = 1e4  # a margin round the body that no scan reaches beyond
-NNUNET_PATCH = (128, 128, 128)
 
 
 def torch_network(model: Path) -> torch.nn.Module:
@@ -70,54 +68,10 @@ def windows(network: torch.nn.Module, prepared: NetworkInput, manifest: ModelMan
     )
 
 
-def nnunet(prepared: NetworkInput) -> FloatArray:
-    """nnU-Net's predictor on the same grid."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    stages = 6
-    network = get_network_from_plans(
-        "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        {
-            "n_stages": stages,
-            "features_per_stage": [32, 64, 128, 256, 320, 320],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * stages,
-            "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-            "n_conv_per_stage": [2] * stages,
-            "n_conv_per_stage_decoder": [2] * (stages - 1),
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        1,
-        2,
-        deep_supervision=False,
-    )
-    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
-    predictor.network = network
-
-    class Configuration:
-        patch_size = NNUNET_PATCH
-
-    class Labels:
-        num_segmentation_heads = 2
-
-    predictor.configuration_manager, predictor.label_manager = Configuration(), Labels()
-    predictor.allowed_mirroring_axes = None
-    logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(prepared.array)[None])
-    return torch.softmax(logits.float(), 0)[1].numpy()
-
-
 def main() -> None:
     """Run one rival."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rival", choices=("monai", "windows", "nnunet"))
+    parser.add_argument("rival", choices=("monai", "windows"))
     parser.add_argument("model", type=Path)
     parser.add_argument("scan", type=Path)
     parser.add_argument("mask", type=Path)
@@ -126,15 +80,12 @@ def main() -> None:
 
     manifest = read_model(arguments.model).manifest
     volume = read_volume(arguments.scan, "suvbw")
-    whole = arguments.rival != "windows"
-    spec = replace(manifest.preprocessing, body_margin_mm=WHOLE_VOLUME_MM) if whole else manifest.preprocessing
+    run, spec = windows, manifest.preprocessing
+    if arguments.rival == "monai":
+        run, spec = monai, replace(spec, body_margin_mm=WHOLE_VOLUME_MM)
     prepared = preprocess(volume, spec)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
-        if arguments.rival == "nnunet":
-            probabilities = nnunet(prepared)
-        else:
-            run: Callable[..., FloatArray] = monai if arguments.rival == "monai" else windows
-            probabilities = run(torch_network(arguments.model), prepared, manifest)
+        probabilities = run(torch_network(arguments.model), prepared, manifest)
     mask = threshold_mask(restore(np.ascontiguousarray(probabilities), prepared.frame), manifest.threshold)
     write_image(mask, volume.geometry, arguments.mask)
 

@@ -1,4 +1,4 @@
-"""What the benchmark runs on: a whole-body scan and a network of the paper's width, both made from what PETSeg ships."""
+"""What the benchmark runs on: a whole-body scan and a network of the paper's width, made from what PETSeg ships."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPACING_MM = (2.0, 4.0, 4.0)
 
 
 def write_body(example: Path, slices: int, output: Path) -> None:
-    """The example scan on 150 x 150 voxels of 4 mm and slices of 2 mm, and its mirror image above, and so on upwards."""
+    """The example scan on 150 x 150 voxels of 4 mm and slices of 2 mm, its mirror image above it, and so on."""
     image = sitk.ReadImage(str(example))
     resampler = sitk.ResampleImageFilter()
     depth = int(image.GetSize()[2] * image.GetSpacing()[2] / SPACING_MM[0])

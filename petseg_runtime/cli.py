@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,14 +81,24 @@ def _overrides(options: argparse.Namespace) -> SuvOverrides:
     )
 
 
+def _load(options: argparse.Namespace) -> Segmenter:
+    from petseg_runtime.segmenter import Segmenter, user_cache
+
+    return Segmenter(options.model, options.device, options.backend, options.threads, options.precision, user_cache())
+
+
 def _run(options: argparse.Namespace, messages: Console) -> None:
+    with ThreadPoolExecutor(1) as loader:  # the model loads while the rest is imported and the scans are looked for
+        _run_with(loader.submit(_load, options), options, messages)
+
+
+def _run_with(loading: Future[Segmenter], options: argparse.Namespace, messages: Console) -> None:
     # Imported here, so that --help and usage errors answer at once.
     import SimpleITK as sitk
 
     from petseg_runtime.console import print_table
     from petseg_runtime.outputs.files import prepare_folder
     from petseg_runtime.runner import RunSettings, write_summary
-    from petseg_runtime.segmenter import Segmenter
     from petseg_runtime.volume import Unit
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings hold paths; what matters is checked and said
@@ -113,7 +124,7 @@ def _run(options: argparse.Namespace, messages: Console) -> None:
         )
     if settings.output is not None:
         prepare_folder(settings.output)
-    segmenter = Segmenter(options.model, options.device, options.backend, options.threads, options.precision)
+    segmenter = loading.result()
     results = _run_scans(scans, segmenter, settings, options, messages, failures)
     summary: tuple[Path, ...] = ()
     if wanted > 1 and (settings.statistics or settings.report):

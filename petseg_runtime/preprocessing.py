@@ -131,7 +131,7 @@ def body_threshold(array: FloatArray, share: float) -> float:
 
 
 def _body_box(body: npt.NDArray[np.bool_], spacing_mm: Triple, margin_mm: float) -> Box:
-    """Bounding box of the body with a margin, within the scan; what is thinner than three voxels is noise in the air."""
+    """Bounding box of the body with a margin, within the scan; what is thinner than three voxels is noise."""
     core = body
     for axis in range(3):
         core = _eroded(core, axis)

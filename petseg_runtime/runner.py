@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.io.images import write_image
 from petseg_runtime.io.scans import Scan
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
-from petseg_runtime.outputs.dicom_source import Equipment, Source, read_source
 from petseg_runtime.outputs.files import prepare_folder, staged, whole_file, write_json
 from petseg_runtime.outputs.preview import write_preview
 from petseg_runtime.outputs.radiomics import RadiomicsSettings, check_installed, write_radiomics
@@ -26,6 +26,9 @@ from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.segmenter import Segmenter, check_options
 from petseg_runtime.sliding_window import Progress
 from petseg_runtime.volume import Unit, Volume
+
+if TYPE_CHECKING:
+    from petseg_runtime.outputs.dicom_source import Source
 
 OUTPUT_TYPES = ("nifti", "dicom-seg", "dicom-sr", "dicom-rtstruct")
 
@@ -124,7 +127,11 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
     record = f"{scan.name}_run.json"
     with staged(folder, last=record) as stage:
         files = _write(scan.name, volume, segmentation, stage, settings, segmenter, source)
-        timings_s = {"reading": round(reading_s, 4), **segmentation.timings_s}
+        timings_s = {
+            "loading": round(segmenter.loading_s, 4),
+            "reading": round(reading_s, 4),
+            **segmentation.timings_s,
+        }
         report, last = stage / f"{scan.name}_report.html", stage / record
         files += [report, last] if settings.report else [last]
         outputs = [file.name for file in files]
@@ -176,6 +183,8 @@ def _source(scan: Scan, volume: Volume, settings: RunSettings) -> Source | None:
             f"{scan.name} is not a DICOM series, so there is nothing that DICOM results could refer to. Leave out "
             f"--output-type {' and '.join(kind for kind in settings.output_types if kind != 'nifti')}."
         )
+    from petseg_runtime.outputs.dicom_source import read_source
+
     return read_source(volume.source, volume.geometry)
 
 
@@ -222,6 +231,7 @@ def _write(
                 write_image(segmentation.probabilities, segmentation.geometry, temporary)
     if source is not None:
         from petseg_runtime.outputs.dicom import write_dicom  # takes half a second to import
+        from petseg_runtime.outputs.dicom_source import Equipment
 
         equipment = Equipment(segmenter.manifest.name, segmenter.manifest.version, segmenter.model_sha256)
         files += write_dicom(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.resources import as_file, files
@@ -49,6 +50,7 @@ class Segmenter:
     threads : CPU threads of the inference; by default the backend decides.
     precision : on the CPU "f32", or "bf16" where this machine passed the model's self-test with it; "auto" takes bf16
         there and f32 elsewhere.
+    cache : folder that keeps the compiled network for the next start, such as `user_cache()`; None writes nothing.
 
     Raises
     ------
@@ -66,6 +68,7 @@ class Segmenter:
     manifest: ModelManifest
     model_sha256: str
     choice: str  # which backend and device were taken, and why
+    loading_s: float = 0.0
 
     def __init__(
         self,
@@ -74,18 +77,23 @@ class Segmenter:
         backend: str = "auto",
         threads: int | None = None,
         precision: str = "auto",
+        cache: Path | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}.")
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}, expected at least 1.")
+        started = perf_counter()
         if model is not None:
-            self._open(Path(model), backend, device, threads, precision)
+            self._open(Path(model), backend, device, threads, precision, cache)
         else:
             with as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL) as path:
-                self._open(path, backend, device, threads, precision)
+                self._open(path, backend, device, threads, precision, cache)
+        self.loading_s = perf_counter() - started
 
-    def _open(self, path: Path, backend: str, device: str, threads: int | None, precision: str) -> None:
+    def _open(
+        self, path: Path, backend: str, device: str, threads: int | None, precision: str, cache: Path | None
+    ) -> None:
         if path.suffix == ENGINE_SUFFIX:
             engine = read_engine(path)
             self.manifest, self.model_sha256 = engine.manifest, engine.sha256
@@ -115,8 +123,9 @@ class Segmenter:
                 found = None
         reduced = precision == "bf16" or (precision == "auto" and _passed_bf16(record))
         chosen = "bf16" if reduced else "f32"
+        window = None if self.manifest.fit_multiple else self.manifest.patch_size
         self._backend, choice = open_backend(
-            model.content, backend, device, threads, found, _cache_of(beside), precision=chosen
+            model.content, backend, device, threads, found, _cache_of(beside), chosen, cache, window
         )
         self.choice = choice + left_alone
         in_engine = found is not None and self.backend_name.startswith(found.info.flavour)
@@ -238,6 +247,11 @@ def check_options(overlap: float | None, threshold: float | None) -> None:
         raise UsageError(f"overlap is {overlap}, expected 0 to {MAX_OVERLAP}.")
     if threshold is not None and not 0 < threshold < 1:
         raise UsageError(f"threshold is {threshold}, expected a number between 0 and 1.")
+
+
+def user_cache() -> Path:
+    """Where compiled networks are kept for a user, by the XDG base directory specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "petseg"
 
 
 def _passed_bf16(record: Record | None) -> bool:

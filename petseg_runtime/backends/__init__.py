@@ -9,6 +9,7 @@ from pathlib import Path
 from petseg_runtime.backends.base import Backend
 from petseg_runtime.engine import EngineFile
 from petseg_runtime.errors import BackendError, ModelError
+from petseg_runtime.volume import Shape
 
 __all__ = ["Backend", "has_gpu_build", "open_backend"]
 
@@ -23,6 +24,8 @@ def open_backend(
     engine: EngineFile | None = None,
     engine_cache: Path | None = None,
     precision: str = "f32",
+    cache: Path | None = None,
+    window: Shape | None = None,
 ) -> tuple[Backend, str]:
     """Load a model where the caller asked for it, and say in one sentence what was taken and why.
 
@@ -34,6 +37,7 @@ def open_backend(
         CUDA through ONNX Runtime, then the CPU; an explicit device or backend never falls back.
     engine : of the same model.
     engine_cache : see `TensorRtBackend`.
+    cache, window : see `OpenVinoBackend`.
     precision : of OpenVINO, "f32" or "bf16"; the others run in that of the model or engine.
 
     Raises
@@ -76,7 +80,7 @@ def open_backend(
         return _chosen(OnnxRuntimeBackend(model, None, threads), reason)
     from petseg_runtime.backends.openvino import OpenVinoBackend
 
-    return _chosen(OpenVinoBackend(model, threads, precision), reason)
+    return _chosen(OpenVinoBackend(model, threads, precision, cache, window), reason)
 
 
 def _tensorrt(engine: EngineFile | None, backend: str, device: str, gpu: int | None, cache: Path | None) -> Backend:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from contextlib import suppress
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from petseg_runtime.backends.base import check_one_input_and_output
+from petseg_runtime.backends.compiled import CompiledNetwork
 from petseg_runtime.errors import BackendError, ModelError
-from petseg_runtime.volume import FloatArray
+from petseg_runtime.volume import FloatArray, Shape
 
 if "openvino" not in sys.modules:
     # OpenVINO reports its import over the network. Where its telemetry package is absent it uses a stub of its own.
@@ -24,6 +28,8 @@ else:
 
 # Compiled networks that are kept, where windows fit themselves to bodies of many sizes.
 _SHAPES_KEPT = 4
+# Counts up with every change to what is done to a network before it is compiled.
+_FORM = 1
 
 
 class OpenVinoBackend:
@@ -32,13 +38,26 @@ class OpenVinoBackend:
     OpenVINO turns to bfloat16 by itself where the CPU has it. Masks must not depend on the machine, so the
     precision is set here: "f32", or "bf16" where the machine passed the model's self-test with it.
 
+    Parameters
+    ----------
+    threads : of one inference; None leaves the choice to OpenVINO.
+    cache : folder that keeps the compiled network for the next start; None keeps nothing.
+    window : the one size `(z, y, x)` of its windows, to be ready for at once; None where there are several.
+
     Raises
     ------
     ModelError : if OpenVINO cannot load the model.
     BackendError : if it cannot run it on this CPU, or the CPU has no bf16.
     """
 
-    def __init__(self, model: bytes, threads: int | None = None, precision: str = "f32") -> None:
+    def __init__(
+        self,
+        model: bytes,
+        threads: int | None = None,
+        precision: str = "f32",
+        cache: Path | None = None,
+        window: Shape | None = None,
+    ) -> None:
         self._core = openvino.Core()
         if precision == "bf16" and not has_bf16():
             raise BackendError("This CPU has no bf16. Use --precision f32.")
@@ -50,17 +69,14 @@ class OpenVinoBackend:
         }
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
-        try:
-            self._network = self._core.read_model(model)
-        except RuntimeError as error:
-            raise ModelError(f"OpenVINO cannot load the model: {_first_line(error)}") from error
-        check_one_input_and_output(len(self._network.inputs), len(self._network.outputs))
+        self._model, self._cache = model, cache
         self._compiling = threading.Lock()
         self._of_thread = threading.local()
         self.compiled = lru_cache(_SHAPES_KEPT)(self._compile)
-        sides = list(self._network.inputs[0].get_partial_shape())[2:]
-        if all(side.is_static for side in sides):  # there is one size of window: what cannot run is refused at once
-            self.compiled((1, 1, *(side.get_length() for side in sides)))
+        if window is None:
+            _ = self._network  # what cannot be loaded is refused at once
+        else:
+            self.compiled((1, 1, *window))
 
     device = "cpu"
 
@@ -85,8 +101,22 @@ class OpenVinoBackend:
             self._of_thread.shape = shape
         return self._of_thread.request
 
+    @cached_property
+    def _network(self) -> Any:
+        try:
+            network = self._core.read_model(self._model)
+        except RuntimeError as error:
+            raise ModelError(f"OpenVINO cannot load the model: {_first_line(error)}") from error
+        check_one_input_and_output(len(network.inputs), len(network.outputs))
+        return network
+
     def _compile(self, shape: tuple[int, ...]) -> Any:
         """The network for windows of one shape, which is faster than one for all and holds no more than it needs."""
+        kept = None if self._cache is None else CompiledNetwork(self._cache, self._key(shape))
+        blob = None if kept is None else kept.read()
+        if blob is not None:
+            with suppress(RuntimeError):  # of a version that says it is the same, and is not
+                return self._core.import_model(blob, "CPU", self._settings)
         taken = self._network.inputs[0].get_partial_shape()
         if not taken.compatible(openvino.PartialShape(list(shape))):
             raise BackendError(f"OpenVINO cannot run the model on windows of {shape}: it takes {taken}.")
@@ -94,9 +124,29 @@ class OpenVinoBackend:
             network = self._network.clone()
             network.reshape({0: list(shape)})
             _average_in_two_steps(network)
-            return self._core.compile_model(network, "CPU", self._settings)
+            compiled = self._core.compile_model(network, "CPU", self._settings)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot run the model on this CPU: {_first_line(error)}") from error
+        if kept is not None:
+            kept.write(compiled.export_model().getvalue())
+        return compiled
+
+    def _key(self, shape: tuple[int, ...]) -> str:
+        """All that a compiled network depends on."""
+        cpu = (
+            self._core.get_property("CPU", "FULL_DEVICE_NAME"),
+            self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+        )
+        return repr(
+            (
+                _FORM,
+                openvino.__version__,
+                cpu,
+                sorted(self._settings.items()),
+                hashlib.sha256(self._model).hexdigest(),
+                shape,
+            )
+        )
 
 
 def _average_in_two_steps(network: Any) -> None:

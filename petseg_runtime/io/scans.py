@@ -8,15 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from petseg_runtime.errors import InputError, UsageError
-from petseg_runtime.io.dicom import Header, group_by_study, pet_volume, read_headers
 from petseg_runtime.io.images import IMAGE_SUFFIXES, image_suffix, read_image
 from petseg_runtime.io.suv import suvbw_of_activity
 from petseg_runtime.io.suv_attributes import DOSE, NO_OVERRIDES, OPTIONS, WEIGHT, SuvOverrides
 from petseg_runtime.volume import Unit, Volume
+
+if TYPE_CHECKING:
+    from petseg_runtime.io.dicom import Header
 
 _UNIT_NAMES = {Unit.SUVBW: "SUVbw", Unit.BQML: "Bq/ml"}
 
@@ -66,6 +69,8 @@ class Scan:
         InputError : if the scan is refused, or an override has no use for it.
         """
         if self.image is None:
+            from petseg_runtime.io.dicom import pet_volume
+
             return pet_volume(self.dicom, overrides)
         volume = read_image(self.image, unit)
         if unit is not Unit.UNKNOWN:
@@ -119,8 +124,11 @@ def find_scans(path: Path) -> list[Scan]:
     files = _files_in(path)
     images = [file for file in files if image_suffix(file)]
     scans = [Scan(_stem(file), file.parent.relative_to(path), file.parent, file) for file in images]
-    headers = read_headers([file for file in files if not image_suffix(file)])
-    scans += [_study(study, path) for study in group_by_study(headers)]
+    others = [file for file in files if not image_suffix(file)]
+    if others:
+        from petseg_runtime.io.dicom import group_by_study, read_headers  # takes a fifth of a second to import
+
+        scans += [_study(study, path) for study in group_by_study(read_headers(others))]
     if not scans:
         raise InputError(f"{path.name} holds no scan: no {', '.join(IMAGE_SUFFIXES)} file and no DICOM file.")
     return sorted(scans, key=lambda scan: (scan.folder, scan.name))
