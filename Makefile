@@ -27,5 +27,16 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready
-	$(BIN)/python benchmarks/command.py
+# nnU-Net brings its own PyTorch.
+.venv-nnunet/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-nnunet
+	.venv-nnunet/bin/python -m pip install --quiet --disable-pip-version-check . 'nnunetv2>=2.6'
+	touch $@
+
+# Patients that no training saw.
+runs/unseen/cohort.csv: | .venv/ready
+	$(BIN)/petseg-train simulate -o runs/unseen --patients 20 --seed 4711
+
+# Half an hour in which the machine should do nothing else; rewrites docs/performance.md.
+bench: .venv/ready .venv-nnunet/ready runs/unseen/cohort.csv
+	$(BIN)/python benchmarks/performance.py --cohort runs/unseen/cohort.csv --nnunet-python .venv-nnunet/bin/python

@@ -195,28 +195,22 @@ def _run_scans(
     """Run each scan; one that fails is reported, added to `failures` and passed over, unless it is the only one."""
     from petseg_runtime.console import print_notes, progress_bar
     from petseg_runtime.outputs.files import remove_leavings
-    from petseg_runtime.runner import finished, run_scan
+    from petseg_runtime.runner import run_scans
 
     for folder in {settings.folder_for(scan) for scan in scans} if options.resume else ():
         remove_leavings(folder)
     results: list[ScanResult] = []
     with progress_bar(messages, visible=not options.quiet) as bar:
         task = bar.add_task("", total=len(scans))
-        for number, scan in enumerate(scans):
 
-            def show(done: int, windows: int, number: int = number) -> None:
-                bar.update(task, completed=number + done / windows)
+        def show(number: int, done: int, windows: int) -> None:
+            bar.update(task, description=scans[number].name, completed=number + done / windows)
 
-            bar.update(task, description=scan.name, completed=number)
-            try:
-                done = finished(scan, segmenter, settings) if options.resume else None
-                result = done or run_scan(scan, segmenter, settings, show)
-            except (BrokenPipeError, KeyboardInterrupt):
-                raise
-            except Exception as error:  # whatever a scan does, the scans after it are done
-                if len(options.input) == len(scans) == 1:
-                    raise
-                known = error if isinstance(error, PetsegError) else _unexpected(error)
+        for scan, result in run_scans(scans, segmenter, settings, options.resume, show):
+            if isinstance(result, Exception):
+                if len(options.input) == len(scans) == 1 or isinstance(result, BrokenPipeError):
+                    raise result
+                known = result if isinstance(result, PetsegError) else _unexpected(result)
                 name = str(scan.folder / scan.name)
                 _report_failure(name, known, options, messages)
                 failures.append((name, known))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -103,16 +107,125 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
     ------
     PetsegError : if the scan is refused or its results cannot be written.
     """
-    folder = settings.folder_for(scan)
-    prepare_folder(folder)
+    return _write(_segment(_read(scan, segmenter, settings), segmenter, settings, progress), segmenter, settings)
+
+
+Report = Callable[[int, int, int], None]
+
+
+def run_scans(
+    scans: Sequence[Scan],
+    segmenter: Segmenter,
+    settings: RunSettings,
+    resume: bool = False,
+    progress: Report | None = None,
+) -> Iterator[tuple[Scan, ScanResult | Exception]]:
+    """Run scans one after the other, in their order; the next is read and the last written while one is computed.
+
+    Parameters
+    ----------
+    resume : what is `finished` is not done again.
+    progress : called with the number of the scan, its windows done and its windows in all.
+
+    Yields
+    ------
+    Each scan with its result, or with the exception that it ended in; the scans after it are done all the same.
+    """
+    with ThreadPoolExecutor(1, "reading") as reader, ThreadPoolExecutor(1, "writing") as writer:
+        reading: deque[Future[_Prepared | ScanResult]] = deque()
+        writing: deque[tuple[Scan, Future[ScanResult]]] = deque()
+        waiting = iter(scans)
+
+        def read_next() -> None:
+            for scan in islice(waiting, 1):
+                reading.append(reader.submit(_read_or_recall, scan, segmenter, settings, resume))
+
+        read_next()
+        try:
+            for number, scan in enumerate(scans):
+                read = reading.popleft()
+                read_next()  # one scan ahead
+                writing.append((scan, _started(read, number, segmenter, settings, progress, writer)))
+                while len(writing) > 1 or (writing and writing[0][1].done()):
+                    yield _outcome(*writing.popleft())
+            while writing:
+                yield _outcome(*writing.popleft())
+        finally:
+            for future in reading:
+                future.cancel()
+
+
+def _started(
+    read: Future[_Prepared | ScanResult],
+    number: int,
+    segmenter: Segmenter,
+    settings: RunSettings,
+    progress: Report | None,
+    writer: ThreadPoolExecutor,
+) -> Future[ScanResult]:
+    """Segment what was read, and hand it to the writer; what goes wrong is in the future."""
+    future: Future[ScanResult] = Future()
+    try:
+        prepared = read.result()
+        if isinstance(prepared, ScanResult):
+            future.set_result(prepared)
+            return future
+        segmented = _segment(prepared, segmenter, settings, partial(progress, number) if progress else None)
+    except Exception as error:  # whatever a scan does, the scans after it are done
+        future.set_exception(error)
+        return future
+    return writer.submit(_write, segmented, segmenter, settings)
+
+
+def _outcome(scan: Scan, future: Future[ScanResult]) -> tuple[Scan, ScanResult | Exception]:
+    try:
+        return scan, future.result()
+    except Exception as error:
+        return scan, error
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A scan in memory, ready to be segmented."""
+
+    scan: Scan
+    key: str
+    volume: Volume
+    source: Source | None
+    reading_s: float
+
+
+@dataclass(frozen=True)
+class _Segmented:
+    prepared: _Prepared
+    segmentation: Segmentation
+
+
+def _read_or_recall(scan: Scan, segmenter: Segmenter, settings: RunSettings, resume: bool) -> _Prepared | ScanResult:
+    done = finished(scan, segmenter, settings) if resume else None
+    return done or _read(scan, segmenter, settings)
+
+
+def _read(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> _Prepared:
+    prepare_folder(settings.folder_for(scan))
     key = _run_key(scan, segmenter, settings)
     started = perf_counter()
     volume = scan.read(settings.unit, settings.overrides)
     reading_s = perf_counter() - started
-    source = _source(scan, volume, settings)
+    return _Prepared(scan, key, volume, _source(scan, volume, settings), reading_s)
+
+
+def _segment(prepared: _Prepared, segmenter: Segmenter, settings: RunSettings, progress: Progress | None) -> _Segmented:
     segmentation = segmenter.segment(
-        volume, progress, overlap=settings.overlap, threshold=settings.threshold, tta=settings.tta
+        prepared.volume, progress, overlap=settings.overlap, threshold=settings.threshold, tta=settings.tta
     )
+    return _Segmented(prepared, segmentation)
+
+
+def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -> ScanResult:
+    prepared, segmentation = segmented.prepared, segmented.segmentation
+    scan, volume, source = prepared.scan, prepared.volume, prepared.source
+    folder = settings.folder_for(scan)
     started = perf_counter()
     decisions = (*volume.notes, *(source.notes if source else ()))
     warnings = _warnings(volume, segmentation)
@@ -126,17 +239,17 @@ def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: 
     }
     record = f"{scan.name}_run.json"
     with staged(folder, last=record) as stage:
-        files = _write(scan.name, volume, segmentation, stage, settings, segmenter, source)
+        files = _write_outputs(scan.name, volume, segmentation, stage, settings, segmenter, source)
         timings_s = {
             "loading": round(segmenter.loading_s, 4),
-            "reading": round(reading_s, 4),
+            "reading": round(prepared.reading_s, 4),
             **segmentation.timings_s,
         }
         report, last = stage / f"{scan.name}_report.html", stage / record
         files += [report, last] if settings.report else [last]
         outputs = [file.name for file in files]
         statistics = segmentation.statistics
-        content = run_record(segmenter, key, statistics, used, timings_s, outputs, decisions, warnings)
+        content = run_record(segmenter, prepared.key, statistics, used, timings_s, outputs, decisions, warnings)
         if settings.report:
             write_report(scan.name, volume, segmentation, segmenter.manifest, content, report)
         timings_s["writing"] = round(perf_counter() - started, 4)
@@ -211,7 +324,7 @@ def write_summary(
     return table, index
 
 
-def _write(
+def _write_outputs(
     name: str,
     volume: Volume,
     segmentation: Segmentation,

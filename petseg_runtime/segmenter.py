@@ -125,7 +125,15 @@ class Segmenter:
         chosen = "bf16" if reduced else "f32"
         window = None if self.manifest.fit_multiple else self.manifest.patch_size
         self._backend, choice = open_backend(
-            model.content, backend, device, threads, found, _cache_of(beside), chosen, cache, window
+            model.content,
+            backend,
+            device,
+            threads,
+            found,
+            _cache_of(beside),
+            precision=chosen,
+            cache=cache,
+            window=window,
         )
         self.choice = choice + left_alone
         in_engine = found is not None and self.backend_name.startswith(found.info.flavour)

@@ -41,7 +41,7 @@ def self_test(model: Path | None = None, threads: int | None = None) -> tuple[Re
         expected = unpack(model_file.results, model_file.manifest.patch_size)
         outcomes: list[Outcome] = []
         passed_over = []
-        for precision, opened in _candidates(model_file, path, threads):
+        for precision, _, opened in candidates(model_file, path, threads):
             try:
                 backend = opened()
                 threshold = model_file.manifest.threshold
@@ -69,22 +69,23 @@ def write_record(record: Record, path: Path) -> None:
     write_json({"petseg_version": __version__, **record.to_json()}, path)
 
 
-def _candidates(model: ModelFile, path: Path, threads: int | None) -> Iterator[tuple[str, Callable[[], Backend]]]:
+def candidates(model: ModelFile, path: Path, threads: int | None) -> Iterator[tuple[str, str, Callable[[], Backend]]]:
+    """Precision, backend and how to open it, of all that could run the model here; opening may fail."""
     from petseg_runtime.backends.openvino import OpenVinoBackend, has_bf16
 
-    yield "f32", lambda: OpenVinoBackend(model.content, threads)
+    yield "f32", "openvino", lambda: OpenVinoBackend(model.content, threads)
     if has_bf16():
-        yield "bf16", lambda: OpenVinoBackend(model.content, threads, "bf16")
+        yield "bf16", "openvino", lambda: OpenVinoBackend(model.content, threads, "bf16")
     if find_spec("onnxruntime") is not None:
         from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-        yield "f32", lambda: OnnxRuntimeBackend(model.content, None, threads)
+        yield "f32", "onnxruntime", lambda: OnnxRuntimeBackend(model.content, None, threads)
         if has_gpu_build():
-            yield "f32", lambda: OnnxRuntimeBackend(model.content, 0, threads)
+            yield "f32", "onnxruntime", lambda: OnnxRuntimeBackend(model.content, 0, threads)
     beside = path.with_suffix(ENGINE_SUFFIX)
     if beside.is_file():
         engine = read_engine(beside)
         check_origin(engine, model)
         from petseg_runtime.backends.tensorrt import TensorRtBackend
 
-        yield engine.info.precision, lambda: TensorRtBackend(engine)
+        yield engine.info.precision, "tensorrt", lambda: TensorRtBackend(engine)

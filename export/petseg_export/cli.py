@@ -101,18 +101,15 @@ def verify(
     volume: Annotated[list[Path], typer.Option(help="scan to compare on; repeatable")],
     checkpoint: Annotated[Path | None, typer.Option(help="also run the PyTorch network, as the reference")] = None,
 ) -> None:
-    """Compare PyTorch, ONNX Runtime and OpenVINO side by side; non-zero exit on drift."""
-    from petseg_export.verify import compare, require_agreement
-    from petseg_runtime import Segmenter, read_volume
+    """Compare every backend and precision of this machine side by side; non-zero exit on drift."""
+    from petseg_export.verify import compare, require_agreement, segmenters_of
+    from petseg_runtime import read_volume
 
     agreements = []
     for model in models:
-        segmenters = [Segmenter(model, "cpu", backend) for backend in ("onnxruntime", "openvino")]
-        if checkpoint is not None:
-            from petseg_train.inference import torch_segmenter
-            from petseg_train.training import load_module
-
-            segmenters.insert(0, torch_segmenter(load_module(checkpoint)))
+        segmenters, passed_over = segmenters_of(model, checkpoint)
+        for reason in passed_over:
+            console.print(reason, style="dim")
         found = [agreement for path in volume for agreement in compare(segmenters, read_volume(path), path.name)]
         _print_agreements(found)
         agreements += found

@@ -20,6 +20,12 @@ except ImportError as missing:
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+# Windows are of few sizes, so the search for the fastest convolution pays, and memory is taken as it is needed.
+_CUDA_OPTIONS = {
+    "cudnn_conv_algo_search": "EXHAUSTIVE",
+    "cudnn_conv_use_max_workspace": "1",
+    "arena_extend_strategy": "kSameAsRequested",
+}
 
 
 class OnnxRuntimeBackend:
@@ -51,7 +57,7 @@ class OnnxRuntimeBackend:
         if gpu is not None:
             # Without this a node that CUDA lacks, or a missing CUDA library, silently runs on the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        provider_options = {} if gpu is None else {"device_id": str(gpu)}
+        provider_options = {} if gpu is None else {"device_id": str(gpu), **_CUDA_OPTIONS}
         try:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=[wanted], provider_options=[provider_options]
@@ -65,7 +71,7 @@ class OnnxRuntimeBackend:
         check_one_input_and_output(len(self._session.get_inputs()), len(self._session.get_outputs()))
         self.device = "cpu" if gpu is None else f"gpu:{gpu}"
         self._where = "CPU" if gpu is None else f"CUDA GPU {gpu}"
-        self._input = self._session.get_inputs()[0].name
+        self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
 
     @property
     def name(self) -> str:
@@ -74,7 +80,11 @@ class OnnxRuntimeBackend:
     def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
         for window in windows:
             try:
-                probabilities: FloatArray = self._session.run(None, {self._input: window})[0]
+                binding = self._session.io_binding()
+                binding.bind_cpu_input(self._input, window)
+                binding.bind_output(self._output)
+                self._session.run_with_iobinding(binding)
+                probabilities: FloatArray = binding.copy_outputs_to_cpu()[0]
             except Exception as error:  # no base class of its own here either
                 raise BackendError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
             yield probabilities

@@ -15,6 +15,8 @@ from conftest import body_array
 from onnx import numpy_helper
 from petseg_export.precision import to_mixed_fp16
 from petseg_export.to_engine import PORTABLE, build_engine
+from petseg_export.to_onnx import write_model
+from petseg_export.verify import segmenters_of
 
 from petseg_runtime import Segmenter
 from petseg_runtime.backends import open_backend
@@ -24,6 +26,7 @@ from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.manifest import read_model
 from petseg_runtime.segmenter import BUNDLED_MODEL
 from petseg_runtime.volume import Geometry, Volume
+from petseg_train.networks import ResidualScseUNet
 
 BUNDLED = Path(str(files("petseg_runtime") / "models" / BUNDLED_MODEL))
 
@@ -257,6 +260,21 @@ def own_engine(tmp_path: Path) -> Path:
     flavour = "tensorrt_rtx" if here in PORTABLE else "tensorrt"
     build_engine(BUNDLED, tmp_path / "own.engine", flavour, "f32", [here])
     return tmp_path / "own.engine"
+
+
+@without_gpu
+def test_verify_says_why_an_engine_is_left_out(engine_file: Path) -> None:
+    segmenters, (reason,) = segmenters_of(engine_file.with_suffix(".onnx"))
+    assert all("tensorrt" not in segmenter.backend_name for segmenter in segmenters)
+    assert "GPU" in reason
+
+
+def test_an_engine_of_a_model_whose_windows_fit_the_body_is_built(tmp_path: Path) -> None:
+    manifest = replace(read_model(BUNDLED).manifest, patch_size=(32, 32, 32), fit_multiple=16)
+    network = ResidualScseUNet(base_filters=4).eval()
+    write_model(network, manifest, tmp_path / "fits.onnx")
+    info = build_engine(tmp_path / "fits.onnx", tmp_path / "fits.engine", compute_capabilities=["8.6"])
+    assert read_engine(tmp_path / "fits.engine").info == info
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import GEOMETRIES, body_array
 from petseg_export.to_onnx import export_onnx
-from petseg_export.verify import check_parity, compare, require_agreement
+from petseg_export.verify import Agreement, check_parity, compare, require_agreement, segmenters_of
 
 from petseg_runtime import BackendError, ModelError, Segmenter, UsageError, Volume
 from petseg_runtime.manifest import read_model
@@ -219,3 +219,31 @@ def test_windows_that_fit_the_body_are_the_same_in_training_and_in_every_backend
     for backend in ("openvino", "onnxruntime"):
         found = Segmenter(tmp_path / "fits.onnx", "cpu", backend).probabilities(network_input, manifest.overlap)
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_verify_runs_whatever_there_is_and_says_what_does_not_work(
+    exported: tuple[SegmentationModule, Path], trained: Path
+) -> None:
+    segmenters, passed_over = segmenters_of(exported[1], trained)
+    names = [segmenter.backend_name.split()[0] for segmenter in segmenters]
+    assert names[:2] == ["PyTorch", "ONNX"]
+    assert "OpenVINO" in names
+    assert passed_over == ()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dsc", "volume", "fits"),
+    [
+        ("f32", 0.9995, 5e-4, True),
+        ("f32", 0.9985, 5e-4, False),
+        ("bf16", 0.9985, 5e-3, True),
+        ("fp16", 0.9945, 5e-3, False),
+        ("bf16", 0.9985, 2e-2, False),
+    ],
+)
+def test_reduced_precision_is_judged_by_its_masks(precision: str, dsc: float, volume: float, fits: bool) -> None:
+    difference = 1e-4 if precision == "f32" else 0.2
+    agreement = Agreement(
+        "model", f"Backend 1, CPU, {precision}", "reference", "scan", difference, dsc, 3, volume, volume
+    )
+    assert agreement.within_tolerance is fits

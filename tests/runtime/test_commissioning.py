@@ -158,7 +158,7 @@ def cpu_with_bf16(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     class Asked(openvino.OpenVinoBackend):
-        def __init__(self, model: bytes, threads: int | None = None, precision: str = "f32") -> None:
+        def __init__(self, model: bytes, threads: int | None = None, precision: str = "f32", *_: object) -> None:
             asked.append(precision)
             super().__init__(model, threads)
             self._precision = precision

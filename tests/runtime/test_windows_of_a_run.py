@@ -234,7 +234,8 @@ class Command:
     def _open(
         self, model: bytes, backend: str, device: str, threads: int | None, *_: object, **options: object
     ) -> tuple[RecordingBackend, str]:
-        self.opened.append({"backend": backend, "device": device, "threads": threads, **options})
+        precision = options["precision"]
+        self.opened.append({"backend": backend, "device": device, "threads": threads, "precision": precision})
         return self.backend, "Runs on a fake."
 
     def __call__(self, *arguments: str) -> None:
