@@ -54,6 +54,7 @@ def fit(
     config: Config = "paper",
     network: Annotated[Network | None, typer.Option(help="network to train, in place of the config's")] = None,
     leave_out: Annotated[list[str] | None, typer.Option(help="centre to keep out of the training; repeatable")] = None,
+    pretrained: Annotated[Path | None, typer.Option(help="checkpoint whose weights the training begins with")] = None,
     devices: Annotated[int, typer.Option(min=1, help="processes of data-parallel training")] = 1,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
     threads: Threads = None,
@@ -66,7 +67,7 @@ def fit(
     _set_threads(threads)
     cases = _select(read_cohorts(cohort), leave_out or (), keep=False)
     changes = {} if network is None else {"network": network.value}
-    checkpoint = train(cases, load_config(config, **changes), output, devices, accelerator)
+    checkpoint = train(cases, load_config(config, **changes), output, devices, accelerator, pretrained=pretrained)
     print(f"wrote {checkpoint}")
 
 

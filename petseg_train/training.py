@@ -8,6 +8,7 @@ the index of a patch, so on a CPU the weights are those of an uninterrupted run,
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import pickle
 import signal
@@ -50,14 +51,18 @@ class SegmentationModule(lightning.LightningModule):
         self.config = TrainingConfig.from_dict(config)
         self.network = build_network(self.config)
         self.loss = soft_dice_loss(self.config.cross_entropy_weight)
-        self.trained_epochs, self.trained_by = 0, "unknown"  # of the checkpoint it was loaded from
+        # Of the checkpoint it was loaded from; and what its training began with, None where that was chance.
+        self.trained_epochs, self.trained_by = 0, "unknown"
+        self.pretrained_sha256: str | None = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["petseg_commit"] = _commit()
+        checkpoint["petseg_pretrained"] = self.pretrained_sha256
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_epochs = checkpoint["epoch"] + 1
         self.trained_by = checkpoint.get("petseg_commit", "unknown")
+        self.pretrained_sha256 = checkpoint.get("petseg_pretrained")
 
     def on_train_epoch_start(self) -> None:
         self._epoch_start, self._network_s = time.perf_counter(), 0.0
@@ -192,6 +197,7 @@ def fit(
     accelerator: str = "auto",
     cache: Path | None = None,
     cohort: str | None = None,
+    pretrained: Path | None = None,
 ) -> Path:
     """Train on `cases`, resuming what `run_dir` holds; returns the final checkpoint.
 
@@ -201,11 +207,13 @@ def fit(
     devices : processes of data-parallel training (DDP); gloo on CPUs, NCCL on GPUs.
     cache : folder of preprocessed cases, see `load_training_cases`; default in `run_dir`.
     cohort : says which cases these are; default the digest of their files.
+    pretrained : checkpoint of the same network, whose weights the training begins with.
 
     Raises
     ------
     UsageError : if `run_dir` holds a run with other settings or other cases, another process trains in it, or there
         are too few cases.
+    ModelError : if `pretrained` is not a checkpoint of the same network.
     """
     training, tuning = split_tuning(cases, config)
     splits = {"training": [case.name for case in training], "tuning": [case.name for case in tuning]}
@@ -217,7 +225,11 @@ def fit(
         )
     module = SegmentationModule(config.to_dict())  # before anything is written: it refuses what cannot be built
     cohort = cohort_digest(cases) if cohort is None else cohort
-    _claim_run_dir(run_dir, {"config": config.to_dict(), "cohort": cohort, "splits": splits})
+    settings: dict[str, Any] = {"config": config.to_dict(), "cohort": cohort, "splits": splits}
+    if pretrained is not None:
+        _begin_with(module, pretrained)
+        settings["pretrained_sha256"] = module.pretrained_sha256
+    _claim_run_dir(run_dir, settings)
     checkpoint = run_dir / "last.ckpt"
     if (run_dir / "done.json").exists():
         return checkpoint
@@ -230,6 +242,20 @@ def fit(
         )
         _train(module, data, _trainer(config, run_dir, devices, accelerator), checkpoint)
     return checkpoint
+
+
+def _begin_with(module: SegmentationModule, pretrained: Path) -> None:
+    source = load_module(pretrained)
+    if (source.config.network, source.config.network_settings) != (
+        module.config.network,
+        module.config.network_settings,
+    ):
+        raise ModelError(
+            f"{pretrained.name} holds a {source.config.network} with {source.config.network_settings}, expected the "
+            f"config's {module.config.network} with {module.config.network_settings}."
+        )
+    module.network.load_state_dict(source.network.state_dict())
+    module.pretrained_sha256 = hashlib.sha256(pretrained.read_bytes()).hexdigest()
 
 
 def _train(module: SegmentationModule, data: PatchDataModule, trainer: lightning.Trainer, checkpoint: Path) -> None:

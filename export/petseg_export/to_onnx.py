@@ -64,6 +64,7 @@ def export_onnx(
         **training,
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "epochs": module.trained_epochs,
+        **({"pretrained_sha256": module.pretrained_sha256} if module.pretrained_sha256 else {}),
         "network": {"name": module.config.network, **module.config.network_settings},
     }
     return module, write_model(module.network, make_manifest(module.config, name, version, provenance), output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -318,3 +319,26 @@ def test_rivals_by_hand(axial_volume) -> None:
     np.testing.assert_array_equal(t40(axial_volume) > 0, axial_volume.array >= 4.8)
     share = ellipsoid(axial_volume).mean()
     assert share == pytest.approx(4 / 3 * np.pi * 0.3**3, rel=0.05)  # semi-axes of 0.3 of the box's sides
+
+
+def test_training_may_begin_with_the_weights_of_another(
+    trained: Path, cohort_csv: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    """With a learning rate that moves nothing, the weights stay those of the pretrained network."""
+    config = load_config(str(tiny_config), epochs=1, learning_rate=(1e-30, 1e-30))
+    checkpoint = fit(read_cohort(cohort_csv), config, tmp_path / "run", pretrained=trained)
+    before, after = load_module(trained), load_module(checkpoint)
+    for name, weights in before.network.state_dict().items():
+        torch.testing.assert_close(after.network.state_dict()[name], weights, rtol=0, atol=0)
+    assert after.pretrained_sha256 == hashlib.sha256(trained.read_bytes()).hexdigest()
+    with pytest.raises(UsageError, match="other settings"):
+        fit(read_cohort(cohort_csv), config, tmp_path / "run")
+
+
+def test_weights_of_another_network_are_refused(
+    trained: Path, cohort_csv: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    config = load_config(str(tiny_config), network_settings={"base_filters": 6, "levels": 3})
+    with pytest.raises(ModelError, match="base_filters"):
+        fit(read_cohort(cohort_csv), config, tmp_path / "run", pretrained=trained)
+    assert not (tmp_path / "run").exists()
