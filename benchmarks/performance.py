@@ -1,6 +1,6 @@
 """petseg-run beside what users would pick instead, each a fresh command from file to mask: `docs/performance.md`.
 
-    python benchmarks/performance.py [--rounds 3] [--cohort unseen/cohort.csv] [--nnunet-python PYTHON]
+    python benchmarks/performance.py [--model MODEL.onnx] [--rounds 3] [--cohort COHORT.csv] [--nnunet-python PYTHON]
 
 The contenders take turns, on the same scan, weights and threads. The machine should do nothing else meanwhile. A cohort
 that no training saw adds the accuracy, and a Python in which nnU-Net v2 is installed adds nnU-Net.
@@ -147,10 +147,10 @@ def _arithmetic(scan: Path, model: Path, record: dict[str, Any]) -> dict[str, fl
     }
 
 
-def fresh_command(folder: Path, rounds: int) -> dict[str, Any]:
-    """One command with the bundled model on the example, start-up included."""
+def fresh_command(folder: Path, model: Path, rounds: int) -> dict[str, Any]:
+    """One command on the example, start-up included."""
     runs = in_turn(
-        {"scan": petseg_run(EXAMPLE, "-o", folder), "version": [BIN / "petseg-run", "--version"]},
+        {"scan": petseg_run(EXAMPLE, "-m", model, "-o", folder), "version": [BIN / "petseg-run", "--version"]},
         {"scan": rounds + 2, "version": rounds + 2},
     )
     stages = json.loads((folder / "pelvis_run.json").read_text())["timings_s"]
@@ -171,19 +171,19 @@ def by_length(folder: Path) -> list[dict[str, float]]:
     return rows
 
 
-def batch(folder: Path) -> dict[str, float]:
+def batch(folder: Path, model: Path) -> dict[str, float]:
     """Scans a minute of one command on twenty copies of the example."""
     inputs = folder / "batch"
     inputs.mkdir()
     for number in range(BATCH):
         shutil.copy(EXAMPLE, inputs / f"scan{number:02d}.nii.gz")
-    seconds, memory = timed(petseg_run(inputs, "-o", folder / "batch-results", "-s"))
+    seconds, memory = timed(petseg_run(inputs, "-m", model, "-o", folder / "batch-results", "-s"))
     return {"seconds": seconds, "scans_per_minute": 60 * BATCH / seconds, "MB": memory}
 
 
-def accuracy(cohort: Path) -> dict[str, Any]:
-    """DSC against the truth of petseg-run's masks and of MONAI's on the whole volume, with the bundled model."""
-    segmenter, network = Segmenter(), torch_network(BUNDLED)
+def accuracy(cohort: Path, model: Path) -> dict[str, Any]:
+    """DSC against the truth of petseg-run's masks and of MONAI's on the whole volume."""
+    segmenter, network = Segmenter(model, "cpu"), torch_network(model)
     manifest = segmenter.manifest
     ours, theirs = [], []
     for case in read_cohort(cohort):
@@ -200,6 +200,7 @@ def accuracy(cohort: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=BUNDLED, help="default the bundled one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cohort", type=Path, help="patients that no training saw, for the accuracy")
     parser.add_argument("--nnunet-python", type=Path, help="a Python in which nnU-Net v2 and PETSeg are installed")
@@ -209,16 +210,16 @@ def main() -> None:
         folder = Path(temporary)
         for slices in (*LENGTHS, WHOLE_BODY):
             write_body(EXAMPLE, slices, folder / f"body{slices}.nii.gz")
-        write_wide_model(BUNDLED, folder / "wide.onnx")
+        write_wide_model(options.model, folder / "wide.onnx")
         parts: dict[str, Callable[[], Any]] = {
-            "fresh": lambda: fresh_command(folder / "fresh", options.rounds),
-            "batch": lambda: batch(folder),
+            "fresh": lambda: fresh_command(folder / "fresh", options.model, options.rounds),
+            "batch": lambda: batch(folder, options.model),
             "lengths": lambda: by_length(folder),
             "whole_body": lambda: whole_body(folder, options.rounds, options.nnunet_python),
         }
         if options.cohort is not None:
-            parts["accuracy"] = lambda: accuracy(options.cohort)
-        found = {"machine": _machine()}
+            parts["accuracy"] = lambda: accuracy(options.cohort, options.model)
+        found: dict[str, Any] = {"machine": _machine(), "model": read_model(options.model).manifest.name}
         for name, measure in parts.items():
             console.print(name)
             found[name] = measure()
@@ -274,7 +275,7 @@ ratios of medians, not the seconds.
 
 ## A whole body with the network of the paper's width
 
-150 × 150 × {WHOLE_BODY} voxels of 4 × 4 × 2 mm (the example, mirrored upwards), 24 filters (the bundled network with
+150 × 150 × {WHOLE_BODY} voxels of 4 × 4 × 2 mm (the example, mirrored upwards), 24 filters ({found["model"]} with
 its channels doubled, which computes the same), patches of 64 × 128 × 128. `ratio` is to petseg-run in f32, `DSC` the
 agreement of the mask with that of PyTorch on our windows.
 
@@ -294,7 +295,7 @@ Seconds as `_run.json` records them; imports and the end of the process are not 
 
 {markdown_table(stages)}
 
-## One fresh command with the bundled model
+## One fresh command with {found["model"]}
 
 The example takes {whole}, of which {start} pass until the first window. `petseg-run --version` takes {answers}. A batch
 of {BATCH} such scans, with quantities, runs at {batch_of["scans_per_minute"]:.0f} scans a minute.
@@ -320,7 +321,7 @@ def _accuracy(found: dict[str, Any]) -> str:
     return f"""
 ## Accuracy
 
-The bundled model on {len(ours)} simulated patients that no training saw, against their truth: DSC {ours.mean():.3f} by
+{found["model"]} on {len(ours)} simulated patients that no training saw, against their truth: DSC {ours.mean():.3f} by
 petseg-run, {theirs.mean():.3f} by PyTorch and MONAI on the whole volume with overlap 0.5; mean difference
 {(ours - theirs).mean():+.4f}.
 """

@@ -53,6 +53,12 @@ def command_line() -> argparse.ArgumentParser:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="leave alone what is done: same input, model, settings")
     again.add_argument("--overwrite", action="store_true", help="do every scan again, which is the default")
+    parser.add_argument(
+        "--watch", action="store_true", help="go on as an inbox: do each scan that arrives, until SIGTERM"
+    )
+    parser.add_argument(
+        "--settle", type=float, default=10.0, metavar="S", help="with --watch: for so long no file of a scan may change"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON record a scan instead of the table")
     patient = parser.add_argument_group(
         "what the header lacks", "of one patient, for SUV; written to the record of the run"

@@ -9,11 +9,13 @@ import argparse
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from petseg_runtime.arguments import command_line
@@ -116,6 +118,9 @@ def _run_with(loading: Future[Segmenter], options: argparse.Namespace, messages:
         overlap=options.overlap,
         tta=options.tta,
     )
+    if options.watch:
+        _watch(loading, settings, options, messages)
+        return
     scans, failures = _find(options, settings, messages)
     wanted = len(scans) + len(failures)
     if settings.overrides.options and wanted > 1:
@@ -133,6 +138,35 @@ def _run_with(loading: Future[Segmenter], options: argparse.Namespace, messages:
         print_table(results, summary)
     if failures:
         raise BatchError(f"{len(failures)} of {wanted} scans failed{'; the others are done' if results else ''}.")
+
+
+def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.Namespace, messages: Console) -> None:
+    """Do what arrives in the inbox until SIGTERM or Ctrl-C; the scan in hand is finished."""
+    from petseg_runtime.console import print_notes
+    from petseg_runtime.inbox import watch
+
+    if len(options.input) != 1 or settings.overrides.options:
+        raise UsageError("--watch takes one folder, and nothing that is said of one patient.")
+    if not options.settle >= 0:
+        raise UsageError(f"--settle is {options.settle}, expected at least 0 seconds.")
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+    def report(scan: Scan, outcome: ScanResult | PetsegError) -> None:
+        if isinstance(outcome, PetsegError):
+            _report_failure(str(scan.folder / scan.name), outcome, options, messages)
+            return
+        if options.json:
+            print(json.dumps(_json_record(outcome)), flush=True)
+        if not options.quiet:
+            print_notes(outcome, True, options.verbose, messages)
+            messages.print(f"{outcome.label}: done in {sum(outcome.timings_s.values()):.1f} s")
+
+    segmenter = loading.result()
+    if not options.quiet:
+        messages.print(segmenter.choice, style="dim")
+    watch(options.input[0], segmenter, settings, stop, report, options.settle)
 
 
 def _self_test(options: argparse.Namespace, messages: Console) -> None:

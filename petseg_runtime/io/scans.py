@@ -44,6 +44,11 @@ class Scan:
     image: Path | None = None
     dicom: tuple[Header, ...] = field(default=(), repr=False)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it was found by."""
+        return tuple(header.path for header in self.dicom) if self.image is None else (self.image,)
+
     def sha256(self) -> str:
         """Digest of what the scan is read from: the image file, or the study's PET files by their names.
 
@@ -121,16 +126,32 @@ def find_scans(path: Path) -> list[Scan]:
     if not is_folder:
         raise InputError(f"{path.name} does not exist. Pass a scan, a DICOM folder, or a folder of scans.")
 
-    files = _files_in(path)
-    images = [file for file in files if image_suffix(file)]
-    scans = [Scan(_stem(file), file.parent.relative_to(path), file.parent, file) for file in images]
-    others = [file for file in files if not image_suffix(file)]
-    if others:
-        from petseg_runtime.io.dicom import group_by_study, read_headers  # takes a fifth of a second to import
-
-        scans += [_study(study, path) for study in group_by_study(read_headers(others))]
+    scans = scans_in(path)
     if not scans:
         raise InputError(f"{path.name} holds no scan: no {', '.join(IMAGE_SUFFIXES)} file and no DICOM file.")
+    return scans
+
+
+def scans_in(folder: Path, read_headers: Callable[[Iterable[Path]], list[Header]] | None = None) -> list[Scan]:
+    """Every scan in a folder, as `find_scans`; there may be none.
+
+    Parameters
+    ----------
+    read_headers : in place of `io.dicom.read_headers`, for a caller that has read some of them before.
+
+    Raises
+    ------
+    InputError : if a folder cannot be read.
+    """
+    files = _files_in(folder)
+    images = [file for file in files if image_suffix(file)]
+    scans = [Scan(_stem(file), file.parent.relative_to(folder), file.parent, file) for file in images]
+    others = [file for file in files if not image_suffix(file)]
+    if others:
+        from petseg_runtime.io import dicom  # takes a fifth of a second to import
+
+        headers = (read_headers or dicom.read_headers)(others)
+        scans += [_study(study, folder) for study in dicom.group_by_study(headers)]
     return sorted(scans, key=lambda scan: (scan.folder, scan.name))
 
 

@@ -1,0 +1,232 @@
+"""An inbox: a folder that scans arrive in. Each is done once, also across restarts and power cuts. Prints nothing.
+
+A scan is taken when none of its files has changed for a while: a DICOM study as a whole, however its files arrive. What
+became of it stands in a journal beside the results. Nothing in the inbox is ever moved or removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+from petseg_runtime.errors import InputError, PetsegError, UsageError
+from petseg_runtime.io.scans import Scan, scans_in
+from petseg_runtime.outputs.files import prepare_folder, remove_leavings, write_json
+from petseg_runtime.runner import RunSettings, ScanResult, finished, run_scan
+from petseg_runtime.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from petseg_runtime.io.dicom import Header
+
+JOURNAL = ".petseg-journal.sqlite"
+FAILURES = "failed"
+
+POLL_S = 1.0
+# After trouble that is not the scan's own, such as a full disk, before it is tried again.
+RETRY_S = 30.0
+
+Report = Callable[[Scan, ScanResult | PetsegError], None]
+
+
+def watch(
+    inbox: Path, segmenter: Segmenter, settings: RunSettings, stop: Event, report: Report, settle_s: float = 10.0
+) -> None:
+    """Do the scans of an inbox as they arrive, until `stop` is set; the scan in hand is finished.
+
+    Parameters
+    ----------
+    settings : with an output folder; results go there, and for each scan that is refused a note to "failed" in it.
+    report : called after each scan with its result, or with the error that it ended in; an error other than
+        `InputError` is no fault of the scan, which is tried again.
+    settle_s : for so long, in seconds, no file of a scan may have changed.
+
+    Raises
+    ------
+    InputError : if the inbox is no folder.
+    UsageError : if there is no output folder, it cannot be written, or another process works into it.
+    """
+    output = settings.output
+    if output is None:
+        raise UsageError("An inbox needs a folder for its results. Pass --output.")
+    if not inbox.is_dir():
+        raise InputError(f"{inbox.name} is not a folder. Pass the folder that scans arrive in.")
+    prepare_folder(output)
+    arrivals = _Arrivals(inbox, settle_s)
+    with Journal.opened(output / JOURNAL) as journal:
+        for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
+            remove_leavings(folder)
+        while not stop.is_set():
+            wait_s = min(POLL_S, max(settle_s, 0.05))
+            for scan, signatures in arrivals.ready():
+                if stop.is_set():
+                    return
+                outcome = _do(scan, segmenter, settings, journal, output)
+                if outcome is not None:
+                    report(scan, outcome)
+                if isinstance(outcome, PetsegError) and not isinstance(outcome, InputError):
+                    wait_s = RETRY_S
+                    break
+                arrivals.dealt_with(signatures)
+            stop.wait(wait_s)
+
+
+def _do(
+    scan: Scan, segmenter: Segmenter, settings: RunSettings, journal: Journal, output: Path
+) -> ScanResult | PetsegError | None:
+    """Do one scan, unless the journal says that it is done; None then."""
+    try:
+        digest = scan.sha256()
+        name, state = journal.take(digest, scan)
+        if state != TAKEN:
+            return None
+        scan = replace(scan, name=name)
+        note = output / FAILURES / scan.folder / f"{name}.json"
+        result = finished(scan, segmenter, settings) or run_scan(scan, segmenter, settings)
+    except InputError as error:
+        if not all(file.is_file() for file in scan.files):
+            return UsageError(f"{scan.name} went away before it was read. It is taken up when it is back.")
+        prepare_folder(note.parent)
+        write_json({"scan": str(scan.folder / scan.name), "error": str(error), "exit_code": error.exit_code}, note)
+        journal.failed(digest, str(error))
+        return error
+    except PetsegError as error:
+        return error
+    note.unlink(missing_ok=True)
+    journal.done(digest)
+    return result
+
+
+TAKEN, DONE, FAILED = "taken", "done", "failed"
+
+
+class Journal:
+    """What became of each scan, by the digest of its files; on disk before a call returns."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS scans (digest TEXT PRIMARY KEY, folder TEXT NOT NULL, name TEXT, "
+            "state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', changed TEXT NOT NULL, UNIQUE (folder, name))"
+        )
+
+    @classmethod
+    @contextmanager
+    def opened(cls, path: Path) -> Iterator[Journal]:
+        """The journal at `path`, for this process alone.
+
+        Raises
+        ------
+        UsageError : if it cannot be read or written, or another process has it open.
+        """
+        try:
+            with path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                connection = sqlite3.connect(path, isolation_level=None)
+                try:
+                    yield cls(connection)
+                finally:
+                    connection.close()
+        except BlockingIOError as error:
+            raise UsageError("Another petseg-run works into this output folder. Choose another --output.") from error
+        except (OSError, sqlite3.Error) as error:
+            raise UsageError(f"The journal {path.name} cannot be used: {error}. Check the output folder.") from error
+
+    def take(self, digest: str, scan: Scan) -> tuple[str, str]:
+        """The name of a scan's results, which no other scan's have, and its state; a scan that is new is taken."""
+        known = self._connection.execute("SELECT name, state FROM scans WHERE digest = ?", (digest,)).fetchone()
+        number = 0
+        while known is None:
+            name = f"{scan.name}-{number}" if number else scan.name
+            try:
+                self._connection.execute(
+                    "INSERT INTO scans (digest, folder, name, state, changed) VALUES (?, ?, ?, ?, ?)",
+                    (digest, str(scan.folder), name, TAKEN, _now()),
+                )
+                known = name, TAKEN
+            except sqlite3.IntegrityError:  # the name is another's
+                number += 1
+        return known[0], known[1]
+
+    def done(self, digest: str) -> None:
+        """Note that a scan's results are in their place."""
+        self._connection.execute("UPDATE scans SET state = ?, changed = ? WHERE digest = ?", (DONE, _now(), digest))
+
+    def failed(self, digest: str, reason: str) -> None:
+        """Note that a scan was refused. It has no results, so its name is free: for itself, when the rest has come."""
+        self._connection.execute(
+            "UPDATE scans SET state = ?, name = NULL, reason = ?, changed = ? WHERE digest = ?",
+            (FAILED, reason, _now(), digest),
+        )
+
+
+_Signature = tuple[str, int, int]  # path, size, time of the last change
+
+
+class _Arrivals:
+    """The files of the inbox, how long each has been as it is, and which scans were dealt with.
+
+    What counts is how long we have seen a file, not the time it bears: a copy may bear the time of its original.
+    """
+
+    def __init__(self, inbox: Path, settle_s: float) -> None:
+        self._inbox, self._settle_s = inbox, settle_s
+        self._since: dict[_Signature, float] = {}
+        self._headers: dict[_Signature, list[Header]] = {}
+        self._dealt_with: set[frozenset[_Signature]] = set()
+
+    def ready(self) -> list[tuple[Scan, frozenset[_Signature]]]:
+        """Scans that are settled and new, each with what its files are now."""
+        try:
+            scans = scans_in(self._inbox, self._read_headers)
+        except InputError:  # a share that went away comes back
+            return []
+        now, before = time.monotonic(), self._since
+        self._since = {}
+        ready = []
+        for scan in scans:
+            signatures = frozenset(filter(None, map(_signature, scan.files)))
+            for signature in signatures:
+                self._since[signature] = before.get(signature, now)
+            settled = all(now - self._since[signature] >= self._settle_s for signature in signatures)
+            if settled and len(signatures) == len(scan.files) and signatures not in self._dealt_with:
+                ready.append((scan, signatures))
+        self._headers = {signature: found for signature, found in self._headers.items() if signature in self._since}
+        return ready
+
+    def dealt_with(self, signatures: frozenset[_Signature]) -> None:
+        """Leave a scan alone until one of its files changes."""
+        self._dealt_with.add(signatures)
+
+    def _read_headers(self, files: Iterable[Path]) -> list[Header]:
+        from petseg_runtime.io.dicom import read_headers
+
+        headers = []
+        for file in files:
+            signature = _signature(file)
+            if signature is None:
+                continue
+            if signature not in self._headers:
+                self._headers[signature] = read_headers([file])
+            headers += self._headers[signature]
+        return headers
+
+
+def _signature(file: Path) -> _Signature | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return str(file), status.st_size, status.st_mtime_ns
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,266 @@
+"""The inbox: every scan that arrives is done once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+from conftest import GEOMETRIES, body_array
+from runtime.dicom_factory import pet_series, write
+
+import petseg_runtime.inbox
+from petseg_runtime import Segmenter
+from petseg_runtime.errors import InputError, PetsegError, UsageError
+from petseg_runtime.inbox import JOURNAL, watch
+from petseg_runtime.io.images import write_image
+from petseg_runtime.io.scans import Scan
+from petseg_runtime.runner import RunSettings, ScanResult
+
+SETTLE_S = 0.3
+PATIENCE_S = 60.0
+
+
+def save_dicom(folder: Path) -> None:
+    write(pet_series((body_array((24, 30, 32)) * 1000).astype(np.int16), spacing_mm=(4.0, 5.0, 5.0)), folder)
+
+
+def put_scan(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(body_array(GEOMETRIES["axial"].shape, seed), GEOMETRIES["axial"], path)
+    return path
+
+
+class Watched:
+    """An inbox that is watched in a thread, and what was reported."""
+
+    def __init__(self, folder: Path, segmenter: Segmenter) -> None:
+        self.inbox, self.output = folder / "inbox", folder / "out"
+        self.inbox.mkdir(exist_ok=True)
+        self.reported: list[tuple[str, ScanResult | PetsegError]] = []
+        self._stop, self._segmenter = Event(), segmenter
+
+    def __enter__(self) -> Watched:
+        self._thread = Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        watch(self.inbox, self._segmenter, RunSettings(output=self.output), self._stop, self._report, SETTLE_S)
+
+    def _report(self, scan: Scan, outcome: ScanResult | PetsegError) -> None:
+        self.reported.append((scan.name, outcome))
+
+    def wait_for(self, count: int) -> None:
+        wait_until(lambda: len(self.reported) >= count)
+
+    @property
+    def masks(self) -> list[str]:
+        return sorted(str(path.relative_to(self.output)) for path in self.output.rglob("*_petseg.nii.gz"))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def segmenter(known_model: Path) -> Segmenter:
+    return Segmenter(known_model)
+
+
+@pytest.fixture
+def new(tmp_path: Path, segmenter: Segmenter) -> Callable[[], Watched]:
+    return lambda: Watched(tmp_path, segmenter)
+
+
+def test_what_arrives_is_done_once_also_after_a_restart(new: Callable[[], Watched]) -> None:
+    with new() as watched:
+        put_scan(watched.inbox / "first.nii.gz")
+        watched.wait_for(1)
+        put_scan(watched.inbox / "ward" / "second.nii.gz", seed=1)
+        watched.wait_for(2)
+    assert watched.masks == ["first_petseg.nii.gz", "ward/second_petseg.nii.gz"]
+    written = {path: path.stat().st_mtime_ns for path in watched.output.rglob("*_run.json")}
+    with new() as again:
+        put_scan(again.inbox / "third.nii.gz", seed=2)
+        again.wait_for(1)
+    assert [name for name, _ in again.reported] == ["third"]
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_a_copy_of_what_was_done_is_not_done_again(new: Callable[[], Watched]) -> None:
+    with new() as watched:
+        one = put_scan(watched.inbox / "one.nii.gz")
+        watched.wait_for(1)
+        (watched.inbox / "other").mkdir()
+        shutil.copy(one, watched.inbox / "other" / "one.nii.gz")
+        put_scan(watched.inbox / "two.nii.gz", seed=1)
+        watched.wait_for(2)
+        time.sleep(3 * SETTLE_S)
+    assert watched.masks == ["one_petseg.nii.gz", "two_petseg.nii.gz"]
+
+
+def test_a_file_that_is_still_written_is_left_until_it_is_whole(new: Callable[[], Watched], tmp_path: Path) -> None:
+    content = put_scan(tmp_path / "elsewhere.nii.gz").read_bytes()
+    with new() as watched, (watched.inbox / "slow.nii.gz").open("wb") as stream:
+        for start in range(0, len(content), len(content) // 8 + 1):
+            stream.write(content[start : start + len(content) // 8 + 1])
+            stream.flush()
+            time.sleep(SETTLE_S / 3)
+            assert watched.reported == []
+        watched.wait_for(1)
+    (_, outcome) = watched.reported[0]
+    assert isinstance(outcome, ScanResult)
+
+
+def test_a_series_that_arrives_file_by_file_is_one_scan(new: Callable[[], Watched], tmp_path: Path) -> None:
+    save_dicom(tmp_path / "study")
+    with new() as watched:
+        (watched.inbox / "study").mkdir()
+        for file in sorted((tmp_path / "study").iterdir()):
+            shutil.copy2(file, watched.inbox / "study")  # bears an older time
+            time.sleep(SETTLE_S / 10)
+        watched.wait_for(1)
+        time.sleep(3 * SETTLE_S)
+    ((name, outcome),) = watched.reported
+    assert name == "study"
+    assert isinstance(outcome, ScanResult)
+
+
+def test_what_is_refused_goes_to_its_own_place_and_is_done_when_the_rest_has_come(
+    new: Callable[[], Watched], tmp_path: Path
+) -> None:
+    save_dicom(tmp_path / "study")
+    first, *others = sorted((tmp_path / "study").iterdir())
+    with new() as watched:
+        (watched.inbox / "study").mkdir()
+        for file in others[: len(others) // 2]:
+            shutil.copy(file, watched.inbox / "study")
+        watched.wait_for(1)
+        assert isinstance(watched.reported[0][1], InputError)
+        note = watched.output / "failed" / "study.json"
+        assert json.loads(note.read_text())["exit_code"] == 3
+        for file in (first, *others):
+            shutil.copy(file, watched.inbox / "study")
+        watched.wait_for(2)
+    assert isinstance(watched.reported[1][1], ScanResult)
+    assert watched.masks == ["study_petseg.nii.gz"]
+    assert not note.exists()
+
+
+def test_a_scan_under_a_name_that_was_used_before_gets_one_of_its_own(new: Callable[[], Watched]) -> None:
+    with new() as watched:
+        put_scan(watched.inbox / "scan.nii.gz")
+        watched.wait_for(1)
+        put_scan(watched.inbox / "scan.nii.gz", seed=1)  # another patient's
+        watched.wait_for(2)
+    assert watched.masks == ["scan-1_petseg.nii.gz", "scan_petseg.nii.gz"]
+
+
+def test_two_processes_do_not_work_into_one_folder(new: Callable[[], Watched], segmenter: Segmenter) -> None:
+    with new() as watched:
+        wait_until((watched.output / JOURNAL).exists)
+        with pytest.raises(UsageError, match="Another petseg-run"):
+            watch(watched.inbox, segmenter, RunSettings(output=watched.output), Event(), watched._report)
+
+
+def test_a_journal_that_is_none_is_said(new: Callable[[], Watched], segmenter: Segmenter) -> None:
+    watched = new()
+    watched.output.mkdir()
+    (watched.output / JOURNAL).write_text("no journal, but some text that is long enough for a header" * 40)
+    with pytest.raises(UsageError, match="journal"):
+        watch(watched.inbox, segmenter, RunSettings(output=watched.output), Event(), watched._report)
+
+
+@pytest.mark.parametrize(("output", "inbox", "error"), [(None, "", UsageError), ("out", "absent", InputError)])
+def test_an_inbox_without_folders_is_refused(
+    output: str | None, inbox: str, error: type[PetsegError], segmenter: Segmenter, tmp_path: Path
+) -> None:
+    settings = RunSettings(output=None if output is None else tmp_path / output)
+    with pytest.raises(error):
+        watch(tmp_path / inbox, segmenter, settings, Event(), lambda *_: None)
+
+
+def test_trouble_that_is_not_the_scans_own_is_reported_and_tried_again(
+    new: Callable[[], Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, full = petseg_runtime.inbox.run_scan, iter([True, True])
+
+    def run_scan(*arguments: object) -> ScanResult:
+        if next(full, False):
+            raise UsageError("scan_petseg.nii.gz cannot be written: No space left on device.")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(petseg_runtime.inbox, "run_scan", run_scan)
+    monkeypatch.setattr(petseg_runtime.inbox, "RETRY_S", 0.1)
+    with new() as watched:
+        put_scan(watched.inbox / "scan.nii.gz")
+        watched.wait_for(3)
+    assert [type(outcome) for _, outcome in watched.reported] == [UsageError, UsageError, ScanResult]
+    assert not (watched.output / "failed").exists()
+
+
+def petseg_run_watch(inbox: Path, output: Path, model: Path) -> subprocess.Popen[str]:
+    command = [Path(sys.executable).with_name("petseg-run"), inbox, "-o", output, "--watch", "--settle", "0.2"]
+    return subprocess.Popen([*map(str, command), "-m", str(model), "--json"], stdout=subprocess.PIPE, text=True)
+
+
+def test_sigterm_ends_the_command_in_order(tmp_path: Path, known_model: Path) -> None:
+    put_scan(tmp_path / "inbox" / "scan.nii.gz")
+    process = petseg_run_watch(tmp_path / "inbox", tmp_path / "out", known_model)
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["scan"] == "scan"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 0
+
+
+def test_killed_at_any_moment_every_scan_is_done_once(tmp_path: Path, known_model: Path) -> None:
+    inbox, output = tmp_path / "inbox", tmp_path / "out"
+    for seed in range(6):
+        put_scan(inbox / f"scan{seed}.nii.gz", seed)
+    moments = iter((1.2, 1.5, 1.8, 2.2))
+    done = lambda: len(list(output.glob("*_run.json"))) == 6 if output.exists() else False  # noqa: E731
+    while not done():
+        process = petseg_run_watch(inbox, output, known_model)
+        try:
+            process.wait(next(moments, 15.0))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+    written = {path: path.stat().st_mtime_ns for path in output.glob("*_run.json")}
+    process = petseg_run_watch(inbox, output, known_model)  # nothing is left to do
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(4.0)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE_S)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    names = {path.name for path in output.iterdir() if not path.name.startswith(".petseg-journal")}
+    expected = {f"scan{seed}{end}" for seed in range(6) for end in ("_petseg.nii.gz", "_run.json")}
+    assert names == expected
+
+
+@pytest.mark.parametrize("arguments", [["--settle", "-1"], ["other"], ["--patient-weight-kg", "70"]])
+def test_options_that_an_inbox_cannot_take_are_refused(arguments: list[str], tmp_path: Path, known_model: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    command = [Path(sys.executable).with_name("petseg-run"), tmp_path / "inbox", *arguments, "-o", tmp_path / "out"]
+    done = subprocess.run(
+        [*map(str, command), "--watch", "-m", str(known_model)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
