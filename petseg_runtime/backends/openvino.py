@@ -71,7 +71,6 @@ class OpenVinoBackend:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
         self._model, self._cache = model, cache
         self._compiling = threading.Lock()
-        self._of_thread = threading.local()
         self.compiled = lru_cache(_SHAPES_KEPT)(self._compile)
         if window is None:
             _ = self._network  # what cannot be loaded is refused at once
@@ -85,21 +84,18 @@ class OpenVinoBackend:
         return backend_name(self._precision)
 
     def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
+        # A request holds the buffers of one inference, for one caller; they are given back with it at the end.
+        request, shape = None, None
         for window in windows:
-            request = self._request(window.shape)
+            if request is None or window.shape != shape:
+                shape = window.shape
+                with self._compiling:
+                    request = self.compiled(shape).create_infer_request()
             try:
                 probabilities: FloatArray = request.infer([window], share_inputs=True)[0]
             except RuntimeError as error:
                 raise BackendError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
             yield probabilities
-
-    def _request(self, shape: tuple[int, ...]) -> Any:
-        """One request a thread, for windows of one shape: a request holds the buffers of one inference."""
-        if getattr(self._of_thread, "shape", None) != shape:
-            with self._compiling:
-                self._of_thread.request = self.compiled(shape).create_infer_request()
-            self._of_thread.shape = shape
-        return self._of_thread.request
 
     @cached_property
     def _network(self) -> Any:
