@@ -19,7 +19,14 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from petseg_runtime.arguments import command_line
-from petseg_runtime.errors import BackendError, BatchError, MemoryBudgetError, PetsegError, UsageError
+from petseg_runtime.errors import (
+    BackendError,
+    BatchError,
+    MemoryBudgetError,
+    PetsegError,
+    UsageError,
+    as_petseg_error,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:  # nobody thought of it: one line, and the trace for those who ask
-        complain(messages, str(_unexpected(error)))
+        complain(messages, str(as_petseg_error(error)))
         if options.verbose:
             messages.print(traceback.format_exc())
         return PetsegError.exit_code
@@ -244,7 +251,7 @@ def _run_scans(
             if isinstance(result, Exception):
                 if len(options.input) == len(scans) == 1 or isinstance(result, BrokenPipeError):
                     raise result
-                known = result if isinstance(result, PetsegError) else _unexpected(result)
+                known = as_petseg_error(result)
                 name = str(scan.folder / scan.name)
                 _report_failure(name, known, options, messages)
                 failures.append((name, known))
@@ -258,12 +265,6 @@ def _run_scans(
                 print_notes(result, len(scans) > 1, options.verbose, messages)
         bar.update(task, completed=len(scans))
     return results
-
-
-def _unexpected(error: Exception) -> PetsegError:
-    if isinstance(error, MemoryError):
-        return MemoryBudgetError("The scan does not fit into the memory of this machine.")
-    return PetsegError(f"Unexpected {type(error).__name__}: please report it, with what --verbose prints.")
 
 
 def _report_failure(name: str, error: PetsegError, options: argparse.Namespace, messages: Console) -> None:

@@ -45,3 +45,12 @@ class BatchError(PetsegError):
     """Some scans of a batch failed; the others are done."""
 
     exit_code = 7
+
+
+def as_petseg_error(error: Exception) -> PetsegError:
+    """The error itself, or for one that nobody thought of a line that says so and holds nothing of the scan."""
+    if isinstance(error, PetsegError):
+        return error
+    if isinstance(error, MemoryError):
+        return MemoryBudgetError("The scan does not fit into the memory of this machine.")
+    return PetsegError(f"Unexpected {type(error).__name__}: please report it, with what --verbose prints.")

@@ -7,6 +7,7 @@ became of it stands in a journal beside the results. Nothing in the inbox is eve
 from __future__ import annotations
 
 import fcntl
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from petseg_runtime.errors import InputError, PetsegError, UsageError
+from petseg_runtime.errors import BackendError, InputError, PetsegError, UsageError, as_petseg_error
 from petseg_runtime.io.scans import Scan, scans_in
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings, write_json
 from petseg_runtime.runner import RunSettings, ScanResult, finished, run_scan
@@ -33,6 +34,9 @@ POLL_S = 1.0
 # After trouble that is not the scan's own, such as a full disk, before it is tried again.
 RETRY_S = 30.0
 
+# Errors of the machine and its folders: a full disk, a share that is away, a GPU that does not answer.
+_NOT_ITS_FAULT = (UsageError, BackendError)
+
 Report = Callable[[Scan, ScanResult | PetsegError], None]
 
 
@@ -44,8 +48,8 @@ def watch(
     Parameters
     ----------
     settings : with an output folder; results go there, and for each scan that is refused a note to "failed" in it.
-    report : called after each scan with its result, or with the error that it ended in; an error other than
-        `InputError` is no fault of the scan, which is tried again.
+    report : called after each scan with its result, or with the error that it ended in; after a `UsageError` or
+        `BackendError`, which are no fault of the scan, it is tried again.
     settle_s : for so long, in seconds, no file of a scan may have changed.
 
     Raises
@@ -64,18 +68,15 @@ def watch(
         for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
             remove_leavings(folder)
         while not stop.is_set():
-            wait_s = min(POLL_S, max(settle_s, 0.05))
             for scan, signatures in arrivals.ready():
                 if stop.is_set():
                     return
                 outcome = _do(scan, segmenter, settings, journal, output)
                 if outcome is not None:
                     report(scan, outcome)
-                if isinstance(outcome, PetsegError) and not isinstance(outcome, InputError):
-                    wait_s = RETRY_S
-                    break
-                arrivals.dealt_with(signatures)
-            stop.wait(wait_s)
+                # What is no fault of the scan is tried again after a while; the others go on.
+                arrivals.dealt_with(signatures, again_after_s=RETRY_S if isinstance(outcome, _NOT_ITS_FAULT) else None)
+            stop.wait(min(POLL_S, max(settle_s, 0.05)))
 
 
 def _do(
@@ -84,20 +85,22 @@ def _do(
     """Do one scan, unless the journal says that it is done; None then."""
     try:
         digest = scan.sha256()
-        name, state = journal.take(digest, scan)
-        if state != TAKEN:
-            return None
-        scan = replace(scan, name=name)
-        note = output / FAILURES / scan.folder / f"{name}.json"
+    except InputError:
+        return UsageError(f"{scan.name} went away before it was read. It is taken up when it is back.")
+    name, state = journal.take(digest, scan)
+    if state != TAKEN:
+        return None
+    scan = replace(scan, name=name)
+    note = output / FAILURES / scan.folder / f"{name}.json"
+    try:
         result = finished(scan, segmenter, settings) or run_scan(scan, segmenter, settings)
-    except InputError as error:
-        if not all(file.is_file() for file in scan.files):
-            return UsageError(f"{scan.name} went away before it was read. It is taken up when it is back.")
+    except Exception as unknown:  # whatever a scan does, the scans after it are done
+        error = as_petseg_error(unknown)
+        if isinstance(error, _NOT_ITS_FAULT):
+            return error
         prepare_folder(note.parent)
         write_json({"scan": str(scan.folder / scan.name), "error": str(error), "exit_code": error.exit_code}, note)
         journal.failed(digest, str(error))
-        return error
-    except PetsegError as error:
         return error
     note.unlink(missing_ok=True)
     journal.done(digest)
@@ -181,7 +184,7 @@ class _Arrivals:
         self._inbox, self._settle_s = inbox, settle_s
         self._since: dict[_Signature, float] = {}
         self._headers: dict[_Signature, list[Header]] = {}
-        self._dealt_with: set[frozenset[_Signature]] = set()
+        self._rests_until: dict[frozenset[_Signature], float] = {}
 
     def ready(self) -> list[tuple[Scan, frozenset[_Signature]]]:
         """Scans that are settled and new, each with what its files are now."""
@@ -197,14 +200,15 @@ class _Arrivals:
             for signature in signatures:
                 self._since[signature] = before.get(signature, now)
             settled = all(now - self._since[signature] >= self._settle_s for signature in signatures)
-            if settled and len(signatures) == len(scan.files) and signatures not in self._dealt_with:
+            rested = now >= self._rests_until.get(signatures, now)
+            if settled and rested and len(signatures) == len(scan.files):
                 ready.append((scan, signatures))
         self._headers = {signature: found for signature, found in self._headers.items() if signature in self._since}
         return ready
 
-    def dealt_with(self, signatures: frozenset[_Signature]) -> None:
-        """Leave a scan alone until one of its files changes."""
-        self._dealt_with.add(signatures)
+    def dealt_with(self, signatures: frozenset[_Signature], again_after_s: float | None) -> None:
+        """Leave a scan alone until one of its files changes, or for a while."""
+        self._rests_until[signatures] = math.inf if again_after_s is None else time.monotonic() + again_after_s
 
     def _read_headers(self, files: Iterable[Path]) -> list[Header]:
         from petseg_runtime.io.dicom import read_headers

@@ -197,23 +197,48 @@ def test_an_inbox_without_folders_is_refused(
         watch(tmp_path / inbox, segmenter, settings, Event(), lambda *_: None)
 
 
-def test_trouble_that_is_not_the_scans_own_is_reported_and_tried_again(
+def test_trouble_that_is_not_the_scans_own_is_tried_again_and_holds_up_no_other(
     new: Callable[[], Watched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, full = petseg_runtime.inbox.run_scan, iter([True, True])
 
-    def run_scan(*arguments: object) -> ScanResult:
-        if next(full, False):
-            raise UsageError("scan_petseg.nii.gz cannot be written: No space left on device.")
-        return real(*arguments)  # type: ignore[arg-type]
+    def run_scan(scan: Scan, *others: object) -> ScanResult:
+        if scan.name == "a" and next(full, False):
+            raise UsageError("a_petseg.nii.gz cannot be written: No space left on device.")
+        return real(scan, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(petseg_runtime.inbox, "run_scan", run_scan)
-    monkeypatch.setattr(petseg_runtime.inbox, "RETRY_S", 0.1)
-    with new() as watched:
-        put_scan(watched.inbox / "scan.nii.gz")
-        watched.wait_for(3)
-    assert [type(outcome) for _, outcome in watched.reported] == [UsageError, UsageError, ScanResult]
+    monkeypatch.setattr(petseg_runtime.inbox, "RETRY_S", 0.4)
+    watched = new()
+    put_scan(watched.inbox / "a.nii.gz")
+    put_scan(watched.inbox / "b.nii.gz", seed=1)
+    with watched:
+        watched.wait_for(4)
+    kinds = [(name, type(outcome)) for name, outcome in watched.reported]
+    assert kinds[:2] == [("a", UsageError), ("b", ScanResult)]
+    assert kinds[2:] == [("a", UsageError), ("a", ScanResult)]
     assert not (watched.output / "failed").exists()
+
+
+@pytest.mark.parametrize(("fault", "says"), [(IndexError(), "Unexpected IndexError"), (MemoryError(), "memory")])
+def test_a_fault_that_nobody_thought_of_is_noted_and_the_next_scan_is_done(
+    fault: Exception, says: str, new: Callable[[], Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = petseg_runtime.inbox.run_scan
+
+    def run_scan(scan: Scan, *others: object) -> ScanResult:
+        if scan.name == "a":
+            raise fault
+        return real(scan, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(petseg_runtime.inbox, "run_scan", run_scan)
+    watched = new()
+    put_scan(watched.inbox / "a.nii.gz")
+    put_scan(watched.inbox / "b.nii.gz", seed=1)
+    with watched:
+        watched.wait_for(2)
+    assert says in json.loads((watched.output / "failed" / "a.json").read_text())["error"]
+    assert watched.masks == ["b_petseg.nii.gz"]
 
 
 def petseg_run_watch(inbox: Path, output: Path, model: Path) -> subprocess.Popen[str]:
