@@ -287,25 +287,26 @@ def _page(found: dict[str, Any]) -> str:
     scan, version = ([s for s, _ in fresh[name]] for name in ("scan", "version"))
     share, peak = f"{100 * body['share_of_peak']:.0f}", f"{body['peak_gflops']:.0f}"
     whole, start = f"{statistics.median(scan):.2f} s ({_spread(scan)})", f"{fresh['to_first_window_s']:.2f} s"
+    nnunet = _NNUNET if "nnU-Net v2" in body["runs"] else ""
     answers = f"{statistics.median(version):.2f} s ({_spread(version)})"
     return f"""# How fast, beside what
 
-Written by `make bench` on {found["machine"]}. Every number is of a fresh process from the
-scan's file to the mask's file, start-up included; the commands took turns. Machines that are shared are noisy: mind the
-ratios of medians, not the seconds.
+Written by `benchmarks/performance.py` (`make bench`) on an {found["machine"]}.
+Every number is of a fresh process from the scan's file to the mask's file, start-up included; the
+commands took turns. Machines that are shared are noisy: mind the ratios of medians, not the seconds.
 
 ## A whole body with the network of the paper's width
 
 150 × 150 × {WHOLE_BODY} voxels of 4 × 4 × 2 mm (the example, mirrored upwards), 24 filters ({found["model"]} with
 its channels doubled, which computes the same), patches of 64 × 128 × 128. `ratio` is to petseg-run in f32, `DSC` the
-agreement of the mask with that of PyTorch on our windows.
+agreement of the mask with that of PyTorch on our windows; other windows give another mask, as the network was trained
+on its own.
 
 {markdown_table(table)}
 
 - *PyTorch and MONAI*: eager, `SlidingWindowInferer` with overlap 0.5 and Gaussian weights over the whole volume, as
   MONAI's bundles run it. *PyTorch, our windows*: eager, on exactly the {body["windows"]} windows of petseg-run (the
-  body's box, overlap 0.25, windows that fit the body). *nnU-Net v2*: its predictor with the network of its default
-  3d_fullres plan (patches of 128³), untrained, without mirroring. All of them read, prepare and write with PETSeg's own
+  body's box, overlap 0.25, windows that fit the body).{nnunet} All of them read, prepare and write with PETSeg's own
   code, which flatters them.
 - The windows of petseg-run take {body["gflop"]:.0f} GFLOP. Its inference runs at {share} % of the machine's peak, taken
   as that of PyTorch's matrix product ({peak} GFLOP/s).
@@ -329,6 +330,11 @@ The paper's width again, one run each.
 
 ![time and memory against length](performance.png)
 {_accuracy(found)}"""
+
+
+_NNUNET = """
+  *nnU-Net v2*: its predictor with the network of its default 3d_fullres plan (patches of 128³), untrained, without
+  mirroring."""
 
 
 def _stage_cells(stages: dict[str, float]) -> list[str]:
