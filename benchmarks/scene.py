@@ -34,7 +34,7 @@ def write_body(example: Path, slices: int, output: Path) -> None:
     )
     piece = sitk.GetArrayFromImage(resampler.Execute(image)).astype(np.float32)
     body: FloatArray = np.concatenate([piece, piece[::-1]] * (slices // (2 * depth) + 1))[:slices]
-    write_image(body, Geometry(body.shape, SPACING_MM), output)  # type: ignore[arg-type]
+    write_image(body, Geometry((slices, WIDTH, WIDTH), SPACING_MM), output)
 
 
 def write_wide_model(model: Path, output: Path) -> None:

@@ -180,7 +180,7 @@ def _started(
 def _outcome(scan: Scan, future: Future[ScanResult]) -> tuple[Scan, ScanResult | Exception]:
     try:
         return scan, future.result()
-    except Exception as error:
+    except Exception as error:  # of reading, segmenting or writing, for the caller to tell apart
         return scan, error
 
 
