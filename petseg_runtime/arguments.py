@@ -53,12 +53,6 @@ def command_line() -> argparse.ArgumentParser:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="leave alone what is done: same input, model, settings")
     again.add_argument("--overwrite", action="store_true", help="do every scan again, which is the default")
-    parser.add_argument(
-        "--watch", action="store_true", help="go on as an inbox: do each scan that arrives, until SIGTERM"
-    )
-    parser.add_argument(
-        "--settle", type=float, default=10.0, metavar="S", help="with --watch: for so long no file of a scan may change"
-    )
     parser.add_argument("--json", action="store_true", help="print one JSON record a scan instead of the table")
     patient = parser.add_argument_group(
         "what the header lacks", "of one patient, for SUV; written to the record of the run"
@@ -71,6 +65,20 @@ def command_line() -> argparse.ArgumentParser:
     patient.add_argument(
         "--injection-time", type=_moment, metavar="WHEN", help="by the scanner's clock, as 2026-01-31T14:05:00"
     )
+    inbox = parser.add_argument_group("inbox", "go on, and do each scan that arrives in the one input folder")
+    inbox.add_argument("--watch", action="store_true", help="until SIGTERM; the scan in hand is finished")
+    inbox.add_argument(
+        "--settle", type=float, default=10.0, metavar="S", help="for so long no file of a scan may change; default 10"
+    )
+    inbox.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="to listen at; default this machine only")
+    inbox.add_argument("--dicom-port", type=int, metavar="PORT", help="take PET images over DICOM (extra: serve)")
+    inbox.add_argument("--dicom-title", default="PETSEG", metavar="AET", help="our own title; default PETSEG")
+    inbox.add_argument(
+        "--dicom-caller", action="append", metavar="AET", help="who may send; may be given several times; default all"
+    )
+    inbox.add_argument("--send-to", metavar="AET@HOST:PORT", help="send the DICOM results there (extra: serve)")
+    inbox.add_argument("--http-port", type=int, metavar="PORT", help="answer over HTTP (extra: serve)")
+    inbox.add_argument("--http-token-file", type=Path, metavar="FILE", help="holds the token that HTTP callers bring")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     loudness.add_argument("-v", "--verbose", action="store_true", help="print the time of each stage")

@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,8 @@ def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.
 
     if len(options.input) != 1 or settings.overrides.options:
         raise UsageError("--watch takes one folder, and nothing that is said of one patient.")
+    if settings.output is None:
+        raise UsageError("--watch needs a folder for the results. Pass --output.")
     if not options.settle >= 0:
         raise UsageError(f"--settle is {options.settle}, expected at least 0 seconds.")
     stop = Event()
@@ -170,10 +173,50 @@ def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.
             print_notes(outcome, True, options.verbose, messages)
             messages.print(f"{outcome.label}: done in {sum(outcome.timings_s.values()):.1f} s")
 
-    segmenter = loading.result()
+    with ExitStack() as services:
+        segmenter = loading.result()
+        if not options.quiet:
+            messages.print(segmenter.choice, style="dim")
+        deliver = _serve(services, segmenter, settings, options, messages)
+        watch(options.input[0], segmenter, settings, stop, report, options.settle, deliver)
+
+
+def _serve(
+    services: ExitStack, segmenter: Segmenter, settings: RunSettings, options: argparse.Namespace, messages: Console
+) -> Callable[[ScanResult], None] | None:
+    """Start the services that are asked for; returns what sends a result on."""
+    if options.dicom_port is None and options.http_port is None and options.send_to is None:
+        return None
+    try:
+        from petseg_runtime.serve.dicom import DicomNode, checked_title, dicom_listener, send
+        from petseg_runtime.serve.http import application, http_service, read_token
+    except ImportError as error:
+        raise UsageError("DICOM and HTTP need an extra: pip install 'petseg[serve]'.") from error
+
+    inbox, title = options.input[0], checked_title(options.dicom_title)
+    node = DicomNode.parse(options.send_to) if options.send_to is not None else None
+    if node is not None and not settings.wants_dicom:
+        raise UsageError("--send-to has nothing to send. Add --output-type dicom-seg, dicom-sr or dicom-rtstruct.")
+    if options.dicom_port is not None:
+        listener = dicom_listener(inbox, title, options.bind, options.dicom_port, options.dicom_caller or ())
+        port = services.enter_context(listener)
+        _announce(f"Listens for DICOM as {title} at {options.bind}, port {port}.", options, messages)
+    if options.http_port is not None:
+        if options.http_token_file is None:
+            raise UsageError("--http-port needs --http-token-file, a file with the token that callers bring.")
+        manifest = segmenter.manifest
+        model = {"name": manifest.name, "version": manifest.version, "sha256": segmenter.model_sha256}
+        app = application(inbox, options.output, read_token(options.http_token_file), model)
+        port = services.enter_context(http_service(app, options.bind, options.http_port))
+        _announce(f"Answers HTTP at {options.bind}, port {port}.", options, messages)
+    if node is None:
+        return None
+    return lambda result: send([file for file in result.files if file.suffix == ".dcm"], node, title)
+
+
+def _announce(line: str, options: argparse.Namespace, messages: Console) -> None:
     if not options.quiet:
-        messages.print(segmenter.choice, style="dim")
-    watch(options.input[0], segmenter, settings, stop, report, options.settle)
+        messages.print(line, style="dim")
 
 
 def _self_test(options: argparse.Namespace, messages: Console) -> None:

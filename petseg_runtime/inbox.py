@@ -11,8 +11,8 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 JOURNAL = ".petseg-journal.sqlite"
 FAILURES = "failed"
 
+# In this folder of the inbox each folder is one scan that was moved there whole; named after it are its results.
+SUBMITTED = ".submitted"
+
 POLL_S = 1.0
 # After trouble that is not the scan's own, such as a full disk, before it is tried again.
 RETRY_S = 30.0
@@ -38,10 +41,17 @@ RETRY_S = 30.0
 _NOT_ITS_FAULT = (UsageError, BackendError)
 
 Report = Callable[[Scan, ScanResult | PetsegError], None]
+Deliver = Callable[[ScanResult], None]
 
 
 def watch(
-    inbox: Path, segmenter: Segmenter, settings: RunSettings, stop: Event, report: Report, settle_s: float = 10.0
+    inbox: Path,
+    segmenter: Segmenter,
+    settings: RunSettings,
+    stop: Event,
+    report: Report,
+    settle_s: float = 10.0,
+    deliver: Deliver | None = None,
 ) -> None:
     """Do the scans of an inbox as they arrive, until `stop` is set; the scan in hand is finished.
 
@@ -51,6 +61,8 @@ def watch(
     report : called after each scan with its result, or with the error that it ended in; after a `UsageError` or
         `BackendError`, which are no fault of the scan, it is tried again.
     settle_s : for so long, in seconds, no file of a scan may have changed.
+    deliver : called with each result before its scan counts as done; where it raises a `UsageError` it is called
+        again later. After a crash it may be called twice with one result.
 
     Raises
     ------
@@ -71,7 +83,7 @@ def watch(
             for scan, signatures in arrivals.ready():
                 if stop.is_set():
                     return
-                outcome = _do(scan, segmenter, settings, journal, output)
+                outcome = _do(scan, segmenter, settings, journal, output, deliver)
                 if outcome is not None:
                     report(scan, outcome)
                 # What is no fault of the scan is tried again after a while; the others go on.
@@ -80,7 +92,7 @@ def watch(
 
 
 def _do(
-    scan: Scan, segmenter: Segmenter, settings: RunSettings, journal: Journal, output: Path
+    scan: Scan, segmenter: Segmenter, settings: RunSettings, journal: Journal, output: Path, deliver: Deliver | None
 ) -> ScanResult | PetsegError | None:
     """Do one scan, unless the journal says that it is done; None then."""
     try:
@@ -94,6 +106,8 @@ def _do(
     note = output / FAILURES / scan.folder / f"{name}.json"
     try:
         result = finished(scan, segmenter, settings) or run_scan(scan, segmenter, settings)
+        if deliver is not None:
+            deliver(result)
     except Exception as unknown:  # whatever a scan does, the scans after it are done
         error = as_petseg_error(unknown)
         if isinstance(error, _NOT_ITS_FAULT):
@@ -108,6 +122,16 @@ def _do(
 
 
 TAKEN, DONE, FAILED = "taken", "done", "failed"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the journal says of a scan: its state, where its results are if it is done, or why it was refused."""
+
+    state: str
+    folder: Path
+    name: str
+    reason: str
 
 
 class Journal:
@@ -159,6 +183,25 @@ class Journal:
                 number += 1
         return known[0], known[1]
 
+    @staticmethod
+    def look_up(path: Path, digest: str) -> Entry | None:
+        """What the journal at `path` says of a scan, for anybody beside the process that keeps it.
+
+        Raises
+        ------
+        UsageError : if there is a journal and it cannot be read.
+        """
+        if not path.exists():
+            return None
+        try:
+            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+                found = connection.execute(
+                    "SELECT state, folder, name, reason FROM scans WHERE digest = ?", (digest,)
+                ).fetchone()
+        except sqlite3.Error as error:
+            raise UsageError(f"The journal {path.name} cannot be read: {error}.") from error
+        return Entry(found[0], Path(found[1]), found[2] or "", found[3]) if found else None
+
     def done(self, digest: str) -> None:
         """Note that a scan's results are in their place."""
         self._connection.execute("UPDATE scans SET state = ?, changed = ? WHERE digest = ?", (DONE, _now(), digest))
@@ -190,21 +233,31 @@ class _Arrivals:
         """Scans that are settled and new, each with what its files are now."""
         try:
             scans = scans_in(self._inbox, self._read_headers)
-        except InputError:  # a share that went away comes back
+            submitted = self._submitted()
+        except (InputError, OSError):  # a share that went away comes back
             return []
         now, before = time.monotonic(), self._since
         self._since = {}
         ready = []
-        for scan in scans:
+        for scan in (*submitted, *scans):
             signatures = frozenset(filter(None, map(_signature, scan.files)))
             for signature in signatures:
                 self._since[signature] = before.get(signature, now)
-            settled = all(now - self._since[signature] >= self._settle_s for signature in signatures)
+            age_s = min((now - self._since[signature] for signature in signatures), default=0.0)
+            settled = scan in submitted or age_s >= self._settle_s
             rested = now >= self._rests_until.get(signatures, now)
             if settled and rested and len(signatures) == len(scan.files):
                 ready.append((scan, signatures))
         self._headers = {signature: found for signature, found in self._headers.items() if signature in self._since}
         return ready
+
+    def _submitted(self) -> list[Scan]:
+        folder = self._inbox / SUBMITTED
+        return [
+            replace(scan, folder=Path(SUBMITTED.lstrip(".")), name=submission.name)
+            for submission in (sorted(folder.iterdir()) if folder.is_dir() else ())
+            for scan in scans_in(submission, self._read_headers)
+        ]
 
     def dealt_with(self, signatures: frozenset[_Signature], again_after_s: float | None) -> None:
         """Leave a scan alone until one of its files changes, or for a while."""

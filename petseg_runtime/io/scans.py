@@ -202,8 +202,11 @@ def _files_in(folder: Path) -> list[Path]:
         # Going on would lose slices in silence.
         raise InputError(f"A folder in {folder.name} cannot be read: {error.strerror}.") from error
 
-    found = [Path(root) / name for root, _, names in os.walk(folder, onerror=refuse) for name in names]
-    found = [file for file in found if not file.name.startswith(".") and not file.name.endswith(RESULT_SUFFIXES)]
+    found = []
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root) / name for name in names if not name.startswith(".")]
+    found = [file for file in found if not file.name.endswith(RESULT_SUFFIXES)]
     return sorted(file for file in found if file.is_file())
 
 

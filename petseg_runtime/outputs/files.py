@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from petseg_runtime.errors import UsageError
@@ -28,7 +29,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     ------
     UsageError : if the folder cannot be written, the disk is full, or the name is not UTF-8.
     """
-    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{_process(os.getpid())}-{path.name}")
+    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{_process(os.getpid())}-{get_ident()}-{path.name}")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:  # ITK would end the process
@@ -55,21 +56,48 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
     ------
     UsageError : if the files cannot be moved.
     """
-    try:
-        stage = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{_process(os.getpid())}-", dir=folder))
-    except OSError as error:
-        raise UsageError(
-            f"Output folder {folder.name or folder} cannot be written: {error.strerror}. Choose another --output."
-        ) from error
-    try:
+    with scratch_folder(folder) as stage:
         yield stage
         try:
             for file in sorted(stage.iterdir(), key=lambda file: file.name == last):
                 os.replace(file, folder / file.name)
         except OSError as error:
             raise UsageError(f"A result cannot be written: {error.strerror}. Choose another --output.") from error
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder in a folder, removed with all that is still in it when the block ends.
+
+    Raises
+    ------
+    UsageError : if it cannot be made.
+    """
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY_PREFIX}{_process(os.getpid())}-", dir=folder))
+    except OSError as error:
+        raise UsageError(
+            f"Output folder {folder.name or folder} cannot be written: {error.strerror}. Choose another --output."
+        ) from error
+    try:
+        yield scratch
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sync(*paths: Path) -> None:
+    """Have files and folders on the disk before going on, so that they outlast a power cut.
+
+    Raises
+    ------
+    OSError : if the disk does not take them.
+    """
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove_leavings(folder: Path) -> None:

@@ -6,14 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from runtime.watched import Watched, put_scan
 
+from petseg_runtime import Segmenter
 from petseg_runtime.backends import open_backend
 from petseg_runtime.manifest import read_model
 from petseg_runtime.segmenter import BUNDLED_MODEL
+from petseg_runtime.serve.http import application, http_service
 
 EXAMPLES = REPOSITORY / "examples" / "embedding"
 MODEL = REPOSITORY / "petseg_runtime" / "models" / BUNDLED_MODEL
@@ -42,6 +47,24 @@ def test_ten_lines_of_python() -> None:
     done = subprocess.run([sys.executable, example, scan], capture_output=True, text=True, check=True)
     assert "lesions" in done.stdout
     assert "SUVmax None" in done.stdout  # a NIfTI does not say its unit
+
+
+def test_the_http_client_gets_the_result(tmp_path: Path, known_model: Path) -> None:
+    (tmp_path / "token").write_text("a-token-that-nobody-guesses\n")
+    watched = Watched(tmp_path, Segmenter(known_model))
+    put_scan(tmp_path / "scan.nii.gz")
+    app = application(watched.inbox, watched.output, "a-token-that-nobody-guesses", {})
+    with watched, http_service(app, "127.0.0.1", 0) as port:
+        example = [sys.executable, EXAMPLES / "segment_over_http.py", f"http://127.0.0.1:{port}"]
+        done = subprocess.run(
+            [*example, tmp_path / "token", tmp_path / "scan.nii.gz"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert done.stdout.startswith("1 lesions")
+    assert zipfile.is_zipfile(tmp_path / "result.zip")
 
 
 def test_node_gives_the_same_probabilities() -> None:

@@ -11,72 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 
-import numpy as np
 import pytest
-from conftest import GEOMETRIES, body_array
-from runtime.dicom_factory import pet_series, write
+from runtime.watched import PATIENCE_S, SETTLE_S, Watched, put_scan, save_dicom, wait_until
 
 import petseg_runtime.inbox
 from petseg_runtime import Segmenter
 from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.inbox import JOURNAL, watch
-from petseg_runtime.io.images import write_image
 from petseg_runtime.io.scans import Scan
 from petseg_runtime.runner import RunSettings, ScanResult
-
-SETTLE_S = 0.3
-PATIENCE_S = 60.0
-
-
-def save_dicom(folder: Path) -> None:
-    write(pet_series((body_array((24, 30, 32)) * 1000).astype(np.int16), spacing_mm=(4.0, 5.0, 5.0)), folder)
-
-
-def put_scan(path: Path, seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(body_array(GEOMETRIES["axial"].shape, seed), GEOMETRIES["axial"], path)
-    return path
-
-
-class Watched:
-    """An inbox that is watched in a thread, and what was reported."""
-
-    def __init__(self, folder: Path, segmenter: Segmenter) -> None:
-        self.inbox, self.output = folder / "inbox", folder / "out"
-        self.inbox.mkdir(exist_ok=True)
-        self.reported: list[tuple[str, ScanResult | PetsegError]] = []
-        self._stop, self._segmenter = Event(), segmenter
-
-    def __enter__(self) -> Watched:
-        self._thread = Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        watch(self.inbox, self._segmenter, RunSettings(output=self.output), self._stop, self._report, SETTLE_S)
-
-    def _report(self, scan: Scan, outcome: ScanResult | PetsegError) -> None:
-        self.reported.append((scan.name, outcome))
-
-    def wait_for(self, count: int) -> None:
-        wait_until(lambda: len(self.reported) >= count)
-
-    @property
-    def masks(self) -> list[str]:
-        return sorted(str(path.relative_to(self.output)) for path in self.output.rglob("*_petseg.nii.gz"))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""How scans reach the inbox over the network, and how results leave. Each needs the extra `serve`."""

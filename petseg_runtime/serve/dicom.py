@@ -1,0 +1,222 @@
+"""DICOM over the network: PET instances that are sent here go into the inbox, and results to another node.
+
+Nothing that a peer sends chooses a path: UIDs become digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Self
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
+from pynetdicom.events import EVT_C_STORE, EVT_CONN_CLOSE, EVT_DATA_RECV, EVT_DIMSE_RECV, Event
+
+from petseg_runtime.errors import UsageError
+from petseg_runtime.io.dicom_elements import Elements
+from petseg_runtime.outputs.files import prepare_folder, remove_leavings, sync, whole_file
+
+PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
+VERIFICATION = "1.2.840.10008.1.1"
+
+# Those that `io.dicom_pixels` reads; a sender with others converts, or is told at once.
+_TRANSFER_SYNTAXES = [
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+    JPEGLosslessSV1,
+    JPEGLossless,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+]
+
+# StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID.
+_UIDS = (0x0020000D, 0x0020000E, 0x00080018)
+
+# Status of a C-STORE (PS3.4 table B.2-1).
+_STORED, _OUT_OF_RESOURCES, _NOT_A_PET_IMAGE, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
+
+_MOST_ASSOCIATIONS = 64
+# Of one instance. A PET slice has less than one of these; more would only fill the memory.
+_MOST_BYTES = 256 * 2**20
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class DicomNode:
+    """Another system: application entity title, host and port."""
+
+    title: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From "TITLE@HOST:PORT".
+
+        Raises
+        ------
+        UsageError : if it is none.
+        """
+        match = re.fullmatch(r"([^@]+)@(.+):(\d{1,5})", text)
+        if match is None or not 0 < int(match[3]) < 65536:
+            raise UsageError(f"{text!r} is not a DICOM node, expected TITLE@HOST:PORT such as PACS@10.0.0.7:104.")
+        return cls(checked_title(match[1]), match[2].strip("[]"), int(match[3]))
+
+    def __str__(self) -> str:
+        return f"{self.title}@{self.host}:{self.port}"
+
+
+def checked_title(title: str) -> str:
+    """An application entity title (PS3.5 table 6.2-1, VR AE) without the spaces around it.
+
+    Raises
+    ------
+    UsageError : if it is none.
+    """
+    stripped = title.strip(" ")
+    if not re.fullmatch(r"[ -\[\]-~]{1,16}", stripped):
+        raise UsageError(f"{title!r} is not an application entity title: 1 to 16 ASCII characters, no backslash.")
+    return stripped
+
+
+@contextmanager
+def dicom_listener(inbox: Path, title: str, address: str, port: int, callers: Sequence[str] = ()) -> Iterator[int]:
+    """Take PET instances over DICOM, in threads, while the block runs; yields the port.
+
+    An instance is answered as stored when it lies in the inbox, on disk.
+
+    Parameters
+    ----------
+    title : our own; peers may call us by any.
+    port : 0 for any that is free.
+    callers : titles of the peers that may associate; all where empty.
+
+    Raises
+    ------
+    UsageError : if a title is none, or the port cannot be had.
+    """
+    entity = _application_entity(title)
+    entity.maximum_associations = _MOST_ASSOCIATIONS
+    entity.require_calling_aet = [checked_title(caller) for caller in callers]
+    entity.add_supported_context(VERIFICATION)
+    entity.add_supported_context(PET_IMAGE_STORAGE, _TRANSFER_SYNTAXES)
+    prepare_folder(inbox)
+    for study in inbox.glob("study-*/"):
+        remove_leavings(study)
+    flow = _Flow()
+    handlers: list[Any] = [
+        (EVT_C_STORE, lambda event: _store(event, inbox)),
+        (EVT_DATA_RECV, flow.received),
+        (EVT_DIMSE_RECV, flow.whole),
+        (EVT_CONN_CLOSE, flow.whole),
+    ]
+    try:
+        server = entity.start_server((address, port), block=False, evt_handlers=handlers)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"Port {port} of {address} cannot be had: {error}. Choose another --dicom-port.") from error
+    try:
+        yield server.server_address[1]  # type: ignore[union-attr]  # not None, as it does not block
+    finally:
+        entity.shutdown()
+
+
+def send(files: Sequence[Path], node: DicomNode, title: str) -> None:
+    """Send DICOM files to a node.
+
+    Raises
+    ------
+    UsageError : if the node cannot be reached, or does not take one of them.
+    """
+    entity = _application_entity(title)
+    datasets = [pydicom.dcmread(file) for file in files]
+    if not datasets:
+        return
+    for kind, syntax in {(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID) for dataset in datasets}:
+        entity.add_requested_context(kind, syntax)
+    association = entity.associate(node.host, node.port, ae_title=node.title)
+    if not association.is_established:
+        raise UsageError(f"{node} cannot be reached, or lets nobody called {title} in. The results wait.")
+    try:
+        for dataset in datasets:
+            _send_one(association, dataset, node)
+    finally:
+        association.release()
+
+
+def _send_one(association: Association, dataset: pydicom.Dataset, node: DicomNode) -> None:
+    try:
+        answer = association.send_c_store(dataset)
+    except (RuntimeError, ValueError) as error:  # the association is gone, or the kind was not accepted
+        raise UsageError(f"{node} does not take a {dataset.SOPClassUID.name}. The results wait.") from error
+    status = answer.get("Status")
+    # 0xBxxx are warnings: it is stored.
+    if status is None or not (status == _STORED or 0xB000 <= status <= 0xBFFF):
+        said = "nothing" if status is None else f"status {status:04X}"
+        raise UsageError(f"{node} answered a {dataset.SOPClassUID.name} with {said}. The results wait.")
+
+
+def _application_entity(title: str) -> ApplicationEntity:
+    entity = ApplicationEntity(checked_title(title))
+    entity.acse_timeout = entity.dimse_timeout = entity.connection_timeout = _TIMEOUT_S
+    entity.network_timeout = 2 * _TIMEOUT_S
+    return entity
+
+
+def _store(event: Event, inbox: Path) -> int:
+    """Put one instance into the inbox; the status that its sender is told."""
+    content = event.encoded_dataset()
+    try:
+        header = Elements(pydicom.dcmread(BytesIO(content), specific_tags=list(_UIDS)))
+        uids = [header.text(tag) for tag in _UIDS]
+    except (InvalidDicomError, AttributeError, ValueError, TypeError, EOFError, OSError, NotImplementedError):
+        return _CANNOT_UNDERSTAND
+    if not all(uids) or uids[2] != str(getattr(event.request, "AffectedSOPInstanceUID", "")):
+        return _NOT_A_PET_IMAGE
+    study, series, instance = (hashlib.sha256(uid.encode()).hexdigest()[:20] for uid in uids)
+    path = inbox / f"study-{study}" / f"{series}-{instance}.dcm"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(content)
+            sync(temporary)
+        sync(path.parent, inbox)
+    except (OSError, UsageError):
+        return _OUT_OF_RESOURCES
+    return _STORED
+
+
+class _Flow:
+    """Bytes that came over each association since its last whole message; too many end it."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[Association, int] = {}
+
+    def received(self, event: Event) -> None:
+        self._bytes[event.assoc] = self._bytes.get(event.assoc, 0) + len(event.data)
+        if self._bytes[event.assoc] > _MOST_BYTES:
+            event.assoc.abort()
+
+    def whole(self, event: Event) -> None:
+        self._bytes.pop(event.assoc, None)

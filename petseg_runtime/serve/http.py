@@ -1,0 +1,246 @@
+"""An HTTP service in front of an inbox: submit a scan, ask for its state, fetch its results.
+
+It only puts files into the inbox and reads its journal, so it may end and start again at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import shutil
+import socket
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from threading import Thread
+from typing import Annotated, Any, Literal
+
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from petseg_runtime import __version__
+from petseg_runtime.errors import InputError, PetsegError, UsageError
+from petseg_runtime.inbox import DONE, FAILED, JOURNAL, SUBMITTED, Journal
+from petseg_runtime.io.scans import find_scans
+from petseg_runtime.outputs.files import prepare_folder, remove_leavings, scratch_folder, sync
+
+Format = Literal["nii", "nii.gz", "mha", "nrrd", "dicom.zip"]
+
+# Of one scan, as it is sent and as it is unpacked; a whole-body study has well below 1 GiB.
+MOST_BYTES = 4 * 2**30
+_MOST_FILES = 100_000
+
+_SHORTEST_TOKEN = 16
+
+
+def read_token(file: Path) -> str:
+    """The token that callers must bring, from a file; a command line could be read by every user of the machine.
+
+    Raises
+    ------
+    UsageError : if the file cannot be read, or the token is shorter than 16 characters.
+    """
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The token file {file.name} cannot be read. Pass a text file with one line.") from error
+    if not re.fullmatch(rf"[!-~]{{{_SHORTEST_TOKEN},}}", token):
+        raise UsageError(
+            f"{file.name} holds no token: expected at least {_SHORTEST_TOKEN} ASCII characters without a space. "
+            "Make one with: openssl rand -hex 32"
+        )
+    return token
+
+
+@contextmanager
+def http_service(application: FastAPI, address: str, port: int) -> Iterator[int]:
+    """Answer requests, in threads, while the block runs; yields the port.
+
+    Parameters
+    ----------
+    port : 0 for any that is free.
+
+    Raises
+    ------
+    UsageError : if the port cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        listening = socket.create_server((address, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"Port {port} of {address} cannot be had: {error}. Choose another --http-port.") from error
+    # Its log would hold what is asked for. In a thread it leaves signals alone.
+    config = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    thread = Thread(target=server.run, args=([listening],), name="http")
+    thread.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+def application(inbox: Path, output: Path, token: str, model: dict[str, str]) -> FastAPI:
+    """The service as an ASGI application.
+
+    Parameters
+    ----------
+    inbox, output : as for `inbox.watch`, which does the work.
+    model : name, version and digest of the model, for whoever asks whether the service is well.
+
+    Raises
+    ------
+    UsageError : if the inbox cannot be written.
+    """
+    prepare_folder(inbox / SUBMITTED)
+    remove_leavings(inbox)
+
+    def check(bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]) -> None:
+        if not hmac.compare_digest(bearer.credentials.encode(), token.encode()):
+            raise HTTPException(401, "The token is wrong.", {"WWW-Authenticate": "Bearer"})
+
+    # The pages that show the OpenAPI document would fetch their scripts from elsewhere.
+    app = FastAPI(title="PETSeg", version=__version__, docs_url=None, redoc_url=None)
+    protected = [Depends(check)]
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    upload = {"requestBody": {"required": True, "content": {"application/octet-stream": binary}}}
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        """Whether the service answers, and with which model it works."""
+        return {"status": "ok", "version": __version__, "model": model}
+
+    @app.post("/scans", status_code=202, dependencies=protected, openapi_extra=upload)
+    async def submit(request: Request, format: Format) -> dict[str, Any]:  # noqa: A002 - as the query says it
+        """Submit one scan: its file, or a ZIP archive of one DICOM study. The same scan always has the same id."""
+        try:
+            with scratch_folder(inbox) as scratch:
+                await _receive(request, scratch / "upload")
+                identifier = await run_in_threadpool(_take_in, scratch, format, inbox)
+        except InputError as error:
+            raise HTTPException(422, str(error)) from error
+        except (UsageError, OSError) as error:
+            raise HTTPException(507, "The scan cannot be stored: the inbox is full or cannot be written.") from error
+        return await run_in_threadpool(_state, identifier, inbox, output)
+
+    @app.get("/scans/{identifier}", dependencies=protected)
+    def state(identifier: str) -> dict[str, Any]:
+        """State of a scan (waiting, done, failed): with its quantities when it is done, or why it was refused."""
+        return _state(identifier, inbox, output)
+
+    @app.get(
+        "/scans/{identifier}/result",
+        dependencies=protected,
+        response_class=Response,
+        responses={200: {"content": {"application/zip": binary}}},
+    )
+    def result(identifier: str) -> Response:
+        """Every file of a scan's result, as a ZIP archive."""
+        return Response(_archive(identifier, inbox, output), media_type="application/zip")
+
+    return app
+
+
+async def _receive(request: Request, file: Path) -> None:
+    received = 0
+    with file.open("wb") as stream:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > MOST_BYTES:
+                raise HTTPException(413, f"The scan has more than {MOST_BYTES} bytes.")
+            stream.write(chunk)
+
+
+def _take_in(scratch: Path, form: Format, inbox: Path) -> str:
+    """Move an upload into the inbox, whole and on disk; returns its id, the digest that the journal knows it by."""
+    upload, whole = scratch / "upload", scratch / "whole"
+    whole.mkdir()
+    if form == "dicom.zip":
+        _unpack(upload, whole)
+    else:
+        upload.rename(whole / f"scan.{form}")
+    scans = find_scans(whole)
+    if len(scans) != 1:
+        raise InputError(f"The archive holds {len(scans)} studies, expected one.")
+    identifier = scans[0].sha256()
+    place = inbox / SUBMITTED / identifier
+    if not place.exists():
+        sync(*whole.iterdir(), whole)
+        try:
+            os.replace(whole, place)
+        except OSError:
+            if not place.exists():  # the same scan came twice at once
+                raise
+        sync(place.parent)
+    return identifier
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Put the files of an archive into a folder, under names of our own."""
+    unpacked = 0
+    try:
+        with zipfile.ZipFile(archive) as source:
+            members = [member for member in source.infolist() if not member.is_dir()]
+            if len(members) > _MOST_FILES:
+                raise HTTPException(413, f"The archive has {len(members)} files, expected at most {_MOST_FILES}.")
+            for number, member in enumerate(members):
+                unpacked += member.file_size
+                if unpacked > MOST_BYTES:
+                    raise HTTPException(413, f"The archive unpacks to more than {MOST_BYTES} bytes.")
+                temporary = folder / str(number)
+                with source.open(member) as packed, temporary.open("wb") as stream:
+                    shutil.copyfileobj(packed, stream, 2**20)  # at most file_size bytes, or zipfile refuses
+                with temporary.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                temporary.replace(folder / f"{digest}.dcm")
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(
+            "The upload is not a ZIP archive that can be unpacked. Send the files of one study."
+        ) from error
+
+
+def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
+    unknown = HTTPException(404, "No scan with this id was submitted.")
+    if not re.fullmatch("[0-9a-f]{64}", identifier):
+        raise unknown
+    try:
+        entry = Journal.look_up(output / JOURNAL, identifier)
+    except PetsegError as error:
+        raise HTTPException(503, "The journal cannot be read just now.") from error
+    answer: dict[str, Any] = {"id": identifier, "state": "waiting"}
+    if entry is not None and entry.state == FAILED:
+        return answer | {"state": "failed", "error": entry.reason}
+    if entry is not None and entry.state == DONE:
+        folder = output / entry.folder
+        try:
+            record = json.loads((folder / f"{entry.name}_run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise HTTPException(410, "The results of this scan were removed.") from error
+        kept = ("statistics", "decisions", "warnings", "outputs")
+        return answer | {"state": "done", "folder": str(entry.folder)} | {key: record[key] for key in kept}
+    if entry is None and not (inbox / SUBMITTED / identifier).is_dir():
+        raise unknown
+    return answer
+
+
+def _archive(identifier: str, inbox: Path, output: Path) -> bytes:
+    state = _state(identifier, inbox, output)
+    if state["state"] != "done":
+        raise HTTPException(409, f"The scan is {state['state']}; there is no result.")
+    content = BytesIO()
+    try:
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in state["outputs"]:
+                archive.write(output / state["folder"] / name, name)
+    except OSError as error:
+        raise HTTPException(410, "The results of this scan were removed.") from error
+    return content.getvalue()

@@ -1,0 +1,253 @@
+"""DICOM over the network: what is acknowledged lies in the inbox, and results reach the node they are sent to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import which
+from threading import Thread
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.events import EVT_C_STORE, Event
+from pynetdicom.presentation import AllStoragePresentationContexts
+from runtime.dicom_factory import CT_IMAGE_STORAGE, PET_IMAGE_STORAGE, ct_series, pet_series
+from runtime.watched import Watched, save_dicom, wait_until
+
+import petseg_runtime.serve.dicom as network
+from petseg_runtime import Segmenter
+from petseg_runtime.errors import UsageError
+from petseg_runtime.runner import ScanResult
+from petseg_runtime.serve.dicom import DicomNode, checked_title, dicom_listener, send
+
+HERE = "127.0.0.1"
+
+
+def store(
+    datasets: list[Dataset], port: int, title: str = "SCANNER", kind: str = PET_IMAGE_STORAGE
+) -> list[int | None]:
+    """Send as a scanner would; the status of each instance, or none where it was not accepted."""
+    entity = ApplicationEntity(title)
+    entity.add_requested_context(kind, ExplicitVRLittleEndian)
+    association = entity.associate(HERE, port)
+    if not association.is_established:
+        return []
+    try:
+        return [association.send_c_store(dataset).get("Status") for dataset in datasets]
+    finally:
+        association.release()
+
+
+@contextmanager
+def archive(statuses: Callable[[], int] = lambda: 0) -> Iterator[tuple[DicomNode, list[Dataset]]]:
+    """A node that takes any DICOM object, and what it took."""
+    taken: list[Dataset] = []
+
+    def take(event: Event) -> int:
+        status = statuses()
+        if status == 0:
+            taken.append(event.dataset)
+        return status
+
+    entity = ApplicationEntity("ARCHIVE")
+    entity.supported_contexts = AllStoragePresentationContexts
+    server = entity.start_server((HERE, 0), block=False, evt_handlers=[(EVT_C_STORE, take)])
+    assert server is not None
+    try:
+        yield DicomNode("ARCHIVE", HERE, server.server_address[1]), taken
+    finally:
+        entity.shutdown()
+
+
+@pytest.fixture(scope="module")
+def segmenter(known_model: Path) -> Segmenter:
+    return Segmenter(known_model)
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    (tmp_path / "inbox").mkdir()
+    with dicom_listener(tmp_path / "inbox", "PETSEG", HERE, 0) as port:
+        yield tmp_path / "inbox", port
+
+
+@pytest.mark.skipif(which("storescu") is None, reason="DCMTK is not installed")
+def test_a_study_sent_by_dcmtk_is_segmented_and_its_results_reach_the_archive(
+    tmp_path: Path, segmenter: Segmenter
+) -> None:
+    files = save_dicom(tmp_path / "study")
+    with archive() as (node, taken):
+        watched = Watched(
+            tmp_path, segmenter, ("dicom-sr",), lambda result: send(list(result.files[:2]), node, "PETSEG")
+        )
+        with watched, dicom_listener(watched.inbox, "PETSEG", HERE, 0) as port:
+            subprocess.run(["echoscu", "-aec", "PETSEG", HERE, str(port)], check=True)
+            subprocess.run(["storescu", "-aec", "PETSEG", HERE, str(port), *map(str, files)], check=True)
+            watched.wait_for(1)
+    ((_, result),) = watched.reported
+    assert isinstance(result, ScanResult)
+    assert [dataset.Modality for dataset in taken] == ["SEG", "SR"]
+    assert {dataset.StudyInstanceUID for dataset in taken} == {"1.2.3"}
+
+
+def test_what_is_acknowledged_lies_in_the_inbox_as_it_was_sent(listening: tuple[Path, int]) -> None:
+    inbox, port = listening
+    series = pet_series()
+    assert store(series, port) == [0] * len(series)
+    received = {header.SOPInstanceUID: header for header in map(dcmread, inbox.rglob("*.dcm"))}
+    assert received == {dataset.SOPInstanceUID: dataset for dataset in series}
+
+
+def test_uids_choose_no_path(listening: tuple[Path, int]) -> None:
+    inbox, port = listening
+    (instance,) = pet_series()[:1]
+    with warnings.catch_warnings(action="ignore"):  # pydicom warns whoever writes such a thing
+        instance.StudyInstanceUID = "../../outside"
+        instance.SeriesInstanceUID = "/etc/passwd"
+    assert store([instance], port) == [0]
+    (file,) = [path for path in inbox.parent.rglob("*") if path.is_file()]
+    assert file.parent.parent == inbox
+    assert file.parent.name.startswith("study-")
+
+
+def test_an_instance_that_comes_twice_is_there_once(listening: tuple[Path, int]) -> None:
+    inbox, port = listening
+    series = pet_series()
+    store(series, port)
+    assert store(series, port) == [0] * len(series)
+    assert len(list(inbox.rglob("*.dcm"))) == len(series)
+
+
+def test_what_is_no_pet_is_not_accepted(listening: tuple[Path, int]) -> None:
+    inbox, port = listening
+    assert store(ct_series(1), port, kind=CT_IMAGE_STORAGE) == []
+    assert list(inbox.iterdir()) == []
+
+
+@pytest.mark.parametrize("lacking", ["StudyInstanceUID", "SeriesInstanceUID"])
+def test_an_instance_that_does_not_say_what_it_belongs_to_is_refused(lacking: str, listening: tuple[Path, int]) -> None:
+    inbox, port = listening
+    (instance,) = pet_series()[:1]
+    delattr(instance, lacking)
+    assert store([instance], port) == [0xA900]
+    assert list(inbox.iterdir()) == []
+
+
+def test_a_full_disk_is_told_to_the_sender(listening: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox, port = listening
+
+    def full(*_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(network, "sync", full)
+    assert store(pet_series()[:1], port) == [0xA700]
+    assert not [path for path in inbox.rglob("*") if path.is_file()]
+
+
+def test_an_endless_instance_ends_the_association(listening: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox, port = listening
+    monkeypatch.setattr(network, "_MOST_BYTES", 100_000)
+    (instance, second) = pet_series()[:2]
+    instance.add_new(0x7FE10010, "OB", bytes(2_000_000))
+    entity = ApplicationEntity("SCANNER")
+    entity.add_requested_context(PET_IMAGE_STORAGE, ExplicitVRLittleEndian)
+    association = entity.associate(HERE, port)
+    assert association.send_c_store(instance).get("Status") is None
+    wait_until(lambda: association.is_aborted)
+    assert not list(inbox.rglob("*.dcm"))
+    assert store([second], port) == [0]
+
+
+def test_only_named_callers_are_let_in(tmp_path: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    with dicom_listener(tmp_path / "inbox", "PETSEG", HERE, 0, ["SCANNER", "PACS"]) as port:
+        assert store(pet_series()[:1], port, "STRANGER") == []
+        assert store(pet_series()[:1], port, "PACS") == [0]
+
+
+def test_eight_senders_at_once_lose_nothing(listening: tuple[Path, int]) -> None:
+    inbox, port = listening
+    studies = [pet_series(study=f"1.2.{number}") for number in range(8)]
+    statuses: list[int | None] = []
+    threads = [Thread(target=lambda study=study: statuses.extend(store(study, port))) for study in studies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [0] * sum(map(len, studies))
+    assert len(list(inbox.iterdir())) == 8
+    assert len(list(inbox.rglob("*.dcm"))) == len(statuses)
+
+
+def test_results_wait_for_an_archive_that_is_away(
+    tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("petseg_runtime.inbox.RETRY_S", 0.1)
+    answers = iter([0xA700, 0xA700])
+    with archive(lambda: next(answers, 0)) as (node, taken):
+        watched = Watched(tmp_path, segmenter, ("dicom-seg",), lambda result: send([result.files[0]], node, "PETSEG"))
+        save_dicom(watched.inbox / "study")
+        with watched:
+            watched.wait_for(3)
+    first, second, third = (outcome for _, outcome in watched.reported)
+    assert isinstance(first, UsageError)
+    assert "status A700" in str(first)
+    assert isinstance(second, UsageError)
+    assert isinstance(third, ScanResult)
+    assert [dataset.Modality for dataset in taken] == ["SEG"]
+    assert not (watched.output / "failed").exists()
+
+
+def test_a_node_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    with archive() as (node, _):
+        pass
+    with pytest.raises(UsageError, match="cannot be reached"):
+        send(save_dicom(tmp_path)[:1], node, "PETSEG")
+
+
+@pytest.mark.parametrize("text", ["PACS", "PACS@host", "PACS@host:0", "PACS@host:99999", "@host:104", "A\\B@host:104"])
+def test_what_is_no_node_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        DicomNode.parse(text)
+
+
+def test_a_node_is_read() -> None:
+    assert DicomNode.parse("PACS@[::1]:104") == DicomNode("PACS", "::1", 104)
+
+
+@pytest.mark.parametrize("title", ["", "   ", "SEVENTEEN LETTERS", "A\\B", "Ä", "A\n"])
+def test_what_is_no_title_is_refused(title: str) -> None:
+    with pytest.raises(UsageError):
+        checked_title(title)
+
+
+def test_a_port_in_use_is_said(listening: tuple[Path, int]) -> None:
+    inbox, port = listening
+    with pytest.raises(UsageError, match="cannot be had"), dicom_listener(inbox, "PETSEG", HERE, port):
+        pass
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--dicom-port", "99999"],
+        ["--dicom-port", "0", "--dicom-title", "A\\B"],
+        ["--dicom-port", "0", "--dicom-caller", ""],
+        ["--send-to", "PACS", "--output-type", "dicom-seg"],
+        ["--send-to", "PACS@127.0.0.1:104"],
+    ],
+)
+def test_options_of_the_network_are_checked(arguments: list[str], tmp_path: Path, known_model: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    command = [Path(sys.executable).with_name("petseg-run"), tmp_path / "inbox", "-o", tmp_path / "out", "--watch"]
+    done = subprocess.run(
+        [*map(str, command), "-q", "-m", str(known_model), *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1

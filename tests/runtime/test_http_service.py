@@ -1,0 +1,242 @@
+"""The HTTP service: what is submitted is done by the inbox, and only callers with the token see anything."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from runtime.watched import Watched, put_scan, save_dicom, wait_until
+
+import petseg_runtime.serve.http as service
+from petseg_runtime import Segmenter
+from petseg_runtime.errors import UsageError
+from petseg_runtime.serve.http import application, http_service, read_token
+
+TOKEN = "a-token-that-nobody-guesses"
+MODEL = {"name": "known", "version": "1", "sha256": "0" * 64}
+
+
+class Client:
+    """Asks as other software would; the status and the body of each answer."""
+
+    def __init__(self, port: int) -> None:
+        self._base = f"http://127.0.0.1:{port}"
+
+    def ask(self, path: str, body: bytes | None = None, token: str = TOKEN) -> tuple[int, bytes]:
+        request = Request(self._base + path, data=body, headers={"Authorization": f"Bearer {token}"} if token else {})
+        try:
+            with urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read()
+        except HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+    def submit(self, body: bytes, form: str = "nii.gz") -> dict:
+        status, answer = self.ask(f"/scans?format={form}", body)
+        assert status == 202, answer
+        return json.loads(answer)
+
+    def state(self, identifier: str) -> dict:
+        status, answer = self.ask(f"/scans/{identifier}")
+        assert status == 200, answer
+        return json.loads(answer)
+
+    def done(self, identifier: str) -> dict:
+        wait_until(lambda: self.state(identifier)["state"] != "waiting")
+        return self.state(identifier)
+
+
+@pytest.fixture(scope="module")
+def segmenter(known_model: Path) -> Segmenter:
+    return Segmenter(known_model)
+
+
+@pytest.fixture
+def watched(tmp_path: Path, segmenter: Segmenter) -> Watched:
+    return Watched(tmp_path, segmenter)
+
+
+@pytest.fixture
+def client(watched: Watched) -> Iterator[Client]:
+    with http_service(application(watched.inbox, watched.output, TOKEN, MODEL), "127.0.0.1", 0) as port:
+        yield Client(port)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> bytes:
+    return put_scan(tmp_path / "elsewhere.nii.gz").read_bytes()
+
+
+def zipped(folder: Path, files: list[Path]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for file in files:
+            archive.write(file, file.relative_to(folder))
+    return content.getvalue()
+
+
+def test_a_scan_is_submitted_done_and_fetched(client: Client, watched: Watched, scan: bytes) -> None:
+    submitted = client.submit(scan)
+    assert submitted["state"] == "waiting"
+    with watched:
+        state = client.done(submitted["id"])
+    assert state["state"] == "done"
+    assert state["statistics"]["lesion_count"] == 1
+    status, archive = client.ask(f"/scans/{state['id']}/result")
+    assert status == 200
+    with zipfile.ZipFile(io.BytesIO(archive)) as result:
+        assert (
+            result.namelist() == state["outputs"] == [f"{state['id']}{end}" for end in ("_petseg.nii.gz", "_run.json")]
+        )
+        mask = result.read(state["outputs"][0])
+    assert mask == (watched.output / "submitted" / state["outputs"][0]).read_bytes()
+
+
+def test_a_dicom_study_comes_as_an_archive(client: Client, watched: Watched, tmp_path: Path) -> None:
+    files = save_dicom(tmp_path / "study")
+    submitted = client.submit(zipped(tmp_path, files), "dicom.zip")
+    part = client.submit(zipped(tmp_path, files[:-2]), "dicom.zip")  # the same study, but not all of it
+    with watched:
+        assert client.done(submitted["id"])["statistics"]["unit"] == "suvbw"
+        refused = client.done(part["id"])
+    assert refused["state"] == "failed"
+    assert "Pass the whole series" in refused["error"]
+    assert client.ask(f"/scans/{part['id']}/result")[0] == 409
+
+
+def test_the_same_scan_is_the_same_id_and_is_done_once(client: Client, watched: Watched, scan: bytes) -> None:
+    first = client.submit(scan)
+    assert client.submit(scan) == first
+    with watched:
+        client.done(first["id"])
+        assert client.submit(scan)["state"] == "done"
+    assert len(watched.reported) == 1
+
+
+def test_a_restart_forgets_nothing(watched: Watched, scan: bytes) -> None:
+    app = application(watched.inbox, watched.output, TOKEN, MODEL)
+    with http_service(app, "127.0.0.1", 0) as port:
+        identifier = Client(port).submit(scan)["id"]
+    with watched:
+        watched.wait_for(1)
+    with http_service(application(watched.inbox, watched.output, TOKEN, MODEL), "127.0.0.1", 0) as port:
+        assert Client(port).state(identifier)["state"] == "done"
+
+
+@pytest.mark.parametrize("token", ["", "a-token-that-nobody-guessed"])
+@pytest.mark.parametrize("path", ["/scans/" + "0" * 64, "/scans/" + "0" * 64 + "/result", "/scans?format=nii"])
+def test_without_the_token_there_is_nothing_to_see(client: Client, watched: Watched, path: str, token: str) -> None:
+    status, _ = client.ask(path, b"scan" if "format" in path else None, token)
+    assert status in (401, 403)
+    assert not list((watched.inbox / ".submitted").iterdir())
+
+
+def test_health_and_the_openapi_document_need_no_token(client: Client) -> None:
+    status, answer = client.ask("/health", token="")
+    assert status == 200
+    assert json.loads(answer)["model"] == MODEL
+    status, answer = client.ask("/openapi.json", token="")
+    assert set(json.loads(answer)["paths"]) == {
+        "/health",
+        "/scans",
+        "/scans/{identifier}",
+        "/scans/{identifier}/result",
+    }
+
+
+@pytest.mark.parametrize("identifier", ["0" * 64, "..%2f..%2fpasswd", "x"])
+def test_an_unknown_id_is_not_found(client: Client, identifier: str) -> None:
+    assert client.ask(f"/scans/{identifier}")[0] == 404
+    assert client.ask(f"/scans/{identifier}/result")[0] == 404
+
+
+def test_names_in_an_archive_choose_no_path(client: Client, watched: Watched, tmp_path: Path) -> None:
+    file = save_dicom(tmp_path / "study")[0]
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in ("../../../outside", "/absolute", "a/../../b"):
+            archive.writestr(name, file.read_bytes())
+    before = set(tmp_path.rglob("*"))
+    identifier = client.submit(content.getvalue(), "dicom.zip")["id"]
+    new = set(tmp_path.rglob("*")) - before
+    assert {path.relative_to(watched.inbox).parts[:2] for path in new} == {(".submitted", identifier)}
+
+
+@pytest.mark.parametrize("body", [b"", b"no archive at all", zipfile.BadZipFile.__name__.encode() * 100])
+def test_what_is_no_archive_is_refused(client: Client, watched: Watched, body: bytes) -> None:
+    status, answer = client.ask("/scans?format=dicom.zip", body)
+    assert status == 422
+    assert b"ZIP" in answer
+    assert sorted(path.name for path in watched.inbox.iterdir()) == [".submitted"]
+
+
+def test_an_archive_of_no_or_two_studies_is_refused(client: Client, tmp_path: Path) -> None:
+    assert client.ask("/scans?format=dicom.zip", zipped(tmp_path, []))[0] == 422
+    files = [*save_dicom(tmp_path / "a", "1.2.3"), *save_dicom(tmp_path / "b", "1.2.4")]
+    status, answer = client.ask("/scans?format=dicom.zip", zipped(tmp_path, files))
+    assert status == 422
+    assert b"2 scans" in answer or b"2 studies" in answer
+
+
+def test_an_unknown_format_is_refused(client: Client, scan: bytes) -> None:
+    assert client.ask("/scans?format=jpeg", scan)[0] == 422
+
+
+def test_too_much_is_refused(client: Client, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MOST_BYTES", 1000)
+    assert client.ask("/scans?format=nii", bytes(1001))[0] == 413
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(100_000))
+    assert len(bomb.getvalue()) < 1000
+    assert client.ask("/scans?format=dicom.zip", bomb.getvalue())[0] == 413
+    assert sorted(path.name for path in watched.inbox.iterdir()) == [".submitted"]
+
+
+def test_results_that_were_removed_are_gone(client: Client, watched: Watched, scan: bytes) -> None:
+    identifier = client.submit(scan)["id"]
+    with watched:
+        client.done(identifier)
+    for file in (watched.output / "submitted").iterdir():
+        file.unlink()
+    assert client.ask(f"/scans/{identifier}")[0] == 410
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"with a space in it, and long", b"\xff" * 40])
+def test_a_token_must_be_hard_to_guess(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(content)
+    with pytest.raises(UsageError, match="token"):
+        read_token(tmp_path / "token")
+
+
+def test_a_token_file_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_token(tmp_path / "token")
+
+
+def test_a_port_in_use_is_said(watched: Watched) -> None:
+    app = application(watched.inbox, watched.output, TOKEN, MODEL)
+    taken = http_service(app, "127.0.0.1", 0)
+    with taken as port, pytest.raises(UsageError, match="cannot be had"), http_service(app, "127.0.0.1", port):
+        pass
+
+
+def test_the_command_wants_a_token(tmp_path: Path, known_model: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    command = [Path(sys.executable).with_name("petseg-run"), tmp_path / "inbox", "-o", tmp_path / "out", "--watch"]
+    done = subprocess.run(
+        [*map(str, command), "-q", "-m", str(known_model), "--http-port", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--http-token-file" in done.stderr
