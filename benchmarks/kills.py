@@ -1,25 +1,31 @@
 """Kill a batch at random moments, let it go on each time, and compare with one that was left alone.
 
     python benchmarks/kills.py --kills 50 --scans 20 --seed 0
+    python benchmarks/kills.py --kills 50 --scans 20 --seed 0 --inbox
 
-The batch runs `petseg-run FOLDER -o OUT --resume`; each process is killed (SIGKILL) at a random moment of the time that
-the whole batch takes. In the end every file must be there, byte for byte, and no other; of the records all but the
-times. Exit code 1 if not.
+The batch runs `petseg-run FOLDER -o OUT --resume`, or with --inbox `petseg-run FOLDER -o OUT --watch`; each process is
+killed (SIGKILL) at a random moment of the time that the whole batch takes. In the end every file must be there, byte
+for byte, and no other; of the records all but the times, and of an inbox's journal the state of each scan. Exit code 1
+if not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from time import perf_counter, sleep
 
 import numpy as np
 from rich.progress import track
 
+from petseg_runtime.inbox import JOURNAL
 from petseg_runtime.io.images import write_image
 from petseg_runtime.volume import Geometry
 
@@ -42,7 +48,7 @@ def content(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in folder.rglob("*"):
         if path.is_file():
-            data = path.read_bytes()
+            data = journal(path) if path.name == JOURNAL else path.read_bytes()
             if path.name.endswith("_run.json"):
                 record = json.loads(data)
                 del record["timings_s"]
@@ -51,20 +57,46 @@ def content(folder: Path) -> dict[str, bytes]:
     return found
 
 
+def journal(path: Path) -> bytes:
+    """What the journal of an inbox says of each scan, without the time at which it did."""
+    with closing(sqlite3.connect(path)) as connection:
+        return json.dumps(
+            connection.execute("SELECT digest, folder, name, state, reason FROM scans ORDER BY digest").fetchall()
+        ).encode()
+
+
+def complete(command: Sequence[str | Path], output: Path, scans: int) -> None:
+    """Run a command until it ends, or an inbox until each scan is done and then a while longer."""
+    if "--watch" not in command:
+        subprocess.run([*command, output], check=True)
+        return
+    process = subprocess.Popen([*command, output])
+    while len(list(output.rglob("*_run.json"))) < scans:
+        if process.poll() is not None:
+            sys.exit(f"The inbox ended by itself with exit code {process.returncode}.")
+        sleep(0.2)
+    sleep(3)
+    process.terminate()
+    if process.wait() != 0:
+        sys.exit(f"The inbox ended with exit code {process.returncode} after SIGTERM.")
+
+
 def main() -> int:
     """Run it and say what differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--scans", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--inbox", action="store_true")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         write_batch(root / "in", options.scans, rng)
-        petseg_run = [Path(sys.executable).with_name("petseg-run"), root / "in", "-q", "-s", "-p", "--resume", "-o"]
+        how = ["--watch", "--settle", "0.2"] if options.inbox else ["--resume"]
+        petseg_run = [Path(sys.executable).with_name("petseg-run"), root / "in", "-q", "-s", "-p", *how, "-o"]
         began = perf_counter()
-        subprocess.run([*petseg_run, root / "whole"], check=True)
+        complete(petseg_run, root / "whole", options.scans)
         took_s = perf_counter() - began
         killed = 0
         for _ in track(range(options.kills), "Killing", transient=True):
@@ -72,7 +104,7 @@ def main() -> int:
             sleep(rng.uniform(0, 1.2) * took_s / max(1, options.scans / 4))
             process.kill()
             killed += process.wait() != 0
-        subprocess.run([*petseg_run, root / "killed"], check=True)
+        complete(petseg_run, root / "killed", options.scans)
         whole, resumed = content(root / "whole"), content(root / "killed")
     odd = sorted(name for name in whole.keys() | resumed.keys() if whole.get(name) != resumed.get(name))
     print(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from petseg_runtime.errors import (
     BackendError,
     BatchError,
+    CancelledError,
     InputError,
     MemoryBudgetError,
     ModelError,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "BatchError",
+    "CancelledError",
     "Geometry",
     "InputError",
     "MemoryBudgetError",

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -98,11 +98,16 @@ def _load(options: argparse.Namespace) -> Segmenter:
 
 
 def _run(options: argparse.Namespace, messages: Console) -> None:
+    if options.scheduler is not None:  # workers may have been started in any folder
+        options.input = [path.absolute() for path in options.input]
+        options.output, options.model = (path and path.absolute() for path in (options.output, options.model))
+        _run_with(None, options, messages)
+        return
     with ThreadPoolExecutor(1) as loader:  # the model loads while the rest is imported and the scans are looked for
         _run_with(loader.submit(_load, options), options, messages)
 
 
-def _run_with(loading: Future[Segmenter], options: argparse.Namespace, messages: Console) -> None:
+def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace, messages: Console) -> None:
     # Imported here, so that --help and usage errors answer at once.
     import SimpleITK as sitk
 
@@ -127,6 +132,8 @@ def _run_with(loading: Future[Segmenter], options: argparse.Namespace, messages:
         tta=options.tta,
     )
     if options.watch:
+        if loading is None:
+            raise UsageError("--watch works on this machine. Leave out --scheduler.")
         _watch(loading, settings, options, messages)
         return
     scans, failures = _find(options, settings, messages)
@@ -137,8 +144,7 @@ def _run_with(loading: Future[Segmenter], options: argparse.Namespace, messages:
         )
     if settings.output is not None:
         prepare_folder(settings.output)
-    segmenter = loading.result()
-    results = _run_scans(scans, segmenter, settings, options, messages, failures)
+    results = _run_scans(scans, loading.result() if loading else None, settings, options, messages, failures)
     summary: tuple[Path, ...] = ()
     if wanted > 1 and (settings.statistics or settings.report):
         summary = write_summary(results, failures, _summary_folder(options, settings), settings.report)
@@ -270,13 +276,16 @@ def _find(options: argparse.Namespace, settings: RunSettings, messages: Console)
 
 def _run_scans(
     scans: Sequence[Scan],
-    segmenter: Segmenter,
+    segmenter: Segmenter | None,
     settings: RunSettings,
     options: argparse.Namespace,
     messages: Console,
     failures: Failures,
 ) -> list[ScanResult]:
-    """Run each scan; one that fails is reported, added to `failures` and passed over, unless it is the only one."""
+    """Run each scan; one that fails is reported, added to `failures` and passed over, unless it is the only one.
+
+    They go to the cluster where there is no segmenter here.
+    """
     from petseg_runtime.console import print_notes, progress_bar
     from petseg_runtime.outputs.files import remove_leavings
     from petseg_runtime.runner import run_scans
@@ -290,7 +299,13 @@ def _run_scans(
         def show(number: int, done: int, windows: int) -> None:
             bar.update(task, description=scans[number].name, completed=number + done / windows)
 
-        for scan, result in run_scans(scans, segmenter, settings, options.resume, show):
+        outcomes = (
+            run_scans(scans, segmenter, settings, options.resume, show)
+            if segmenter is not None
+            else _on_cluster(scans, settings, options)
+        )
+        for number, (scan, result) in enumerate(outcomes, 1):
+            bar.update(task, completed=number)
             if isinstance(result, Exception):
                 if len(options.input) == len(scans) == 1 or isinstance(result, BrokenPipeError):
                     raise result
@@ -299,15 +314,26 @@ def _run_scans(
                 _report_failure(name, known, options, messages)
                 failures.append((name, known))
                 continue
-            if not results and not options.quiet:
+            if not results and not options.quiet and segmenter is not None:
                 messages.print(segmenter.choice, style="dim")
             results.append(result)
             if options.json:
                 print(json.dumps(_json_record(result)), flush=True)
             if not options.quiet:
                 print_notes(result, len(scans) > 1, options.verbose, messages)
-        bar.update(task, completed=len(scans))
     return results
+
+
+def _on_cluster(
+    scans: Sequence[Scan], settings: RunSettings, options: argparse.Namespace
+) -> Iterator[tuple[Scan, ScanResult | Exception]]:
+    from petseg_runtime.cluster import ModelChoice, run_scans_on_cluster
+    from petseg_runtime.segmenter import model_digest
+
+    model = ModelChoice(
+        model_digest(options.model), options.model, options.device, options.backend, options.threads, options.precision
+    )
+    return run_scans_on_cluster(options.scheduler, scans, model, settings, options.resume)
 
 
 def _report_failure(name: str, error: PetsegError, options: argparse.Namespace, messages: Console) -> None:

@@ -47,6 +47,12 @@ class BatchError(PetsegError):
     exit_code = 7
 
 
+class CancelledError(PetsegError):
+    """The caller's wish to stop, carried out; nothing is left of the scan."""
+
+    exit_code = 130
+
+
 def as_petseg_error(error: Exception) -> PetsegError:
     """The error itself, or for one that nobody thought of a line that says so and holds nothing of the scan."""
     if isinstance(error, PetsegError):

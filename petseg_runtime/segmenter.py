@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
+from threading import Event
 from time import perf_counter
 from typing import Self
 
@@ -15,7 +16,7 @@ import numpy as np
 from petseg_runtime.backends import Backend, open_backend
 from petseg_runtime.commissioning import Record, kept
 from petseg_runtime.engine import ENGINE_SUFFIX, check_origin, read_engine
-from petseg_runtime.errors import BackendError, ModelError, UsageError
+from petseg_runtime.errors import BackendError, CancelledError, ModelError, UsageError
 from petseg_runtime.manifest import MAX_OVERLAP, ModelManifest, read_model
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
 from petseg_runtime.preprocessing import NetworkInput, preprocess, restore
@@ -173,18 +174,21 @@ class Segmenter:
         overlap: float | None = None,
         threshold: float | None = None,
         tta: bool = False,
+        cancel: Event | None = None,
     ) -> Segmentation:
         """Segment one scan.
 
         Parameters
         ----------
         progress : called with windows done and windows in all.
+        cancel : set it, from any thread, and the call ends with the window in hand.
         overlap, threshold : in place of the manifest's.
         tta : average over mirrorings in the axial plane; four times the work.
 
         Raises
         ------
         InputError : if the volume holds no body.
+        CancelledError : if `cancel` was set.
         UsageError : if `overlap` or `threshold` is out of range.
         """
         overlap = self.manifest.overlap if overlap is None else overlap
@@ -193,7 +197,7 @@ class Segmenter:
         clock = _Clock()
         network_input = preprocess(volume, self.manifest.preprocessing)
         clock.stop("preprocessing")
-        on_network_grid = self.probabilities(network_input, overlap, tta, progress)
+        on_network_grid = self.probabilities(network_input, overlap, tta, _cancellable(progress, cancel))
         clock.stop("inference")
         probabilities = restore(on_network_grid, network_input.frame)
         mask = threshold_mask(probabilities, threshold)
@@ -257,9 +261,36 @@ def check_options(overlap: float | None, threshold: float | None) -> None:
         raise UsageError(f"threshold is {threshold}, expected a number between 0 and 1.")
 
 
+def model_digest(model: Path | None) -> str:
+    """The digest that a `Segmenter` of this model has, without loading it.
+
+    Raises
+    ------
+    ModelError : as `Segmenter`.
+    """
+    if model is not None and model.suffix == ENGINE_SUFFIX:
+        return read_engine(model).sha256
+    with as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL) as bundled:
+        return read_model(model or bundled).sha256
+
+
 def user_cache() -> Path:
     """Where compiled networks are kept for a user, by the XDG base directory specification."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "petseg"
+
+
+def _cancellable(progress: Progress | None, cancel: Event | None) -> Progress | None:
+    """Progress that raises once it is not to go on."""
+    if cancel is None:
+        return progress
+
+    def report(done: int, windows: int) -> None:
+        if cancel.is_set():
+            raise CancelledError("The scan was cancelled.")
+        if progress:
+            progress(done, windows)
+
+    return report
 
 
 def _passed_bf16(record: Record | None) -> bool:

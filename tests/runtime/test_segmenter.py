@@ -5,12 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 from conftest import GEOMETRIES, OBLIQUE, body_array
 
-from petseg_runtime import InputError, MemoryBudgetError, ModelError, Segmenter, UsageError, Volume
+from petseg_runtime import CancelledError, InputError, MemoryBudgetError, ModelError, Segmenter, UsageError, Volume
 from petseg_runtime.volume import Geometry, Unit
 
 
@@ -78,6 +79,21 @@ def test_overlap_threshold_and_tta_are_honoured(axial_volume: Volume, segmenter:
     strict = segmenter.segment(axial_volume, threshold=0.999).mask.sum()
     lax = segmenter.segment(axial_volume, threshold=0.001).mask.sum()
     assert strict < reference.mask.sum() < lax
+
+
+def test_a_scan_is_cancelled_with_the_window_in_hand(axial_volume: Volume, segmenter: Segmenter) -> None:
+    cancel, seen = Event(), list[int]()
+
+    def progress(done: int, windows: int) -> None:
+        seen.append(done)
+        assert windows > 2
+        cancel.set()
+
+    with pytest.raises(CancelledError):
+        segmenter.segment(axial_volume, progress, cancel=cancel)
+    assert seen == [1]
+    cancel.clear()
+    assert segmenter.segment(axial_volume, cancel=cancel).statistics.lesion_count == 1
 
 
 def test_progress_ends_at_the_number_of_windows(axial_volume: Volume, segmenter: Segmenter) -> None:
