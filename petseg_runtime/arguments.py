@@ -49,6 +49,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, help="probability from which a voxel is tumour; default the model's")
     parser.add_argument("--overlap", type=float, help="overlap of the windows, 0 to 0.9; default the model's")
     parser.add_argument("--tta", action="store_true", help="average over mirrored copies; four times the work")
+    parser.add_argument("--max-memory-gb", type=float, metavar="GB", help="refuse a scan that would take more")
     parser.add_argument("--threads", type=int, help="CPU threads; default all")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="send the scans to this Dask cluster (extra: cluster)")
     again = parser.add_mutually_exclusive_group()

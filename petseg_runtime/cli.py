@@ -94,7 +94,15 @@ def _overrides(options: argparse.Namespace) -> SuvOverrides:
 def _load(options: argparse.Namespace) -> Segmenter:
     from petseg_runtime.segmenter import Segmenter, user_cache
 
-    return Segmenter(options.model, options.device, options.backend, options.threads, options.precision, user_cache())
+    return Segmenter(
+        options.model,
+        options.device,
+        options.backend,
+        options.threads,
+        options.precision,
+        user_cache(),
+        options.max_memory_gb,
+    )
 
 
 def _run(options: argparse.Namespace, messages: Console) -> None:
@@ -331,7 +339,13 @@ def _on_cluster(
     from petseg_runtime.segmenter import model_digest
 
     model = ModelChoice(
-        model_digest(options.model), options.model, options.device, options.backend, options.threads, options.precision
+        model_digest(options.model),
+        options.model,
+        options.device,
+        options.backend,
+        options.threads,
+        options.precision,
+        options.max_memory_gb,
     )
     return run_scans_on_cluster(options.scheduler, scans, model, settings, options.resume)
 

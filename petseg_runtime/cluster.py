@@ -39,6 +39,7 @@ class ModelChoice:
     backend: str = "auto"
     threads: int | None = None
     precision: str = "auto"
+    max_memory_gb: float | None = None
 
 
 def run_scans_on_cluster(
@@ -109,7 +110,13 @@ def _segmenter(choice: ModelChoice) -> Segmenter:
     with _loading:
         if choice not in _loaded:
             segmenter = Segmenter(
-                choice.model, choice.device, choice.backend, choice.threads, choice.precision, user_cache()
+                choice.model,
+                choice.device,
+                choice.backend,
+                choice.threads,
+                choice.precision,
+                user_cache(),
+                choice.max_memory_gb,
             )
             if segmenter.model_sha256 != choice.sha256:
                 raise ModelError("A worker has another model under the same path. Give every machine the same file.")

@@ -57,17 +57,18 @@ class NetworkInput:
     body_level: float
 
 
-def preprocess(volume: Volume, spec: PreprocessingSpec) -> NetworkInput:
+def preprocess(volume: Volume, spec: PreprocessingSpec, max_voxels: int = MAX_NETWORK_VOXELS) -> NetworkInput:
     """Turn a scan into the network's input.
 
     Parameters
     ----------
     volume : scan in any unit that is proportional to activity; the z-score removes the unit.
+    max_voxels : on the network's grid, that the memory budget has room for.
 
     Raises
     ------
     InputError : if the scan holds no body (all zero, constant, or too few voxels above the threshold), or NaN.
-    MemoryBudgetError : if it is far larger than a patient.
+    MemoryBudgetError : if it has more than `max_voxels`, or is far larger than a patient.
     """
     geometry = volume.geometry
     if not np.isfinite(volume.array).all():
@@ -81,6 +82,11 @@ def preprocess(volume: Volume, spec: PreprocessingSpec) -> NetworkInput:
         raise MemoryBudgetError(
             f"On the network's grid the scan has {' x '.join(map(str, shape))} voxels, more than "
             f"{MAX_NETWORK_VOXELS:.0e}. Check its voxel size, or cut it."
+        )
+    if np.prod(shape, dtype=np.float64) > max_voxels:
+        raise MemoryBudgetError(
+            f"On the network's grid the scan has {' x '.join(map(str, shape))} voxels, and the memory budget is enough "
+            f"for {max_voxels:.2g}. Raise it, or cut the scan."
         )
     array = _resample(cropped, geometry.canonical_spacing_mm, spec.spacing_mm, shape)
 

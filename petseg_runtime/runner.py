@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.io.images import write_image
+from petseg_runtime.io.plausible import MAX_VOXELS
 from petseg_runtime.io.scans import Scan
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
 from petseg_runtime.outputs.files import prepare_folder, staged, whole_file, write_json
@@ -120,7 +121,9 @@ def run_scans(
     resume: bool = False,
     progress: Report | None = None,
 ) -> Iterator[tuple[Scan, ScanResult | Exception]]:
-    """Run scans one after the other, in their order; the next is read and the last written while one is computed.
+    """Run scans one after the other, in their order.
+
+    The next is read and the last written while one is computed; not with a memory budget, which is for one scan.
 
     Parameters
     ----------
@@ -131,6 +134,10 @@ def run_scans(
     ------
     Each scan with its result, or with the exception that it ended in; the scans after it are done all the same.
     """
+    if segmenter.budget is not None:
+        for number, scan in enumerate(scans):
+            yield scan, _alone(scan, segmenter, settings, resume, partial(progress, number) if progress else None)
+        return
     with ThreadPoolExecutor(1, "reading") as reader, ThreadPoolExecutor(1, "writing") as writer:
         reading: deque[Future[_Prepared | ScanResult]] = deque()
         writing: deque[tuple[Scan, Future[ScanResult]]] = deque()
@@ -153,6 +160,16 @@ def run_scans(
         finally:
             for future in reading:
                 future.cancel()
+
+
+def _alone(
+    scan: Scan, segmenter: Segmenter, settings: RunSettings, resume: bool, progress: Progress | None
+) -> ScanResult | Exception:
+    try:
+        done = finished(scan, segmenter, settings) if resume else None
+        return done or run_scan(scan, segmenter, settings, progress)
+    except Exception as error:  # whatever a scan does, the scans after it are done
+        return error
 
 
 def _started(
@@ -210,7 +227,8 @@ def _read(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> _Prepared:
     prepare_folder(settings.folder_for(scan))
     key = _run_key(scan, segmenter, settings)
     started = perf_counter()
-    volume = scan.read(settings.unit, settings.overrides)
+    most = MAX_VOXELS if segmenter.budget is None else segmenter.budget.scan_voxels()
+    volume = scan.read(settings.unit, settings.overrides, most)
     reading_s = perf_counter() - started
     return _Prepared(scan, key, volume, _source(scan, volume, settings), reading_s)
 

@@ -14,12 +14,14 @@ from typing import Self
 import numpy as np
 
 from petseg_runtime.backends import Backend, open_backend
+from petseg_runtime.backends.base import PlansMemory
 from petseg_runtime.commissioning import Record, kept
 from petseg_runtime.engine import ENGINE_SUFFIX, check_origin, read_engine
 from petseg_runtime.errors import BackendError, CancelledError, ModelError, UsageError
 from petseg_runtime.manifest import MAX_OVERLAP, ModelManifest, read_model
+from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
-from petseg_runtime.preprocessing import NetworkInput, preprocess, restore
+from petseg_runtime.preprocessing import MAX_NETWORK_VOXELS, NetworkInput, preprocess, restore
 from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.sliding_window import Progress, fitted_window, sliding_window_probabilities
@@ -51,11 +53,13 @@ class Segmenter:
     threads : CPU threads of the inference; by default the backend decides.
     precision : on the CPU "f32", or "bf16" where this machine passed the model's self-test with it; "auto" takes bf16
         there and f32 elsewhere.
+    max_memory_gb : refuse a scan that would make the process take more; for one scan at a time, on the CPU.
     cache : folder that keeps the compiled network for the next start, such as `user_cache()`; None writes nothing.
 
     Raises
     ------
     ModelError : if the model is unreadable, damaged, or has no manifest.
+    MemoryBudgetError : if the model alone does not fit the budget.
     BackendError : if the backend or device is unknown or does not work, or failed the self-test on this machine.
     UsageError : if `threads` is not positive, or the precision unknown.
 
@@ -70,6 +74,7 @@ class Segmenter:
     model_sha256: str
     choice: str  # which backend and device were taken, and why
     loading_s: float = 0.0
+    budget: MemoryBudget | None = None
 
     def __init__(
         self,
@@ -79,6 +84,7 @@ class Segmenter:
         threads: int | None = None,
         precision: str = "auto",
         cache: Path | None = None,
+        max_memory_gb: float | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}.")
@@ -90,6 +96,10 @@ class Segmenter:
         else:
             with as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL) as path:
                 self._open(path, backend, device, threads, precision, cache)
+        if max_memory_gb is not None:
+            if not isinstance(self._backend, PlansMemory):
+                raise UsageError(f"{self.backend_name} keeps no memory budget. Use --backend openvino.")
+            self.budget = MemoryBudget(max_memory_gb, self._backend.working_bytes(self.manifest.patch_size))
         self.loading_s = perf_counter() - started
 
     def _open(
@@ -188,6 +198,7 @@ class Segmenter:
         Raises
         ------
         InputError : if the volume holds no body.
+        MemoryBudgetError : if the scan does not fit the budget.
         CancelledError : if `cancel` was set.
         UsageError : if `overlap` or `threshold` is out of range.
         """
@@ -195,7 +206,8 @@ class Segmenter:
         threshold = self.manifest.threshold if threshold is None else threshold
         check_options(overlap, threshold)
         clock = _Clock()
-        network_input = preprocess(volume, self.manifest.preprocessing)
+        room = MAX_NETWORK_VOXELS if self.budget is None else self.budget.network_voxels(volume.array.size)
+        network_input = preprocess(volume, self.manifest.preprocessing, room)
         clock.stop("preprocessing")
         on_network_grid = self.probabilities(network_input, overlap, tta, _cancellable(progress, cancel))
         clock.stop("inference")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from petseg_runtime.errors import ModelError
-from petseg_runtime.volume import FloatArray
+from petseg_runtime.volume import FloatArray, Shape
 
 
 class Backend(Protocol):
@@ -22,6 +22,14 @@ class Backend(Protocol):
 
     def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
         """Tumour probabilities, float32, of normalised windows `(1, c, z, y, x)`, of the same shape and order."""
+
+
+@runtime_checkable
+class PlansMemory(Protocol):
+    """A backend that knows what it will take."""
+
+    def working_bytes(self, window: Shape) -> int:
+        """Memory that the network takes for a window `(z, y, x)` beside its weights."""
 
 
 def check_one_input_and_output(inputs: int, outputs: int) -> None:

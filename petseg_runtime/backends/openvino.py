@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -97,6 +98,11 @@ class OpenVinoBackend:
                 raise BackendError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
             yield probabilities
 
+    def working_bytes(self, window: Shape) -> int:
+        network = self._network.clone()
+        network.reshape({0: [1, 1, *window]})
+        return _most_alive_bytes(network.get_ordered_ops())
+
     @cached_property
     def _network(self) -> Any:
         try:
@@ -166,6 +172,25 @@ def _average_in_two_steps(network: Any) -> None:
             continue
         pooled = ops.avg_pool(features, [step] * 3, [0] * 3, [0] * 3, [step] * 3, exclude_pad=False)
         mean.input(0).replace_source_output(pooled.output(0))
+
+
+def _most_alive_bytes(operations: Sequence[Any]) -> int:
+    """The most that the tensors between the operations take at any time, if each lives until its last use."""
+    last_use = {
+        value.get_node().get_friendly_name(): number
+        for number, operation in enumerate(operations)
+        for value in operation.input_values()
+    }
+    alive, most, ends = 0, 0, dict[int, int]()
+    for number, operation in enumerate(operations):
+        if operation.get_type_name() != "Constant":
+            size = sum(4 * math.prod(value.get_shape()) for value in operation.outputs())
+            alive += size
+            end = last_use.get(operation.get_friendly_name(), len(operations))
+            ends[end] = ends.get(end, 0) + size
+        most = max(most, alive)
+        alive -= ends.pop(number, 0)
+    return most
 
 
 def backend_name(precision: str) -> str:

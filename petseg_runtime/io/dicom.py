@@ -16,7 +16,7 @@ from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom_header import Header, group_by_study, read_headers
 from petseg_runtime.io.dicom_pixels import check_pixel_format, read_slice
 from petseg_runtime.io.dicom_series import choose_pet_series
-from petseg_runtime.io.plausible import check_grid, check_uptake
+from petseg_runtime.io.plausible import MAX_VOXELS, check_grid, check_uptake
 from petseg_runtime.io.suv import merge_attributes, suvbw_factors
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
 from petseg_runtime.volume import FloatArray, Geometry, Unit, Volume
@@ -63,11 +63,13 @@ def read_pet_series(files: Sequence[Path], overrides: SuvOverrides = NO_OVERRIDE
     return pet_volume(read_headers(files), overrides)
 
 
-def pet_volume(headers: Sequence[Header], overrides: SuvOverrides = NO_OVERRIDES) -> Volume:
+def pet_volume(
+    headers: Sequence[Header], overrides: SuvOverrides = NO_OVERRIDES, max_voxels: int = MAX_VOXELS
+) -> Volume:
     """The same from headers that have been read."""
     series, choice = choose_pet_series(_only_study(headers))
     _check_alike(series)
-    ordered, geometry = _stack(series)
+    ordered, geometry = _stack(series, max_voxels)
     _check_complete(series)
     for header in ordered:
         check_pixel_format(header)
@@ -118,7 +120,7 @@ def _check_alike(series: Sequence[Header]) -> None:
             raise InputError(f"{name} is {low} in some slices and {high} in others. Pass slices that are alike.")
 
 
-def _stack(series: Sequence[Header]) -> tuple[list[Header], Geometry]:
+def _stack(series: Sequence[Header], max_voxels: int) -> tuple[list[Header], Geometry]:
     """Slices in the order of their positions along the normal, and the grid they lie on.
 
     With first position p0, cosines r and c, and n = r x c, voxel (z, y, x) lies at
@@ -142,7 +144,7 @@ def _stack(series: Sequence[Header]) -> tuple[list[Header], Geometry]:
             f"The slices are shifted against each other by up to {max(off_zyx[1] * dy, off_zyx[2] * dx):.1f} mm across "
             "their normal, as with a tilted gantry. Pass a series that is not tilted."
         )
-    check_grid((len(series), rows, columns), (dz, dy, dx), "The series")
+    check_grid((len(series), rows, columns), (dz, dy, dx), "The series", max_voxels)
     direction = np.stack([normal, column, row], axis=1)
     geometry = Geometry(
         shape=(len(series), rows, columns),

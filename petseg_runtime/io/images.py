@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.meta_and_nrrd import check_mha, check_nrrd
 from petseg_runtime.io.nifti import check_nifti, straightened
-from petseg_runtime.io.plausible import check_grid, check_modality, check_uptake
+from petseg_runtime.io.plausible import MAX_VOXELS, check_grid, check_modality, check_uptake
 from petseg_runtime.volume import FloatArray, Geometry, MaskArray, Unit, Volume
 
 # By suffix: what ITK passes over in silence, and ITK's reader, which by itself would judge by the suffix's case.
@@ -37,19 +37,21 @@ def image_suffix(path: Path) -> str:
     return next((suffix for suffix in IMAGE_SUFFIXES if path.name.endswith((suffix, suffix.upper()))), "")
 
 
-def read_image(path: Path, unit: Unit = Unit.UNKNOWN) -> Volume:
+def read_image(path: Path, unit: Unit = Unit.UNKNOWN, max_voxels: int = MAX_VOXELS) -> Volume:
     """Read a PET volume.
 
     Parameters
     ----------
     path : a .nii, .nii.gz, .mha or .nrrd file of three dimensions and one number a voxel.
     unit : what the numbers mean; these formats do not say.
+    max_voxels : see `plausible.check_grid`.
 
     Raises
     ------
+    MemoryBudgetError : if it has more voxels than that.
     InputError : if the file is absent, unreadable, not three-dimensional, or holds NaN, nothing, CT or labels.
     """
-    image, geometry, notes = _read(path, sitk.sitkFloat32)
+    image, geometry, notes = _read(path, sitk.sitkFloat32, max_voxels)
     array: FloatArray = sitk.GetArrayFromImage(image)
     check_uptake(array, path.name)
     check_modality(array, path.name)
@@ -77,7 +79,7 @@ def write_image(array: MaskArray | FloatArray, geometry: Geometry, path: Path) -
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def _read(path: Path, pixel_type: int) -> _Image:
+def _read(path: Path, pixel_type: int, max_voxels: int = MAX_VOXELS) -> _Image:
     if not image_suffix(path) or not path.is_file():
         raise InputError(f"{path.name} does not exist. Pass a {', '.join(IMAGE_SUFFIXES)} file or a DICOM folder.")
     try:
@@ -87,20 +89,20 @@ def _read(path: Path, pixel_type: int) -> _Image:
     check, reader_name = _FORMATS[image_suffix(path)]
     check(path)
     try:
-        image = _execute(path, path.name, reader_name, pixel_type)
+        image = _execute(path, path.name, reader_name, pixel_type, max_voxels)
     except RuntimeError as error:
         if "orthonormal" not in str(error):
             raise InputError(
                 f"{path.name} cannot be read: damaged, truncated or of another kind. Get the file again."
             ) from error
         with straightened(path) as copy:
-            image = _execute(copy, path.name, reader_name, pixel_type)
+            image = _execute(copy, path.name, reader_name, pixel_type, max_voxels)
         note = "The scan's axes are off the right angle by a rounding of decimals; the nearest straight grid is used."
         return _Image(image, _geometry(image, path), (note,))
     return _Image(image, _geometry(image, path), ())
 
 
-def _execute(path: Path, name: str, reader_name: str, pixel_type: int) -> sitk.Image:
+def _execute(path: Path, name: str, reader_name: str, pixel_type: int, max_voxels: int) -> sitk.Image:
     """Check what the header claims, then read the voxels."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO(reader_name)
@@ -115,7 +117,7 @@ def _execute(path: Path, name: str, reader_name: str, pixel_type: int) -> sitk.I
         raise InputError(f"{name} is {' x '.join(map(str, size))} voxels, expected one three-dimensional volume.")
     if reader.GetNumberOfComponents() != 1:
         raise InputError(f"{name} has {reader.GetNumberOfComponents()} numbers a voxel, expected one.")
-    check_grid((size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), name)
+    check_grid((size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), name, max_voxels)
     return reader.Execute()
 
 

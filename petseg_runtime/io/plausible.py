@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from petseg_runtime.errors import InputError
+from petseg_runtime.errors import InputError, MemoryBudgetError
 from petseg_runtime.volume import FloatArray, Shape, Triple
 
 # More voxels than any PET: a total-body scan has 440 x 440 x 1600.
@@ -17,15 +17,25 @@ _LABEL_MAP_VALUES = 16
 _MOST_NEGATIVE = 0.1
 
 
-def check_grid(shape: Shape, spacing_mm: Triple, name: str) -> None:
+def check_grid(shape: Shape, spacing_mm: Triple, name: str, max_voxels: int = MAX_VOXELS) -> None:
     """Refuse a header before anything is allocated for it.
+
+    Parameters
+    ----------
+    max_voxels : that the memory budget has room for.
 
     Raises
     ------
+    MemoryBudgetError : if it claims more voxels than that.
     InputError : if it claims more voxels than a PET has, or voxels of an impossible size.
     """
     if np.prod(shape, dtype=np.float64) > MAX_VOXELS:
         raise InputError(f"{name} claims {_by(shape)} voxels, more than a PET scan can have.")
+    if np.prod(shape, dtype=np.float64) > max_voxels:
+        raise MemoryBudgetError(
+            f"{name} has {_by(shape)} voxels, and the memory budget is enough for {max_voxels:.2g}. Raise it, or cut "
+            "the scan."
+        )
     low, high = SPACING_RANGE_MM
     if not all(low <= spacing <= high for spacing in spacing_mm):
         spacing = _by(tuple(f"{value:g}" for value in spacing_mm))

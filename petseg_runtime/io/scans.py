@@ -14,6 +14,7 @@ import numpy as np
 
 from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.images import IMAGE_SUFFIXES, image_suffix, read_image
+from petseg_runtime.io.plausible import MAX_VOXELS
 from petseg_runtime.io.suv import suvbw_of_activity
 from petseg_runtime.io.suv_attributes import DOSE, NO_OVERRIDES, OPTIONS, WEIGHT, SuvOverrides
 from petseg_runtime.volume import Unit, Volume
@@ -66,18 +67,21 @@ class Scan:
             digest.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + content)
         return digest.hexdigest()
 
-    def read(self, unit: Unit = Unit.UNKNOWN, overrides: SuvOverrides = NO_OVERRIDES) -> Volume:
+    def read(
+        self, unit: Unit = Unit.UNKNOWN, overrides: SuvOverrides = NO_OVERRIDES, max_voxels: int = MAX_VOXELS
+    ) -> Volume:
         """Read it; DICOM says its unit itself, and `unit` speaks for the other formats.
 
         Raises
         ------
+        MemoryBudgetError : if it has more voxels than `max_voxels`.
         InputError : if the scan is refused, or an override has no use for it.
         """
         if self.image is None:
             from petseg_runtime.io.dicom import pet_volume
 
-            return pet_volume(self.dicom, overrides)
-        volume = read_image(self.image, unit)
+            return pet_volume(self.dicom, overrides, max_voxels)
+        volume = read_image(self.image, unit, max_voxels)
         if unit is not Unit.UNKNOWN:
             volume = replace(volume, notes=(*volume.notes, f"That the file holds {_UNIT_NAMES[unit]} was given."))
         return _in_suv(volume, overrides) if overrides.options else volume
