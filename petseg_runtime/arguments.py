@@ -26,6 +26,9 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "-m", "--model", type=Path, metavar="FILE", help=".onnx or .engine file; default the bundled model"
     )
+    parser.add_argument(
+        "--model-key", type=Path, metavar="FILE", help="public key that the model must be signed by (extra: sign)"
+    )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, gpu or gpu:N; only auto ever falls back")
     parser.add_argument("--backend", default="auto", help="auto, openvino, onnxruntime or tensorrt")
     parser.add_argument(
@@ -55,6 +58,9 @@ def command_line() -> argparse.ArgumentParser:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="leave alone what is done: same input, model, settings")
     again.add_argument("--overwrite", action="store_true", help="do every scan again, which is the default")
+    parser.add_argument(
+        "--identify", action="store_true", help="write patient and study identifiers of DICOM to the records as well"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON record a scan instead of the table")
     patient = parser.add_argument_group(
         "what the header lacks", "of one patient, for SUV; written to the record of the run"

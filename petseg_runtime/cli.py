@@ -102,13 +102,16 @@ def _load(options: argparse.Namespace) -> Segmenter:
         options.precision,
         user_cache(),
         options.max_memory_gb,
+        options.model_key,
     )
 
 
 def _run(options: argparse.Namespace, messages: Console) -> None:
     if options.scheduler is not None:  # workers may have been started in any folder
         options.input = [path.absolute() for path in options.input]
-        options.output, options.model = (path and path.absolute() for path in (options.output, options.model))
+        for name in ("output", "model", "model_key"):
+            path = getattr(options, name)
+            setattr(options, name, path and path.absolute())
         _run_with(None, options, messages)
         return
     with ThreadPoolExecutor(1) as loader:  # the model loads while the rest is imported and the scans are looked for
@@ -138,6 +141,7 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace, me
         threshold=options.threshold,
         overlap=options.overlap,
         tta=options.tta,
+        identify=options.identify,
     )
     if options.watch:
         if loading is None:
@@ -346,6 +350,7 @@ def _on_cluster(
         options.threads,
         options.precision,
         options.max_memory_gb,
+        options.model_key,
     )
     return run_scans_on_cluster(options.scheduler, scans, model, settings, options.resume)
 
@@ -363,6 +368,7 @@ def _json_record(result: ScanResult) -> dict[str, Any]:
 
     return {
         "scan": result.label,
+        **({"identity": result.identity} if result.identity else {}),
         "statistics": statistics_record(result.statistics),
         "files": [str(file) for file in result.files],
         "timings_s": result.timings_s,

@@ -40,6 +40,7 @@ class ModelChoice:
     threads: int | None = None
     precision: str = "auto"
     max_memory_gb: float | None = None
+    key: Path | None = None
 
 
 def run_scans_on_cluster(
@@ -117,6 +118,7 @@ def _segmenter(choice: ModelChoice) -> Segmenter:
                 choice.precision,
                 user_cache(),
                 choice.max_memory_gb,
+                choice.key,
             )
             if segmenter.model_sha256 != choice.sha256:
                 raise ModelError("A worker has another model under the same path. Give every machine the same file.")

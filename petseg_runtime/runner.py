@@ -54,6 +54,7 @@ class RunSettings:
     statistics, preview, report, radiomics, save_probabilities : further outputs beside the mask and the record.
     threshold, overlap : in place of the model's.
     tta : average over mirrorings.
+    identify : write who a DICOM scan is of to the records; else no identifier leaves the scan but in DICOM results.
     """
 
     output: Path | None = None
@@ -68,6 +69,7 @@ class RunSettings:
     threshold: float | None = None
     overlap: float | None = None
     tta: bool = False
+    identify: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.overlap, self.threshold)
@@ -89,7 +91,8 @@ class RunSettings:
 class ScanResult:
     """What came out of one scan: its quantities, the files written, what was decided on the way, and what to mind.
 
-    `name` is the stem of its files; `label` tells it from scans of the same name in other folders.
+    `name` is the stem of its files; `label` tells it from scans of the same name in other folders. `identity` is empty
+    unless the run was asked to identify.
     """
 
     name: str
@@ -99,6 +102,7 @@ class ScanResult:
     timings_s: dict[str, float]
     decisions: tuple[str, ...]
     warnings: tuple[str, ...]
+    identity: dict[str, str]
 
 
 def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: Progress | None = None) -> ScanResult:
@@ -267,14 +271,17 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         files += [report, last] if settings.report else [last]
         outputs = [file.name for file in files]
         statistics = segmentation.statistics
+        identity = _identity(volume, settings)
         content = run_record(segmenter, prepared.key, statistics, used, timings_s, outputs, decisions, warnings)
+        if identity:
+            content["identity"] = identity
         if settings.report:
             write_report(scan.name, volume, segmentation, segmenter.manifest, content, report)
         timings_s["writing"] = round(perf_counter() - started, 4)
         write_json(content, files[-1])
     written = tuple(folder / file.name for file in files)
     label = str(scan.folder / scan.name)
-    return ScanResult(scan.name, label, segmentation.statistics, written, timings_s, decisions, warnings)
+    return ScanResult(scan.name, label, segmentation.statistics, written, timings_s, decisions, warnings, identity)
 
 
 def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanResult | None:
@@ -291,11 +298,13 @@ def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanRes
         decisions = tuple(record["decisions"][1:])  # the first is the backend's, of that run
         statistics, timings_s = statistics_from(record["statistics"]), dict(record["timings_s"])
         key, warnings = record["run_key"], tuple(record["warnings"])
+        identity = dict(record.get("identity", {}))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if key != _run_key(scan, segmenter, settings) or not all(file.is_file() for file in files):
         return None
-    return ScanResult(scan.name, str(scan.folder / scan.name), statistics, files, timings_s, decisions, warnings)
+    label = str(scan.folder / scan.name)
+    return ScanResult(scan.name, label, statistics, files, timings_s, decisions, warnings, identity)
 
 
 def _run_key(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> str:
@@ -303,6 +312,15 @@ def _run_key(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> str:
     asked = {name: value for name, value in asdict(settings).items() if name != "output"}
     parts = (scan.sha256(), segmenter.model_sha256, json.dumps(asked, sort_keys=True, default=str), __version__)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _identity(volume: Volume, settings: RunSettings) -> dict[str, str]:
+    """Who a DICOM scan is of, where that is asked for."""
+    if not settings.identify or not volume.source:
+        return {}
+    from petseg_runtime.outputs.dicom_source import identity_of
+
+    return identity_of(Path(volume.source[0]))
 
 
 def _source(scan: Scan, volume: Volume, settings: RunSettings) -> Source | None:
@@ -329,7 +347,8 @@ def write_summary(
     folder : gets the files; the page links to the scans' own pages relative to it.
     """
     table = folder / "petseg_results.csv"
-    write_csv([summary_row(result.label, result.statistics, result.warnings) for result in results], failures, table)
+    rows = [summary_row(result.label, result.identity, result.statistics, result.warnings) for result in results]
+    write_csv(rows, failures, table)
     if not with_index:
         return (table,)
     scans = []

@@ -24,6 +24,7 @@ from petseg_runtime.postprocessing import label_lesions, threshold_mask
 from petseg_runtime.preprocessing import MAX_NETWORK_VOXELS, NetworkInput, preprocess, restore
 from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
+from petseg_runtime.signature import check_signature
 from petseg_runtime.sliding_window import Progress, fitted_window, sliding_window_probabilities
 from petseg_runtime.volume import FloatArray, Shape, Volume
 
@@ -53,12 +54,13 @@ class Segmenter:
     threads : CPU threads of the inference; by default the backend decides.
     precision : on the CPU "f32", or "bf16" where this machine passed the model's self-test with it; "auto" takes bf16
         there and f32 elsewhere.
+    key : public key (PEM) that the model must be signed by; None asks for no signature.
     max_memory_gb : refuse a scan that would make the process take more; for one scan at a time, on the CPU.
     cache : folder that keeps the compiled network for the next start, such as `user_cache()`; None writes nothing.
 
     Raises
     ------
-    ModelError : if the model is unreadable, damaged, or has no manifest.
+    ModelError : if the model is unreadable, damaged, has no manifest, or is not signed by the key.
     MemoryBudgetError : if the model alone does not fit the budget.
     BackendError : if the backend or device is unknown or does not work, or failed the self-test on this machine.
     UsageError : if `threads` is not positive, or the precision unknown.
@@ -85,6 +87,7 @@ class Segmenter:
         precision: str = "auto",
         cache: Path | None = None,
         max_memory_gb: float | None = None,
+        key: Path | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}.")
@@ -92,10 +95,10 @@ class Segmenter:
             raise UsageError(f"threads is {threads}, expected at least 1.")
         started = perf_counter()
         if model is not None:
-            self._open(Path(model), backend, device, threads, precision, cache)
+            self._open(Path(model), backend, device, threads, precision, cache, key)
         else:
             with as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL) as path:
-                self._open(path, backend, device, threads, precision, cache)
+                self._open(path, backend, device, threads, precision, cache, key)
         if max_memory_gb is not None:
             if not isinstance(self._backend, PlansMemory):
                 raise UsageError(f"{self.backend_name} keeps no memory budget. Use --backend openvino.")
@@ -103,8 +106,17 @@ class Segmenter:
         self.loading_s = perf_counter() - started
 
     def _open(
-        self, path: Path, backend: str, device: str, threads: int | None, precision: str, cache: Path | None
+        self,
+        path: Path,
+        backend: str,
+        device: str,
+        threads: int | None,
+        precision: str,
+        cache: Path | None,
+        key: Path | None,
     ) -> None:
+        if key is not None:
+            check_signature(path, key)
         if path.suffix == ENGINE_SUFFIX:
             engine = read_engine(path)
             self.manifest, self.model_sha256 = engine.manifest, engine.sha256
@@ -116,6 +128,8 @@ class Segmenter:
         found, left_alone = None, ""
         if device != "cpu" and backend in ("auto", "tensorrt") and beside.is_file():
             try:
+                if key is not None:
+                    check_signature(beside, key)
                 found = read_engine(beside)
                 check_origin(found, model)
             except ModelError as error:

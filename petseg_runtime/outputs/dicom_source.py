@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import NullHandler, getLogger
+from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from petseg_runtime import __version__
@@ -32,6 +34,8 @@ _TEXTS = {
 }
 _DATES = {"PatientBirthDate": 0x00100030, "StudyDate": 0x00080020}
 _STUDY_TIME, _SEX = 0x00080030, 0x00100040
+# What a record says of whose it is, where it is asked to.
+_IDENTITY = ("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID", "StudyDate")
 PATIENT_AND_STUDY = (*_TEXTS, *_DATES, "StudyTime", "PatientSex", "StudyInstanceUID")
 
 
@@ -84,6 +88,21 @@ def read_source(files: Sequence[str], geometry: Geometry) -> Source:
     if len({one.SOPInstanceUID for one in slices}) < len(slices):
         raise _unfit("SOPInstanceUID (0008,0018) is the same in several slices")
     return Source(slices, notes)
+
+
+def identity_of(file: Path) -> dict[str, str]:
+    """Who and what a DICOM file is of, for records that are asked to say so; what is absent is empty.
+
+    Raises
+    ------
+    InputError : if it cannot be read any more.
+    """
+    with quiet():
+        try:
+            dataset = pydicom.dcmread(file, specific_tags=["SpecificCharacterSet", *_IDENTITY])
+            return {keyword: str(dataset.get(keyword) or "") for keyword in _IDENTITY}
+        except (OSError, InvalidDicomError, AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"{file.name} cannot be read any more.") from error
 
 
 @contextmanager

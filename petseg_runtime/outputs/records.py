@@ -40,10 +40,13 @@ def statistics_from(record: dict[str, Any]) -> ScanStatistics:
     return ScanStatistics(**{**fields, "unit": Unit(fields["unit"]), "tumour": tumour, "lesions": lesions})
 
 
-def summary_row(name: str, statistics: ScanStatistics, warnings: Sequence[str]) -> dict[str, Any]:
-    """One row of the CSV of many scans: the quantities of the whole tumour."""
+def summary_row(
+    name: str, identity: dict[str, str], statistics: ScanStatistics, warnings: Sequence[str]
+) -> dict[str, Any]:
+    """One row of the CSV of many scans: whose it is, where that was asked for, and the quantities of the tumour."""
     return {
         "scan": name,
+        **identity,
         "unit": statistics.unit.value,
         "lesions": statistics.lesion_count,
         "dmax_mm": statistics.dmax_mm,
@@ -56,7 +59,7 @@ def summary_row(name: str, statistics: ScanStatistics, warnings: Sequence[str]) 
 def write_csv(rows: Sequence[dict[str, Any]], failures: Sequence[tuple[str, Exception]], path: Path) -> None:
     """Write the rows of `summary_row`, and one for each scan that was refused, with the reason."""
     refused = [{"scan": name, "error": str(error)} for name, error in failures]
-    columns = list(rows[0]) if rows else ["scan", "error"]
+    columns = list(dict.fromkeys(key for row in (*rows, *refused) for key in row)) or ["scan", "error"]
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()

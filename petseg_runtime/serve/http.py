@@ -225,8 +225,9 @@ def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
             record = json.loads((folder / f"{entry.name}_run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise HTTPException(410, "The results of this scan were removed.") from error
-        kept = ("statistics", "decisions", "warnings", "outputs")
-        return answer | {"state": "done", "folder": str(entry.folder)} | {key: record[key] for key in kept}
+        kept = ("identity", "statistics", "decisions", "warnings", "outputs")
+        said = {key: record[key] for key in kept if key in record}
+        return answer | {"state": "done", "folder": str(entry.folder)} | said
     if entry is None and not (inbox / SUBMITTED / identifier).is_dir():
         raise unknown
     return answer
