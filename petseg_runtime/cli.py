@@ -158,7 +158,7 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace, me
         prepare_folder(settings.output)
     results = _run_scans(scans, loading.result() if loading else None, settings, options, messages, failures)
     summary: tuple[Path, ...] = ()
-    if wanted > 1 and (settings.statistics or settings.report):
+    if wanted > 1:
         summary = write_summary(results, failures, _summary_folder(options, settings), settings.report)
     if results and not options.json and not options.quiet:
         print_table(results, summary)

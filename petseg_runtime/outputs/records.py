@@ -60,7 +60,7 @@ def write_csv(rows: Sequence[dict[str, Any]], failures: Sequence[tuple[str, Exce
     """Write the rows of `summary_row`, and one for each scan that was refused, with the reason."""
     refused = [{"scan": name, "error": str(error)} for name, error in failures]
     columns = list(dict.fromkeys(key for row in (*rows, *refused) for key in row)) or ["scan", "error"]
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="replace") as stream:
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()
         writer.writerows([{key: _plain(value) for key, value in row.items()} for row in (*rows, *refused)])

@@ -250,4 +250,4 @@ def _write_page(title: str, sections: Iterable[str], path: Path) -> None:
         + "</body></html>\n"
     )
     with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")

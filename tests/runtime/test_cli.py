@@ -176,9 +176,10 @@ def test_an_input_that_is_missing_does_not_stop_the_others(run, scan: Path, tmp_
 def test_a_folder_whose_name_is_no_utf8_is_refused_and_the_others_are_done(run, tmp_path: Path) -> None:
     save_dicom(Path(os.fsdecode(os.fsencode(tmp_path) + b"/in/st\xe4")))
     save(body_array(SMALL), tmp_path / "in" / "scan.nii.gz")
-    code, _, err = run(tmp_path / "in")
+    code, _, err = run(tmp_path / "in", "--report")
     assert code == 7
     assert any("UTF-8" in line for line in err)
+    assert "UTF-8" in (tmp_path / "out" / "petseg_results.csv").read_text()
     assert "scan_petseg.nii.gz" in files_in(tmp_path / "out")
 
 
@@ -260,7 +261,7 @@ def test_a_bad_scan_of_a_batch_is_passed_over_and_said(run, scan: Path, tmp_path
     assert code == 7
     assert any("broken" in line for line in err)
     assert "1 of 2 scans failed" in err[-1]
-    assert files_in(tmp_path / "out") == ["scan_petseg.nii.gz", "scan_run.json"]
+    assert files_in(tmp_path / "out") == ["petseg_results.csv", "scan_petseg.nii.gz", "scan_run.json"]
 
 
 def test_a_second_run_does_not_segment_its_own_results(run, scan: Path) -> None:
