@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -42,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run petseg-run; returns its exit code (see `petseg_runtime.errors`)."""
     parser = command_line()
     options = parser.parse_args(arguments)
-    if options.self_test == bool(options.input):
-        parser.error("--self-test takes no input" if options.input else "the following arguments are required: input")
+    _check(options, parser)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="replace")
@@ -76,6 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             messages.print(traceback.format_exc())
         return PetsegError.exit_code
     return 0
+
+
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse options that do not go together."""
+    if options.self_test == bool(options.input):
+        parser.error("--self-test takes no input" if options.input else "the following arguments are required: input")
+    if options.self_test and options.model_key is not None:
+        parser.error("--self-test checks no signature: leave out --model-key")
+    for name in ("dicom_port", "http_port", "send_to"):
+        if getattr(options, name) is not None and not options.watch:
+            parser.error(f"--{name.replace('_', '-')} is for an inbox: add --watch")
 
 
 def _overrides(options: argparse.Namespace) -> SuvOverrides:
@@ -206,11 +217,13 @@ def _serve(
     if options.dicom_port is None and options.http_port is None and options.send_to is None:
         return None
     try:
-        from petseg_runtime.serve.dicom import DicomNode, checked_title, dicom_listener, send
+        from petseg_runtime.serve.dicom import DicomNode, Outbox, checked_title, dicom_listener
         from petseg_runtime.serve.http import application, http_service, read_token
     except ImportError as error:
         raise UsageError("DICOM and HTTP need an extra: pip install 'petseg[serve]'.") from error
 
+    for package in ("pydicom", "pynetdicom"):  # their warnings hold what peers send
+        warnings.filterwarnings("ignore", module=package)
     inbox, title = options.input[0], checked_title(options.dicom_title)
     node = DicomNode.parse(options.send_to) if options.send_to is not None else None
     if node is not None and not settings.wants_dicom:
@@ -229,7 +242,8 @@ def _serve(
         _announce(f"Answers HTTP at {options.bind}, port {port}.", options, messages)
     if node is None:
         return None
-    return lambda result: send([file for file in result.files if file.suffix == ".dcm"], node, title)
+    outbox = Outbox(node, title)
+    return lambda result: outbox.send(result.files)
 
 
 def _announce(line: str, options: argparse.Namespace, messages: Console) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from petseg_runtime import __version__
-from petseg_runtime.errors import ModelError, PetsegError, UsageError
+from petseg_runtime.errors import ModelError, PetsegError, UsageError, as_petseg_error
 from petseg_runtime.io.scans import Scan
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings
 from petseg_runtime.runner import RunSettings, ScanResult, finished, run_scan
@@ -56,7 +56,8 @@ def run_scans_on_cluster(
     ------
     UsageError : if the extra is not installed, the scheduler does not answer, or it has no worker.
     """
-    for folder in {settings.folder_for(scan) for scan in scans}:
+    folders = {settings.folder_for(scan) for scan in scans}
+    for folder in folders:
         prepare_folder(folder)
     with _connected(address) as client:
         # The keys stand on the scheduler's pages: nothing of a scan is in them.
@@ -66,10 +67,10 @@ def run_scans_on_cluster(
         for scan, future in zip(scans, futures, strict=True):
             try:
                 yield scan, future.result()
-            except PetsegError as error:
-                yield scan, error
             except Exception as error:  # of Dask: the scan's workers died again and again, or the scheduler is gone
                 yield scan, PetsegError(f"No worker of the cluster could do the scan ({type(error).__name__}).")
+        with suppress(Exception):  # only a worker on the machine of one that died can tell its leavings
+            client.run(_remove_leavings, folders)
 
 
 @contextmanager
@@ -92,17 +93,29 @@ def _connected(address: str) -> Iterator[Client]:
         yield client
 
 
-def _run(scan: Scan, model: ModelChoice, settings: RunSettings, resume: bool, version: str) -> ScanResult:
-    """On a worker: one scan."""
+def _run(scan: Scan, model: ModelChoice, settings: RunSettings, resume: bool, version: str) -> ScanResult | PetsegError:
+    """On a worker: one scan. What goes wrong is returned: Dask would log what is raised, with all that it was given."""
+    try:
+        with _working if model.max_memory_gb is not None else nullcontext():  # the budget is for one scan at a time
+            return _result(scan, model, settings, resume, version)
+    except Exception as error:
+        return as_petseg_error(error)
+
+
+def _remove_leavings(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        remove_leavings(folder)
+
+
+def _result(scan: Scan, model: ModelChoice, settings: RunSettings, resume: bool, version: str) -> ScanResult:
     if version != __version__:
         raise UsageError(f"A worker has petseg {__version__}, expected {version}. Install the same everywhere.")
     segmenter = _segmenter(model)
-    remove_leavings(settings.folder_for(scan))
     done = finished(scan, segmenter, settings) if resume else None
     return done or run_scan(scan, segmenter, settings)
 
 
-_loading = Lock()
+_loading, _working = Lock(), Lock()
 _loaded: dict[ModelChoice, Segmenter] = {}
 
 

@@ -11,7 +11,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from petseg_runtime.errors import BackendError, InputError, PetsegError, UsageError, as_petseg_error
 from petseg_runtime.io.scans import Scan, scans_in
-from petseg_runtime.outputs.files import prepare_folder, remove_leavings, write_json
+from petseg_runtime.outputs.files import prepare_folder, remove_leavings, sync, write_json
 from petseg_runtime.runner import RunSettings, ScanResult, finished, run_scan
 from petseg_runtime.segmenter import Segmenter
 
@@ -97,28 +97,40 @@ def _do(
     """Do one scan, unless the journal says that it is done; None then."""
     try:
         digest = scan.sha256()
+        if any(header.unreadable for header in scan.dicom):
+            raise InputError("A header could not be read.")
     except InputError:
-        return UsageError(f"{scan.name} went away before it was read. It is taken up when it is back.")
-    name, state = journal.take(digest, scan)
-    if state != TAKEN:
-        return None
-    scan = replace(scan, name=name)
-    note = output / FAILURES / scan.folder / f"{name}.json"
+        return UsageError(f"{scan.name} cannot be read just now. It is taken up when it can.")
     try:
-        result = finished(scan, segmenter, settings) or run_scan(scan, segmenter, settings)
-        if deliver is not None:
-            deliver(result)
-    except Exception as unknown:  # whatever a scan does, the scans after it are done
-        error = as_petseg_error(unknown)
-        if isinstance(error, _NOT_ITS_FAULT):
-            return error
-        prepare_folder(note.parent)
-        write_json({"scan": str(scan.folder / scan.name), "error": str(error), "exit_code": error.exit_code}, note)
-        journal.failed(digest, str(error))
+        name, state = journal.take(digest, scan)
+        if state != TAKEN:
+            return None
+        scan = replace(scan, name=name)
+        result = _result(scan, segmenter, settings)
+        note = output / FAILURES / scan.folder / f"{name}.json"
+        if isinstance(result, ScanResult):
+            sync(*result.files, *{file.parent for file in result.files})
+            if deliver is not None:
+                deliver(result)
+            note.unlink(missing_ok=True)
+            journal.done(digest)
+        elif not isinstance(result, _NOT_ITS_FAULT):
+            prepare_folder(note.parent)
+            about = {"scan": str(scan.folder / name), "error": str(result), "exit_code": result.exit_code}
+            write_json(about, note)
+            journal.failed(digest, str(result))
+    except UsageError as error:
         return error
-    note.unlink(missing_ok=True)
-    journal.done(digest)
+    except (OSError, sqlite3.Error) as error:
+        return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk.")
     return result
+
+
+def _result(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanResult | PetsegError:
+    try:
+        return finished(scan, segmenter, settings) or run_scan(scan, segmenter, settings)
+    except Exception as error:  # whatever a scan does, the scans after it are done
+        return as_petseg_error(error)
 
 
 TAKEN, DONE, FAILED = "taken", "done", "failed"
@@ -154,18 +166,20 @@ class Journal:
         ------
         UsageError : if it cannot be read or written, or another process has it open.
         """
-        try:
-            with path.with_suffix(".lock").open("w") as lock:
+        with ExitStack() as held:
+            try:
+                lock = held.enter_context(path.with_suffix(".lock").open("w"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                connection = sqlite3.connect(path, isolation_level=None)
-                try:
-                    yield cls(connection)
-                finally:
-                    connection.close()
-        except BlockingIOError as error:
-            raise UsageError("Another petseg-run works into this output folder. Choose another --output.") from error
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"The journal {path.name} cannot be used: {error}. Check the output folder.") from error
+                journal = cls(held.enter_context(closing(sqlite3.connect(path, isolation_level=None))))
+            except BlockingIOError as error:
+                raise UsageError(
+                    "Another petseg-run works into this output folder. Choose another --output."
+                ) from error
+            except (OSError, sqlite3.Error) as error:
+                raise UsageError(
+                    f"The journal {path.name} cannot be used: {error}. Check the output folder."
+                ) from error
+            yield journal
 
     def take(self, digest: str, scan: Scan) -> tuple[str, str]:
         """The name of a scan's results, which no other scan's have, and its state; a scan that is new is taken."""
@@ -271,9 +285,12 @@ class _Arrivals:
             signature = _signature(file)
             if signature is None:
                 continue
-            if signature not in self._headers:
-                self._headers[signature] = read_headers([file])
-            headers += self._headers[signature]
+            found = self._headers.get(signature)
+            if found is None:
+                found = read_headers([file])
+            if not any(header.unreadable for header in found):
+                self._headers[signature] = found
+            headers += found
         return headers
 
 

@@ -72,6 +72,7 @@ class Header:
     suv : with the timing of this slice in `suv.frames`.
     file_bytes : size of the file.
     damage : why the file cannot be used, as a message; empty for a sound file.
+    unreadable : the damage is that the disk did not give the file just now.
     """
 
     path: Path
@@ -99,6 +100,7 @@ class Header:
     suv: SuvAttributes = field(default_factory=SuvAttributes)
     file_bytes: int = 0
     damage: str = ""
+    unreadable: bool = False
 
 
 def read_headers(files: Iterable[Path]) -> list[Header]:
@@ -150,7 +152,9 @@ def _read_header(path: Path) -> Header | None:
         return header
     except Exception as error:  # pydicom lets any exception out of a damaged file
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        return Header(path, damage=f"{path.name} cannot be read as DICOM ({reason}). Get the file again.")
+        unreadable = isinstance(error, OSError) and error.errno is not None
+        damage = f"{path.name} cannot be read as DICOM ({reason}). Get the file again."
+        return Header(path, damage=damage, unreadable=unreadable)
 
 
 def _transfer_syntax(dataset: FileDataset) -> str:

@@ -24,6 +24,8 @@ from petseg_runtime.errors import InputError
 
 _HEADER_BYTES = 348
 _FIRST_VOXEL = 352
+# Extensions of the header lie before the voxels; beyond this one would fill the memory.
+_LAST_FIRST_VOXEL = 1e6
 # Offsets of fields in the header (nifti1.h).
 _DIM, _DATATYPE, _BITPIX, _PIXDIM, _VOX_OFFSET, _QFORM_CODE, _SFORM_CODE, _SROW, _MAGIC = (
     *(40, 70, 72, 76, 108),
@@ -141,7 +143,7 @@ def _check_voxels(header: _Header, stream: IO[bytes], name: str) -> None:
     if kind not in _BYTES or bits != 8 * _BYTES[kind]:
         raise InputError(f"{name} has datatype {kind} with {bits} bits a voxel, expected one real number a voxel.")
     (offset,) = header.values("f", _VOX_OFFSET)
-    if not offset < 1e9:  # NaN too
+    if not offset <= _LAST_FIRST_VOXEL:  # NaN too
         raise InputError(f"{name} has its voxels at byte {offset}, which cannot be. Get the file again.")
     stream.read(max(_FIRST_VOXEL, int(offset)) - _HEADER_BYTES)
 

@@ -103,26 +103,25 @@ def sync(*paths: Path) -> None:
 def remove_leavings(folder: Path) -> None:
     """Remove what processes of this machine that were killed left unfinished in a folder."""
     for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
-        match = re.match(rf"{re.escape(_TEMPORARY_PREFIX + _HOST)}\.(\d+)-", path.name)
-        if match is None or _is_running(int(match[1])):
+        match = re.match(rf"{re.escape(_TEMPORARY_PREFIX + _HOST)}\.(\d+)\.(\d+)-", path.name)
+        if match is None or _started(int(match[1])) == match[2]:
             continue
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _process(number: int) -> str:
-    """A process among those of all machines that share the folder."""
-    return f"{_HOST}.{number}"
+    """A process among those of all machines that share the folder, and of all that had its number before."""
+    return f"{_HOST}.{number}.{_started(number)}"
 
 
-def _is_running(number: int) -> bool:
+def _started(number: int) -> str:
+    """When a process was started, in clock ticks since the machine was (proc(5), field 22); empty if it has ended."""
     try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True
+        state, *fields = Path(f"/proc/{number}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "" if state == "Z" else fields[18]
 
 
 def write_json(record: dict[str, Any], path: Path) -> None:

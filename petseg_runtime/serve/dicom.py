@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from time import monotonic
 from typing import Any, Self
 
 import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -29,7 +29,7 @@ from pydicom.uid import (
 )
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
-from pynetdicom.events import EVT_C_STORE, EVT_CONN_CLOSE, EVT_DATA_RECV, EVT_DIMSE_RECV, Event
+from pynetdicom.events import EVT_C_STORE, EVT_CONN_CLOSE, EVT_CONN_OPEN, EVT_DATA_RECV, EVT_DIMSE_SENT, Event
 
 from petseg_runtime.errors import UsageError
 from petseg_runtime.io.dicom_elements import Elements
@@ -38,12 +38,12 @@ from petseg_runtime.outputs.files import prepare_folder, remove_leavings, sync, 
 PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
 VERIFICATION = "1.2.840.10008.1.1"
 
-# Those that `io.dicom_pixels` reads; a sender with others converts, or is told at once.
+# Those that `io.dicom_pixels` reads, but for the deflated one, which a few bytes can make into gigabytes. A sender with
+# others converts, or is told at once.
 _TRANSFER_SYNTAXES = [
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     ExplicitVRBigEndian,
-    DeflatedExplicitVRLittleEndian,
     RLELossless,
     JPEGLosslessSV1,
     JPEGLossless,
@@ -53,13 +53,16 @@ _TRANSFER_SYNTAXES = [
 
 # StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID.
 _UIDS = (0x0020000D, 0x0020000E, 0x00080018)
+_UID = re.compile(r"[0-9.]{1,64}")
 
 # Status of a C-STORE (PS3.4 table B.2-1).
 _STORED, _OUT_OF_RESOURCES, _NOT_A_PET_IMAGE, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
 
 _MOST_ASSOCIATIONS = 64
-# Of one instance. A PET slice has less than one of these; more would only fill the memory.
-_MOST_BYTES = 256 * 2**20
+# Of one instance and what a peer sends ahead of our answer, and of one PDU, which is held whole in the memory. A PET
+# slice has below one MiB, and we ask for PDUs of 16 KiB.
+_MOST_BYTES = 64 * 2**20
+_MOST_PDU_BYTES = 2**20
 _TIMEOUT_S = 30.0
 
 
@@ -127,10 +130,11 @@ def dicom_listener(inbox: Path, title: str, address: str, port: int, callers: Se
         remove_leavings(study)
     flow = _Flow()
     handlers: list[Any] = [
+        (EVT_CONN_OPEN, _bound),
         (EVT_C_STORE, lambda event: _store(event, inbox)),
         (EVT_DATA_RECV, flow.received),
-        (EVT_DIMSE_RECV, flow.whole),
-        (EVT_CONN_CLOSE, flow.whole),
+        (EVT_DIMSE_SENT, flow.answered),
+        (EVT_CONN_CLOSE, flow.answered),
     ]
     try:
         server = entity.start_server((address, port), block=False, evt_handlers=handlers)
@@ -142,27 +146,50 @@ def dicom_listener(inbox: Path, title: str, address: str, port: int, callers: Se
         entity.shutdown()
 
 
-def send(files: Sequence[Path], node: DicomNode, title: str) -> None:
-    """Send DICOM files to a node.
+class Outbox:
+    """Sends results to a node. One that does not answer is left alone for a while, so that nobody has to wait for it.
 
-    Raises
-    ------
-    UsageError : if the node cannot be reached, or does not take one of them.
+    Parameters
+    ----------
+    title : our own.
     """
-    entity = _application_entity(title)
-    datasets = [pydicom.dcmread(file) for file in files]
-    if not datasets:
-        return
-    for kind, syntax in {(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID) for dataset in datasets}:
-        entity.add_requested_context(kind, syntax)
-    association = entity.associate(node.host, node.port, ae_title=node.title)
-    if not association.is_established:
-        raise UsageError(f"{node} cannot be reached, or lets nobody called {title} in. The results wait.")
-    try:
-        for dataset in datasets:
-            _send_one(association, dataset, node)
-    finally:
-        association.release()
+
+    def __init__(self, node: DicomNode, title: str) -> None:
+        self._node, self._title = node, title
+        self._again_from = 0.0
+
+    def send(self, files: Sequence[Path]) -> None:
+        """Send the DICOM files among the results of a scan.
+
+        Raises
+        ------
+        UsageError : if they cannot be read, the node cannot be reached, or it does not take one of them.
+        """
+        try:
+            datasets = [pydicom.dcmread(file) for file in files if file.suffix == ".dcm"]
+        except (OSError, InvalidDicomError, AttributeError) as error:
+            raise UsageError("A result cannot be read any more, and was not sent.") from error
+        if not datasets:
+            return
+        entity = _application_entity(self._title)
+        for kind, syntax in {(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID) for dataset in datasets}:
+            entity.add_requested_context(kind, syntax)
+        association = self._associate(entity)
+        try:
+            for dataset in datasets:
+                _send_one(association, dataset, self._node)
+        finally:
+            association.release()
+
+    def _associate(self, entity: ApplicationEntity) -> Association:
+        node, association = self._node, None
+        if monotonic() >= self._again_from:
+            with suppress(OSError):  # a host that has no address
+                association = entity.associate(node.host, node.port, ae_title=node.title)
+            if association is not None and association.is_established:
+                return association
+            self._again_from = monotonic() + _TIMEOUT_S
+        raise UsageError(f"{node} cannot be reached, or lets nobody called {self._title} in. The results wait.")
 
 
 def _send_one(association: Association, dataset: pydicom.Dataset, node: DicomNode) -> None:
@@ -192,7 +219,9 @@ def _store(event: Event, inbox: Path) -> int:
         uids = [header.text(tag) for tag in _UIDS]
     except (InvalidDicomError, AttributeError, ValueError, TypeError, EOFError, OSError, NotImplementedError):
         return _CANNOT_UNDERSTAND
-    if not all(uids) or uids[2] != str(getattr(event.request, "AffectedSOPInstanceUID", "")):
+    if not all(_UID.fullmatch(uid) for uid in uids) or uids[2] != str(
+        getattr(event.request, "AffectedSOPInstanceUID", "")
+    ):
         return _NOT_A_PET_IMAGE
     study, series, instance = (hashlib.sha256(uid.encode()).hexdigest()[:20] for uid in uids)
     path = inbox / f"study-{study}" / f"{series}-{instance}.dcm"
@@ -207,8 +236,29 @@ def _store(event: Event, inbox: Path) -> int:
     return _STORED
 
 
+def _bound(event: Event) -> None:
+    """Bound what a peer may make us hold, and wait for: a PDU has to come whole, within a while.
+
+    pynetdicom waits without end for what the first bytes of a PDU announce, and so would whoever shuts it down.
+    """
+    transport: Any = event.assoc.dul.socket
+    transport.socket.settimeout(_TIMEOUT_S)
+
+    def receive(count: int) -> bytearray:
+        if count > _MOST_PDU_BYTES:
+            raise OSError(f"A PDU of {count} bytes was announced.")
+        end, received = monotonic() + _TIMEOUT_S, bytearray()
+        while len(received) < count and (part := transport.socket.recv(count - len(received))):
+            received += part
+            if monotonic() > end:
+                raise TimeoutError
+        return received
+
+    transport.recv = receive
+
+
 class _Flow:
-    """Bytes that came over each association since its last whole message; too many end it."""
+    """Bytes that came over each association since our last answer; too many end it."""
 
     def __init__(self) -> None:
         self._bytes: dict[Association, int] = {}
@@ -216,7 +266,7 @@ class _Flow:
     def received(self, event: Event) -> None:
         self._bytes[event.assoc] = self._bytes.get(event.assoc, 0) + len(event.data)
         if self._bytes[event.assoc] > _MOST_BYTES:
-            event.assoc.abort()
+            event.assoc.abort(block=False)
 
-    def whole(self, event: Event) -> None:
+    def answered(self, event: Event) -> None:
         self._bytes.pop(event.assoc, None)

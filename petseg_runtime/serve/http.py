@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -24,11 +25,12 @@ import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import ClientDisconnect
 
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.inbox import DONE, FAILED, JOURNAL, SUBMITTED, Journal
-from petseg_runtime.io.scans import find_scans
+from petseg_runtime.io.scans import scans_in
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings, scratch_folder, sync
 
 Format = Literal["nii", "nii.gz", "mha", "nrrd", "dicom.zip"]
@@ -38,6 +40,14 @@ MOST_BYTES = 4 * 2**30
 _MOST_FILES = 100_000
 
 _SHORTEST_TOKEN = 16
+
+# What uvicorn logs holds what is asked for, and anybody could fill it.
+_SILENT = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"nowhere": {"class": "logging.NullHandler"}},
+    "loggers": {"uvicorn": {"handlers": ["nowhere"], "propagate": False}},
+}
 
 
 def read_token(file: Path) -> str:
@@ -76,8 +86,8 @@ def http_service(application: FastAPI, address: str, port: int) -> Iterator[int]
         listening = socket.create_server((address, port), family=family)
     except (OSError, OverflowError) as error:
         raise UsageError(f"Port {port} of {address} cannot be had: {error}. Choose another --http-port.") from error
-    # Its log would hold what is asked for. In a thread it leaves signals alone.
-    config = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    # In a thread it leaves signals alone.
+    config = uvicorn.Config(application, log_config=_SILENT, access_log=False, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = Thread(target=server.run, args=([listening],), name="http")
     thread.start()
@@ -126,6 +136,8 @@ def application(inbox: Path, output: Path, token: str, model: dict[str, str]) ->
             with scratch_folder(inbox) as scratch:
                 await _receive(request, scratch / "upload")
                 identifier = await run_in_threadpool(_take_in, scratch, format, inbox)
+        except ClientDisconnect as error:
+            raise HTTPException(400, "The upload ended before it was whole.") from error
         except InputError as error:
             raise HTTPException(422, str(error)) from error
         except (UsageError, OSError) as error:
@@ -168,7 +180,7 @@ def _take_in(scratch: Path, form: Format, inbox: Path) -> str:
         _unpack(upload, whole)
     else:
         upload.rename(whole / f"scan.{form}")
-    scans = find_scans(whole)
+    scans = scans_in(whole)
     if len(scans) != 1:
         raise InputError(f"The archive holds {len(scans)} studies, expected one.")
     identifier = scans[0].sha256()
@@ -193,6 +205,8 @@ def _unpack(archive: Path, folder: Path) -> None:
             if len(members) > _MOST_FILES:
                 raise HTTPException(413, f"The archive has {len(members)} files, expected at most {_MOST_FILES}.")
             for number, member in enumerate(members):
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise NotImplementedError  # the others unpack into the memory without a limit
                 unpacked += member.file_size
                 if unpacked > MOST_BYTES:
                     raise HTTPException(413, f"The archive unpacks to more than {MOST_BYTES} bytes.")
@@ -202,7 +216,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 with temporary.open("rb") as stream:
                     digest = hashlib.file_digest(stream, "sha256").hexdigest()
                 temporary.replace(folder / f"{digest}.dcm")
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise InputError(
             "The upload is not a ZIP archive that can be unpacked. Send the files of one study."
         ) from error
@@ -225,9 +239,8 @@ def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
             record = json.loads((folder / f"{entry.name}_run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise HTTPException(410, "The results of this scan were removed.") from error
-        kept = ("identity", "statistics", "decisions", "warnings", "outputs")
-        said = {key: record[key] for key in kept if key in record}
-        return answer | {"state": "done", "folder": str(entry.folder)} | said
+        kept = ("statistics", "decisions", "warnings", "outputs")
+        return answer | {"state": "done", "folder": str(entry.folder)} | {key: record[key] for key in kept}
     if entry is None and not (inbox / SUBMITTED / identifier).is_dir():
         raise unknown
     return answer

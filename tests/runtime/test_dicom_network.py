@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from shutil import which
 from threading import Thread
@@ -22,9 +24,10 @@ from runtime.watched import Watched, save_dicom, wait_until
 
 import petseg_runtime.serve.dicom as network
 from petseg_runtime import Segmenter
+from petseg_runtime.cli import main
 from petseg_runtime.errors import UsageError
 from petseg_runtime.runner import ScanResult
-from petseg_runtime.serve.dicom import DicomNode, checked_title, dicom_listener, send
+from petseg_runtime.serve.dicom import DicomNode, Outbox, checked_title, dicom_listener
 
 HERE = "127.0.0.1"
 
@@ -83,9 +86,8 @@ def test_a_study_sent_by_dcmtk_is_segmented_and_its_results_reach_the_archive(
 ) -> None:
     files = save_dicom(tmp_path / "study")
     with archive() as (node, taken):
-        watched = Watched(
-            tmp_path, segmenter, ("dicom-sr",), lambda result: send(list(result.files[:2]), node, "PETSEG")
-        )
+        outbox = Outbox(node, "PETSEG")
+        watched = Watched(tmp_path, segmenter, ("dicom-sr",), lambda result: outbox.send(result.files))
         with watched, dicom_listener(watched.inbox, "PETSEG", HERE, 0) as port:
             subprocess.run(["echoscu", "-aec", "PETSEG", HERE, str(port)], check=True)
             subprocess.run(["storescu", "-aec", "PETSEG", HERE, str(port), *map(str, files)], check=True)
@@ -106,11 +108,11 @@ def test_what_is_acknowledged_lies_in_the_inbox_as_it_was_sent(listening: tuple[
 
 def test_uids_choose_no_path(listening: tuple[Path, int]) -> None:
     inbox, port = listening
-    (instance,) = pet_series()[:1]
+    hostile, harmless = pet_series()[:2]
     with warnings.catch_warnings(action="ignore"):  # pydicom warns whoever writes such a thing
-        instance.StudyInstanceUID = "../../outside"
-        instance.SeriesInstanceUID = "/etc/passwd"
-    assert store([instance], port) == [0]
+        hostile.StudyInstanceUID = "../../outside"
+        harmless.StudyInstanceUID = ".."
+    assert store([hostile, harmless], port) == [0xA900, 0]
     (file,) = [path for path in inbox.parent.rglob("*") if path.is_file()]
     assert file.parent.parent == inbox
     assert file.parent.name.startswith("study-")
@@ -164,6 +166,27 @@ def test_an_endless_instance_ends_the_association(listening: tuple[Path, int], m
     assert store([second], port) == [0]
 
 
+def test_a_peer_that_stalls_holds_up_neither_others_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "_TIMEOUT_S", 1.0)
+    (tmp_path / "inbox").mkdir()
+    with ExitStack() as peers, dicom_listener(tmp_path / "inbox", "PETSEG", HERE, 0) as port:
+        for _ in range(network._MOST_ASSOCIATIONS + 1):
+            stalled = peers.enter_context(socket.create_connection((HERE, port)))
+            stalled.sendall(bytes([1, 0, 0, 0, 1, 0]))  # the header of an A-ASSOCIATE-RQ, and no more
+        wait_until(lambda: store(pet_series()[:1], port) == [0])
+        # Leaving the block is what hung.
+
+
+def test_a_pdu_that_claims_gigabytes_ends_the_connection(listening: tuple[Path, int]) -> None:
+    _, port = listening
+    with socket.create_connection((HERE, port)) as peer:
+        peer.sendall(bytes([1, 0, 0xFF, 0xFF, 0xFF, 0xFF]))
+        peer.settimeout(30)
+        assert peer.recv(1) == b""  # closed, though not a byte of it came
+
+
 def test_only_named_callers_are_let_in(tmp_path: Path) -> None:
     (tmp_path / "inbox").mkdir()
     with dicom_listener(tmp_path / "inbox", "PETSEG", HERE, 0, ["SCANNER", "PACS"]) as port:
@@ -191,7 +214,8 @@ def test_results_wait_for_an_archive_that_is_away(
     monkeypatch.setattr("petseg_runtime.inbox.RETRY_S", 0.1)
     answers = iter([0xA700, 0xA700])
     with archive(lambda: next(answers, 0)) as (node, taken):
-        watched = Watched(tmp_path, segmenter, ("dicom-seg",), lambda result: send([result.files[0]], node, "PETSEG"))
+        outbox = Outbox(node, "PETSEG")
+        watched = Watched(tmp_path, segmenter, ("dicom-seg",), lambda result: outbox.send(result.files))
         save_dicom(watched.inbox / "study")
         with watched:
             watched.wait_for(3)
@@ -204,11 +228,24 @@ def test_results_wait_for_an_archive_that_is_away(
     assert not (watched.output / "failed").exists()
 
 
-def test_a_node_that_does_not_answer_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", [HERE, "no-such-host.invalid"])
+def test_a_node_that_does_not_answer_is_said_and_asked_once_a_while(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with archive() as (node, _):
         pass
+    (file, *_) = [path.rename(path.with_suffix(".dcm")) for path in save_dicom(tmp_path)]
+    outbox = Outbox(replace(node, host=host), "PETSEG")
     with pytest.raises(UsageError, match="cannot be reached"):
-        send(save_dicom(tmp_path)[:1], node, "PETSEG")
+        outbox.send([file])
+    monkeypatch.setattr(network.ApplicationEntity, "associate", lambda *_, **__: pytest.fail("asked again at once"))
+    with pytest.raises(UsageError, match="cannot be reached"):
+        outbox.send([file])
+
+
+def test_a_result_that_went_away_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        Outbox(DicomNode("PACS", HERE, 104), "PETSEG").send([tmp_path / "gone.dcm"])
 
 
 @pytest.mark.parametrize("text", ["PACS", "PACS@host", "PACS@host:0", "PACS@host:99999", "@host:104", "A\\B@host:104"])
@@ -241,6 +278,7 @@ def test_a_port_in_use_is_said(listening: tuple[Path, int]) -> None:
         ["--dicom-port", "0", "--dicom-caller", ""],
         ["--send-to", "PACS", "--output-type", "dicom-seg"],
         ["--send-to", "PACS@127.0.0.1:104"],
+        ["--http-port", "0", "--http-token-file", "absent"],
     ],
 )
 def test_options_of_the_network_are_checked(arguments: list[str], tmp_path: Path, known_model: Path) -> None:
@@ -251,3 +289,10 @@ def test_options_of_the_network_are_checked(arguments: list[str], tmp_path: Path
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", [["--dicom-port", "0"], ["--http-port", "0"], ["--send-to", "PACS@127.0.0.1:104"]])
+def test_services_are_for_an_inbox(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["scan.nii.gz", *option])
+    assert "add --watch" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import subprocess
 import sys
 import zipfile
@@ -28,7 +29,7 @@ class Client:
     """Asks as other software would; the status and the body of each answer."""
 
     def __init__(self, port: int) -> None:
-        self._base = f"http://127.0.0.1:{port}"
+        self.port, self._base = port, f"http://127.0.0.1:{port}"
 
     def ask(self, path: str, body: bytes | None = None, token: str = TOKEN) -> tuple[int, bytes]:
         request = Request(self._base + path, data=body, headers={"Authorization": f"Bearer {token}"} if token else {})
@@ -176,6 +177,31 @@ def test_what_is_no_archive_is_refused(client: Client, watched: Watched, body: b
     assert status == 422
     assert b"ZIP" in answer
     assert sorted(path.name for path in watched.inbox.iterdir()) == [".submitted"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_archive_or_one_that_unpacks_without_limit_is_refused(client: Client, method: int) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", method) as archive:
+        archive.writestr("slice", bytes(range(256)) * 1000)
+    damaged = bytearray(content.getvalue())
+    damaged[60:80] = bytes(20)
+    for body in (bytes(damaged), content.getvalue()):
+        status, answer = client.ask("/scans?format=dicom.zip", body)
+        assert status == 422
+        assert b"whole" not in answer
+
+
+def test_an_upload_that_ends_early_leaves_nothing(client: Client, watched: Watched, capfd) -> None:
+    with socket.create_connection(("127.0.0.1", client.port)) as peer:
+        head = f"POST /scans?format=nii HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000"
+        peer.sendall(f"{head}\r\n\r\nbeginning".encode())
+        wait_until(lambda: len(list(watched.inbox.iterdir())) == 2)
+    wait_until(lambda: [path.name for path in watched.inbox.iterdir()] == [".submitted"])
+    with socket.create_connection(("127.0.0.1", client.port)) as peer:
+        peer.sendall(b"no HTTP at all\r\n\r\n")
+        peer.recv(1)
+    assert capfd.readouterr().err == ""
 
 
 def test_an_archive_of_no_or_two_studies_is_refused(client: Client, tmp_path: Path) -> None:

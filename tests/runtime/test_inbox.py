@@ -233,3 +233,54 @@ def test_options_that_an_inbox_cannot_take_are_refused(arguments: list[str], tmp
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_note_that_cannot_be_written_holds_up_no_other(new: Callable[[], Watched]) -> None:
+    watched = new()
+    (watched.inbox / "a.nii.gz").write_bytes(b"no scan")
+    put_scan(watched.inbox / "b.nii.gz")
+    watched.output.mkdir()
+    (watched.output / "failed").write_text("in the way of the folder of the notes")
+    with watched:
+        watched.wait_for(2)
+    assert isinstance(dict(watched.reported)["a"], UsageError)
+    assert watched.masks == ["b_petseg.nii.gz"]
+
+
+def test_a_file_that_the_disk_does_not_give_just_now_is_taken_up_later(
+    new: Callable[[], Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("petseg_runtime.inbox.RETRY_S", 0.1)
+    real, failing = Path.open, [True]
+
+    def open_file(path: Path, *arguments: object, **options: object) -> object:
+        if failing[0] and path.name.startswith("IM") and arguments == ("rb",):
+            raise OSError(24, "Too many open files")
+        return real(path, *arguments, **options)  # type: ignore[call-overload]
+
+    watched = new()
+    save_dicom(watched.inbox / "study")
+    monkeypatch.setattr(Path, "open", open_file)
+    with watched:
+        watched.wait_for(1)
+        assert isinstance(watched.reported[0][1], UsageError)
+        failing[0] = False
+        wait_until(lambda: isinstance(watched.reported[-1][1], ScanResult))
+    assert not (watched.output / "failed").exists()
+
+
+def test_what_cannot_be_sent_on_waits(tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("petseg_runtime.inbox.RETRY_S", 0.1)
+    delivered: list[str] = []
+
+    def deliver(result: ScanResult) -> None:
+        delivered.append(result.name)
+        if len(delivered) == 1:
+            raise UsageError("The archive is away.")
+
+    watched = Watched(tmp_path, segmenter, deliver=deliver)
+    put_scan(watched.inbox / "scan.nii.gz")
+    with watched:
+        watched.wait_for(2)
+    assert delivered == ["scan", "scan"]
+    assert isinstance(watched.reported[-1][1], ScanResult)
