@@ -25,6 +25,9 @@ for module in pkgutil.walk_packages(petseg_runtime.__path__, "petseg_runtime."):
         import_module(module.name)
     except petseg_runtime.BackendError:  # a backend whose vendor is not installed says so
         pass
+    except ModuleNotFoundError as error:  # the services need their extra, and nothing else imports them
+        assert module.name.startswith("petseg_runtime.serve."), error
+        assert error.name in ("pynetdicom", "fastapi", "uvicorn"), error
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 

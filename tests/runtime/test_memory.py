@@ -19,7 +19,7 @@ from petseg_runtime.runner import OUTPUT_TYPES
 from petseg_runtime.volume import Geometry
 
 PEAK_OF_A_RUN = """
-import resource, sys
+import sys
 from pathlib import Path
 from petseg_runtime import Segmenter
 from petseg_runtime.io.scans import find_scans
@@ -30,7 +30,8 @@ segmenter = Segmenter(device="cpu", threads=1)
 settings = RunSettings(Path(output), Unit.SUVBW, output_types=tuple(types), preview=True, report=True,
                        statistics=True, save_probabilities=True)
 run_scan(find_scans(Path(scan))[0], segmenter, settings)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not ru_maxrss, which a process inherits from the one that started it.
+print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024)
 """
 
 
