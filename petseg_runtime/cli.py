@@ -105,16 +105,20 @@ def _overrides(options: argparse.Namespace) -> SuvOverrides:
 def _load(options: argparse.Namespace) -> Segmenter:
     from petseg_runtime.segmenter import Segmenter, user_cache
 
-    return Segmenter(
-        options.model,
-        options.device,
-        options.backend,
-        options.threads,
-        options.precision,
-        user_cache(),
-        options.max_memory_gb,
-        options.model_key,
-    )
+    return Segmenter(**_model(options), cache=user_cache())
+
+
+def _model(options: argparse.Namespace) -> dict[str, Any]:
+    """What a `Segmenter` is made of, here and on the workers of a cluster."""
+    return {
+        "model": options.model,
+        "device": options.device,
+        "backend": options.backend,
+        "threads": options.threads,
+        "precision": options.precision,
+        "max_memory_gb": options.max_memory_gb,
+        "key": options.model_key,
+    }
 
 
 def _run(options: argparse.Namespace, messages: Console) -> None:
@@ -356,16 +360,7 @@ def _on_cluster(
     from petseg_runtime.cluster import ModelChoice, run_scans_on_cluster
     from petseg_runtime.segmenter import model_digest
 
-    model = ModelChoice(
-        model_digest(options.model),
-        options.model,
-        options.device,
-        options.backend,
-        options.threads,
-        options.precision,
-        options.max_memory_gb,
-        options.model_key,
-    )
+    model = ModelChoice(model_digest(options.model), **_model(options))
     return run_scans_on_cluster(options.scheduler, scans, model, settings, options.resume)
 
 

@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from petseg_runtime import __version__
 from petseg_runtime.errors import ModelError, PetsegError, UsageError, as_petseg_error
 from petseg_runtime.io.scans import Scan
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings
-from petseg_runtime.runner import RunSettings, ScanResult, finished, run_scan
+from petseg_runtime.runner import RunSettings, ScanResult, run_scan
 from petseg_runtime.segmenter import Segmenter, user_cache
 
 if TYPE_CHECKING:
@@ -110,9 +110,7 @@ def _remove_leavings(folders: Iterable[Path]) -> None:
 def _result(scan: Scan, model: ModelChoice, settings: RunSettings, resume: bool, version: str) -> ScanResult:
     if version != __version__:
         raise UsageError(f"A worker has petseg {__version__}, expected {version}. Install the same everywhere.")
-    segmenter = _segmenter(model)
-    done = finished(scan, segmenter, settings) if resume else None
-    return done or run_scan(scan, segmenter, settings)
+    return run_scan(scan, _segmenter(model), settings, resume)
 
 
 _loading, _working = Lock(), Lock()
@@ -123,17 +121,10 @@ def _segmenter(choice: ModelChoice) -> Segmenter:
     """The model of this worker: loaded by the first scan, for all of its threads."""
     with _loading:
         if choice not in _loaded:
-            segmenter = Segmenter(
-                choice.model,
-                choice.device,
-                choice.backend,
-                choice.threads,
-                choice.precision,
-                user_cache(),
-                choice.max_memory_gb,
-                choice.key,
-            )
-            if segmenter.model_sha256 != choice.sha256:
+            arguments = asdict(choice)
+            expected = arguments.pop("sha256")
+            segmenter = Segmenter(**arguments, cache=user_cache())
+            if segmenter.model_sha256 != expected:
                 raise ModelError("A worker has another model under the same path. Give every machine the same file.")
             _loaded.clear()
             _loaded[choice] = segmenter

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from petseg_runtime.errors import BackendError, InputError, PetsegError, UsageError, as_petseg_error
 from petseg_runtime.io.scans import Scan, scans_in
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings, sync, write_json
-from petseg_runtime.runner import RunSettings, ScanResult, finished, run_scan
+from petseg_runtime.runner import RunSettings, ScanResult, run_scan
 from petseg_runtime.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _do(
 
 def _result(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanResult | PetsegError:
     try:
-        return finished(scan, segmenter, settings) or run_scan(scan, segmenter, settings)
+        return run_scan(scan, segmenter, settings, True)
     except Exception as error:  # whatever a scan does, the scans after it are done
         return as_petseg_error(error)
 

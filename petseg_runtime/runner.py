@@ -105,14 +105,27 @@ class ScanResult:
     identity: dict[str, str]
 
 
-def run_scan(scan: Scan, segmenter: Segmenter, settings: RunSettings, progress: Progress | None = None) -> ScanResult:
+def run_scan(
+    scan: Scan,
+    segmenter: Segmenter,
+    settings: RunSettings,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> ScanResult:
     """Read, segment and write one scan. No file appears unless it is whole.
+
+    Parameters
+    ----------
+    resume : what is `finished` is not done again.
 
     Raises
     ------
     PetsegError : if the scan is refused or its results cannot be written.
     """
-    return _write(_segment(_read(scan, segmenter, settings), segmenter, settings, progress), segmenter, settings)
+    prepared = _read_or_recall(scan, segmenter, settings, resume)
+    if isinstance(prepared, ScanResult):
+        return prepared
+    return _write(_segment(prepared, segmenter, settings, progress), segmenter, settings)
 
 
 Report = Callable[[int, int, int], None]
@@ -140,7 +153,12 @@ def run_scans(
     """
     if segmenter.budget is not None:
         for number, scan in enumerate(scans):
-            yield scan, _alone(scan, segmenter, settings, resume, partial(progress, number) if progress else None)
+            outcome: ScanResult | Exception
+            try:
+                outcome = run_scan(scan, segmenter, settings, resume, partial(progress, number) if progress else None)
+            except Exception as error:  # whatever a scan does, the scans after it are done
+                outcome = error
+            yield scan, outcome
         return
     with ThreadPoolExecutor(1, "reading") as reader, ThreadPoolExecutor(1, "writing") as writer:
         reading: deque[Future[_Prepared | ScanResult]] = deque()
@@ -164,16 +182,6 @@ def run_scans(
         finally:
             for future in reading:
                 future.cancel()
-
-
-def _alone(
-    scan: Scan, segmenter: Segmenter, settings: RunSettings, resume: bool, progress: Progress | None
-) -> ScanResult | Exception:
-    try:
-        done = finished(scan, segmenter, settings) if resume else None
-        return done or run_scan(scan, segmenter, settings, progress)
-    except Exception as error:  # whatever a scan does, the scans after it are done
-        return error
 
 
 def _started(
