@@ -31,6 +31,8 @@ class TrainingConfig:
     epochs, patches_per_epoch : length of the training. The cases take turns; None is one random patch of each case, the
         paper's epoch. A number makes the training as long for a fold of few cases as for one of many.
     restart_epochs : length of one cosine cycle of the learning rate.
+    weight_averaging : where not 0, the model is the exponential moving average of the weights, with this decay a step.
+        It evens out what the last patches of a high learning rate and small batches did; the paper has none.
     cross_entropy_weight : see `petseg_train.losses`; the paper has none.
     tumour_share, centres_take_turns : see `petseg_train.dataset.PatchDataset`.
     precision : Lightning's name, "32-true", "16-mixed" or "bf16-mixed"; the last runs in 32 bits on a CPU that has no
@@ -52,6 +54,7 @@ class TrainingConfig:
     epochs: int = 400
     restart_epochs: int = 25
     learning_rate: tuple[float, float] = (1e-4, 1e-6)
+    weight_averaging: float = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.99)
     precision: str = "32-true"
     tuning_share: float = 0.2
@@ -74,6 +77,7 @@ class TrainingConfig:
             ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
             ("threshold", 0 < self.threshold < 1, "between 0 and 1"),
             ("learning_rate", self.learning_rate[0] >= self.learning_rate[1] > 0, "the highest, then the lowest"),
+            ("weight_averaging", 0 <= self.weight_averaging < 1, "at least 0 and below 1"),
             ("cross_entropy_weight", self.cross_entropy_weight >= 0, "at least 0"),
             ("precision", self.precision in ("32-true", "bf16-mixed", "16-mixed"), "32-true, bf16-mixed or 16-mixed"),
         ):

@@ -24,7 +24,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -296,6 +296,14 @@ def _trainer(config: TrainingConfig, run_dir: Path, devices: int, accelerator: s
     ------
     UsageError : if there is no such accelerator here, or not as many devices.
     """
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            run_dir, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
+        ),
+        RichProgressBar(),
+    ]
+    if config.weight_averaging:  # a checkpoint's model is the average; the weights in training lie beside it
+        callbacks.append(EMAWeightAveraging(decay=config.weight_averaging))
     try:
         return lightning.Trainer(
             default_root_dir=run_dir,
@@ -308,12 +316,7 @@ def _trainer(config: TrainingConfig, run_dir: Path, devices: int, accelerator: s
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # PatchSampler shares the patches out itself
             logger=TensorBoardLogger(run_dir, name="", version="lightning_logs"),
-            callbacks=[
-                ModelCheckpoint(
-                    run_dir, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
-                ),
-                RichProgressBar(),
-            ],
+            callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
             log_every_n_steps=1,
             enable_model_summary=False,

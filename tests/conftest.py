@@ -160,7 +160,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(
         '{"preset": "cpu", "network_settings": {"base_filters": 4, "levels": 3}, "patch_size": [16, 16, 16],'
         ' "epochs": 8, "patches_per_epoch": null, "restart_epochs": 3, "precision": "32-true", "tuning_share": 0.25,'
-        ' "tuning_every_epochs": 2}'
+        ' "tuning_every_epochs": 2, "weight_averaging": 0.5}'
     )
     return path
 

@@ -79,6 +79,7 @@ def test_the_paper_preset_is_the_paper() -> None:
     assert paper.augmentation.probability == 0.2
     assert paper.network_settings == {"base_filters": 24}
     assert paper.cross_entropy_weight == 0.0
+    assert paper.weight_averaging == 0.0
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -102,6 +103,7 @@ def test_a_json_file_changes_a_preset(tiny_config: Path) -> None:
         '{"tuning_share": 2}',
         '{"precision": "half"}',
         '{"learning_rate": 0.001}',
+        '{"weight_averaging": 1}',
         '{"patches_per_epoch": 0}',
         "[1]",
         '{"preset": ["cpu"]}',

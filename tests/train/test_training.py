@@ -335,6 +335,23 @@ def test_training_may_begin_with_the_weights_of_another(
         fit(read_cohort(cohort_csv), config, tmp_path / "run")
 
 
+def test_the_model_is_the_moving_average_of_the_weights(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    """One step an epoch: the average begins with the first weights, and then is half of itself and half of the next."""
+    cases = read_cohort(cohort_csv)
+
+    def after(epochs: int, decay: float) -> dict[str, torch.Tensor]:
+        config = load_config(
+            str(tiny_config), epochs=epochs, batch_size=3, tuning_every_epochs=9, weight_averaging=decay
+        )
+        return weights(fit(cases, config, tmp_path / f"{epochs}-{decay}"))
+
+    first, second, average = after(1, 0.0), after(2, 0.0), after(2, 0.5)
+    moved = sum(float((first[name] - second[name]).abs().sum()) for name in first)
+    assert moved > 0
+    for name, tensor in average.items():
+        torch.testing.assert_close(tensor, (first[name] + second[name]) / 2)
+
+
 def test_weights_of_another_network_are_refused(
     trained: Path, cohort_csv: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
