@@ -239,14 +239,14 @@ class Segmenter:
         """Probabilities `(z, y, x)` on the network's grid."""
         mirrorings = _MIRRORINGS if tta else _NO_MIRRORING
         window = fitted_window(self.manifest.patch_size, self.manifest.fit_multiple, network_input.array.shape)
-        total = np.zeros_like(network_input.array)
-        for turn, axes in enumerate(mirrorings):
 
-            def report(done: int, windows: int, turn: int = turn) -> None:
+        def mirrored(turn: int) -> FloatArray:
+            def report(done: int, windows: int) -> None:
                 if progress:
                     progress(turn * windows + done, len(mirrorings) * windows)
 
-            mirrored = sliding_window_probabilities(
+            axes = mirrorings[turn]
+            probabilities = sliding_window_probabilities(
                 np.flip(network_input.array, axes),
                 window,
                 overlap,
@@ -255,7 +255,11 @@ class Segmenter:
                 report,
                 network_input.body_level,
             )
-            total += np.flip(mirrored, axes)
+            return np.flip(probabilities, axes)
+
+        total = mirrored(0)
+        for turn in range(1, len(mirrorings)):
+            total += mirrored(turn)
         total /= np.float32(len(mirrorings))
         # Probabilities that are not numbers would fall below every threshold, and a tumour vanish in silence.
         if not (total.min() >= -_ROUNDING and total.max() <= 1 + _ROUNDING):

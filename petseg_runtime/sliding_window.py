@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -103,17 +103,24 @@ def sliding_window_probabilities(
     """
     padded, inside = pad_to_window(array, window, air)
     starts = product(*(window_starts(size, side, overlap) for size, side in zip(padded.shape, window)))
-    places = [tuple(slice(first, first + side) for first, side in zip(start, window)) for start in starts]
+    places = [(slice(z, z + window[0]), slice(y, y + window[1]), slice(x, x + window[2])) for z, y, x in starts]
     importance = gaussian_importance(window)
     total = np.zeros(padded.shape, dtype=np.float32)
-    weight = np.zeros(padded.shape, dtype=np.float32)
-    for here in places:
-        weight[here] += importance
-    places = [here for here in places if padded[here].max() > body_level]
-    windows = (np.ascontiguousarray(padded[here])[None, None] for here in places)
-    for done, (here, probabilities) in enumerate(zip(places, predict(windows), strict=True), 1):
+    seen = [here for here in places if padded[here].max() > body_level]
+    windows = (np.ascontiguousarray(padded[here])[None, None] for here in seen)
+    for done, (here, probabilities) in enumerate(zip(seen, predict(windows), strict=True), 1):
         total[here] += importance * probabilities[0, 0]
         if progress:
-            progress(done, len(places))
-    total /= weight
+            progress(done, len(seen))
+    _divide_by_importance(total, places, importance)
     return np.ascontiguousarray(total[inside])
+
+
+def _divide_by_importance(total: FloatArray, places: Sequence[Box], importance: FloatArray) -> None:
+    """Divide each voxel by the importance it has in all windows together, slice by slice: a volume less in memory."""
+    for number in range(len(total)):
+        weight = np.zeros_like(total[number])
+        for z, y, x in places:
+            if z.start <= number < z.stop:
+                weight[y, x] += importance[number - z.start]
+        total[number] /= weight

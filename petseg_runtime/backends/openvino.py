@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
 import sys
@@ -70,9 +71,9 @@ class OpenVinoBackend:
         }
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
-        self._model, self._cache = model, cache
+        self._model, self._model_sha256, self._cache = model, hashlib.sha256(model).hexdigest(), cache
         self._compiling = threading.Lock()
-        self.compiled = lru_cache(_SHAPES_KEPT)(self._compile)
+        self.compiled = lru_cache(_SHAPES_KEPT)(self._ready)
         if window is None:
             _ = self._network  # what cannot be loaded is refused at once
         else:
@@ -85,18 +86,25 @@ class OpenVinoBackend:
         return backend_name(self._precision)
 
     def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
-        # A request holds the buffers of one inference, for one caller; they are given back with it at the end.
+        # A request holds the buffers of one inference, for one caller; they are given back at the end.
         request, shape = None, None
-        for window in windows:
-            if request is None or window.shape != shape:
-                shape = window.shape
-                with self._compiling:
-                    request = self.compiled(shape).create_infer_request()
-            try:
-                probabilities: FloatArray = request.infer([window], share_inputs=True)[0]
-            except RuntimeError as error:
-                raise BackendError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
-            yield probabilities
+        try:
+            for window in windows:
+                if request is None or window.shape != shape:
+                    shape = window.shape
+                    with self._compiling:
+                        request = self.compiled(shape).create_infer_request()
+                try:
+                    probabilities: FloatArray = request.infer([window], share_inputs=True)[0]
+                except RuntimeError as error:
+                    raise BackendError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
+                yield probabilities
+        finally:
+            if request is not None:
+                compiled = request.get_compiled_model()
+                del request
+                with suppress(RuntimeError):  # another thread is using them
+                    compiled.release_memory()
 
     def working_bytes(self, window: Shape) -> int:
         network = self._network.clone()
@@ -110,7 +118,14 @@ class OpenVinoBackend:
         except RuntimeError as error:
             raise ModelError(f"OpenVINO cannot load the model: {_first_line(error)}") from error
         check_one_input_and_output(len(network.inputs), len(network.outputs))
+        self._model = b""  # the network holds the weights now
         return network
+
+    def _ready(self, shape: tuple[int, ...]) -> Any:
+        compiled = self._compile(shape)
+        with suppress(AttributeError):  # of glibc, which else keeps what compiling freed: tens of megabytes
+            ctypes.CDLL(None).malloc_trim(0)
+        return compiled
 
     def _compile(self, shape: tuple[int, ...]) -> Any:
         """The network for windows of one shape, which is faster than one for all and holds no more than it needs."""
@@ -145,7 +160,7 @@ class OpenVinoBackend:
                 openvino.__version__,
                 cpu,
                 sorted(self._settings.items()),
-                hashlib.sha256(self._model).hexdigest(),
+                self._model_sha256,
                 shape,
             )
         )
