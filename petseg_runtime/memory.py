@@ -13,7 +13,7 @@ from petseg_runtime.errors import MemoryBudgetError, UsageError
 _PROCESS_BYTES = 350e6
 # Of a voxel of the scan: its values, the mask, the probabilities and the lesions, and what writing takes beside them.
 _SCAN_BYTES = 20
-# Of a voxel on the network's grid: the input, the probabilities (two of them with mirrorings), and what resampling takes.
+# Of a voxel on the network's grid: the input, the probabilities (two with mirrorings), and what resampling takes.
 _NETWORK_BYTES = 16
 # Buffers that the plan of the network does not show.
 _WINDOW_SLACK = 1.3
