@@ -209,6 +209,8 @@ class Journal:
             return None
         try:
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+                if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'scans'").fetchone():
+                    return None  # the file is there a moment before its table
                 found = connection.execute(
                     "SELECT state, folder, name, reason FROM scans WHERE digest = ?", (digest,)
                 ).fetchone()

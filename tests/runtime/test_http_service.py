@@ -19,6 +19,7 @@ from runtime.watched import Watched, put_scan, save_dicom, wait_until
 import petseg_runtime.serve.http as service
 from petseg_runtime import Segmenter
 from petseg_runtime.errors import UsageError
+from petseg_runtime.inbox import JOURNAL
 from petseg_runtime.serve.http import application, http_service, read_token
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -225,6 +226,20 @@ def test_too_much_is_refused(client: Client, watched: Watched, monkeypatch: pyte
     assert len(bomb.getvalue()) < 1000
     assert client.ask("/scans?format=dicom.zip", bomb.getvalue())[0] == 413
     assert sorted(path.name for path in watched.inbox.iterdir()) == [".submitted"]
+
+
+def test_a_scan_waits_while_the_journal_is_being_made(client: Client, watched: Watched, scan: bytes) -> None:
+    identifier = client.submit(scan)["id"]
+    watched.output.mkdir(exist_ok=True)
+    (watched.output / JOURNAL).touch()  # as SQLite leaves it until the first table is written
+    assert client.state(identifier)["state"] == "waiting"
+
+
+def test_a_journal_that_cannot_be_read_is_said(client: Client, watched: Watched, scan: bytes) -> None:
+    identifier = client.submit(scan)["id"]
+    watched.output.mkdir(exist_ok=True)
+    (watched.output / JOURNAL).write_text("no journal, but some text that is long enough for a header" * 40)
+    assert client.ask(f"/scans/{identifier}")[0] == 503
 
 
 def test_results_that_were_removed_are_gone(client: Client, watched: Watched, scan: bytes) -> None:
