@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from petseg_runtime.backends import open_backend
+from petseg_runtime.backends import openvino as openvino_backend
 from petseg_runtime.backends.onnxruntime import check_provider
 from petseg_runtime.backends.openvino import OpenVinoBackend
 from petseg_runtime.errors import BackendError, ModelError, UsageError
@@ -88,6 +89,46 @@ def test_openvinos_mean_in_two_steps_is_the_mean(sides: tuple[int, int, int]) ->
     window = np.random.default_rng(0).normal(5.0, 1.0, (1, 1, *sides)).astype(np.float32)
     (found,) = OpenVinoBackend(model.SerializeToString()).predict([window])
     np.testing.assert_allclose(found, window + window.mean(dtype=np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_openvinos_convolutions_to_24_channels_fill_the_lanes(biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_backend, "has_avx512", lambda: True)
+    rng = np.random.default_rng(0)
+    weights = {"first": (24, 1, 3, 3, 3), "second": (24, 24, 3, 3, 3), "up": (24, 24, 2, 2, 2)}
+    bias = ["bias"] if biased else []
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "first", *bias], ["a"], pads=[1] * 6),
+            helper.make_node("InstanceNormalization", ["a", "scale", "bias"], ["b"]),
+            helper.make_node("Relu", ["b"], ["c"]),
+            helper.make_node("Conv", ["c", "second", *bias], ["d"], pads=[1] * 6),
+            helper.make_node("Add", ["c", "d"], ["e"]),  # what follows the first one has two users
+            helper.make_node("ConvTranspose", ["e", "up", *bias], ["f"], strides=[2] * 3),
+            helper.make_node("Conv", ["f", "last"], ["out"]),
+        ],
+        "to 24 channels",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, "z", "y", "x"])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 1, "z2", "y2", "x2"])],
+        [
+            numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
+            for name, shape in (weights | {"last": (1, 24, 1, 1, 1), "bias": (24,), "scale": (24,)}).items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    window = rng.normal(size=(1, 1, 8, 8, 8)).astype(np.float32)
+    backend = OpenVinoBackend(model)
+    (found,), (expected,) = backend.predict([window]), open_backend(model, "onnxruntime", "cpu")[0].predict([window])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+    layers = backend.compiled(window.shape).get_runtime_model().get_ops()
+    kinds = [node.get_rt_info()["layerType"].astype(str) for node in layers]
+    widths = {kind: [] for kind in kinds}
+    for node, kind in zip(layers, kinds):
+        widths[kind].append(node.output(0).get_shape()[1])
+    assert sorted(widths["Convolution"]) == [1, 32, 32]
+    assert widths["Deconvolution"] == [24]
+    assert widths["MVN"] == [32]
+    assert "Eltwise" not in widths, "bias, scale and shift are part of what they follow"
 
 
 def test_auto_takes_openvino_on_the_cpu_and_says_so(known_model: Path) -> None:
