@@ -30,7 +30,7 @@ from petseg_runtime.volume import FloatArray, Shape, Volume
 
 PRECISIONS = ("auto", "f32", "bf16")
 
-BUNDLED_MODEL = "petseg-sts-cpu.onnx"
+BUNDLED_MODEL = "petseg-cpu.onnx"
 
 # How far a probability may leave [0, 1] by rounding.
 _ROUNDING = 1e-3

@@ -1,7 +1,8 @@
 """petseg-train: from patients, real or simulated, to a trained and tested model.
 
 `simulate` makes a cohort, `ground-truth` a mask of one scan; `fit` trains a model, `evaluate` scores one,
-`cross-validate` leaves one centre out at a time, and `study` does all of it and writes the paper's tables.
+`window-invariance` says how far its mask of a scan depends on where the windows lie, `cross-validate` leaves one
+centre out at a time, and `study` does all of it and writes the paper's tables.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from petseg_runtime.errors import PetsegError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from petseg_runtime.segmenter import Segmenter
     from petseg_train.cohort import Case
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -31,6 +33,9 @@ Cohorts = Annotated[list[Path], typer.Argument(help="CSVs with the columns case,
 Output = Annotated[Path, typer.Option("--output", "-o", help="run folder; an interrupted run in it goes on")]
 Config = Annotated[str, typer.Option(help="paper, cpu, or a JSON file of changed fields")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default all")]
+Accelerator = Annotated[str, typer.Option(help="auto, cpu or gpu")]
+WINDOW_SHIFTS_SEED = 2021  # the same shifts for every model
+Model = Annotated[Path, typer.Argument(help="last.ckpt of petseg-train fit, or an exported .onnx file")]
 
 
 class Network(StrEnum):
@@ -56,7 +61,7 @@ def fit(
     leave_out: Annotated[list[str] | None, typer.Option(help="centre to keep out of the training; repeatable")] = None,
     pretrained: Annotated[Path | None, typer.Option(help="checkpoint whose weights the training begins with")] = None,
     devices: Annotated[int, typer.Option(min=1, help="processes of data-parallel training")] = 1,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
+    accelerator: Accelerator = "auto",
     threads: Threads = None,
 ) -> None:
     """Train a network on one or more cohorts; the same command goes on with an interrupted run."""
@@ -73,28 +78,24 @@ def fit(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="last.ckpt of petseg-train fit")],
+    model: Model,
     cohort: Cohorts,
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write, a row a case and method")],
     centre: Annotated[list[str] | None, typer.Option(help="evaluate on this centre only; repeatable")] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
+    accelerator: Accelerator = "auto",
     window_invariance: Annotated[bool, typer.Option(help="also shift the windows and compare the masks")] = True,
     threads: Threads = None,
 ) -> None:
-    """Score a checkpoint on one or more cohorts, with T40 and the ellipsoid beside it."""
+    """Score a model on one or more cohorts, with T40 and the ellipsoid beside it."""
     from petseg_runtime.outputs.files import prepare_folder
     from petseg_train.cohort import read_cohorts
     from petseg_train.evaluation import evaluate as score
     from petseg_train.evaluation import summarise
-    from petseg_train.inference import torch_segmenter
-    from petseg_train.training import load_module
 
-    _set_threads(threads)
     cases = _select(read_cohorts(cohort), centre or (), keep=True)
-    module = load_module(checkpoint, accelerator)
+    segmenter, name = _open_model(model, accelerator, threads)
     prepare_folder(output.parent)
-    seed = module.config.seed if window_invariance else None
-    results = score(torch_segmenter(module), cases, module.config.network, seed)
+    results = score(segmenter, cases, name, WINDOW_SHIFTS_SEED if window_invariance else None)
     results.to_csv(output, index=False)
     _print_summary(summarise(results))
     if window_invariance:
@@ -105,6 +106,25 @@ def evaluate(
     print(f"wrote {output}")
 
 
+@app.command("window-invariance")
+def window_invariance_of(
+    model: Model,
+    scan: Annotated[list[Path], typer.Argument(help="scans: files, or folders of a DICOM series")],
+    accelerator: Accelerator = "auto",
+    threads: Threads = None,
+) -> None:
+    """Shift the windows over scans and compare the masks; no truth is needed. Below 0.95 do not use the model there."""
+    import numpy as np
+
+    from petseg_runtime import read_volume
+    from petseg_train.window_invariance import window_invariance as invariance
+
+    segmenter, _ = _open_model(model, accelerator, threads)
+    for path in scan:
+        scored = invariance(segmenter, read_volume(path), np.random.default_rng(WINDOW_SHIFTS_SEED))
+        print(f"{path.name}: mean {scored.mean:.3f}, lowest {scored.lowest:.3f}")
+
+
 @app.command("cross-validate")
 def cross_validate(
     cohort: Cohort,
@@ -112,7 +132,7 @@ def cross_validate(
     config: Config = "paper",
     networks: Networks = ALL_NETWORKS,
     work: Work = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
+    accelerator: Accelerator = "auto",
     window_invariance: Annotated[bool, typer.Option(help="also shift the windows and compare the masks")] = True,
     threads: Threads = None,
 ) -> None:
@@ -190,7 +210,7 @@ def study(
     networks: Networks = ALL_NETWORKS,
     seed: Annotated[int, typer.Option(min=0, help="of the simulated cohort")] = 2021,
     jobs: Annotated[int | None, typer.Option(min=1, help="processes that simulate; default one a CPU")] = None,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu")] = "auto",
+    accelerator: Accelerator = "auto",
     threads: Threads = None,
 ) -> None:
     """Repeat the paper's study, and write its report; the same command goes on with what is missing."""
@@ -222,6 +242,21 @@ def print_table(table: Table) -> None:
 def main() -> None:
     """Run petseg-train; ends with its exit code."""
     run_app(app, "petseg-train")
+
+
+def _open_model(model: Path, accelerator: str, threads: int | None) -> tuple[Segmenter, str]:
+    """The Segmenter of a checkpoint, in PyTorch, or of an exported model, as it runs at hospitals; and its name."""
+    from petseg_runtime.segmenter import Segmenter
+
+    if model.suffix == ".onnx":
+        segmenter = Segmenter(model, device=accelerator, threads=threads)
+        return segmenter, segmenter.manifest.name
+    from petseg_train.inference import torch_segmenter
+    from petseg_train.training import load_module
+
+    _set_threads(threads)
+    module = load_module(model, accelerator)
+    return torch_segmenter(module), module.config.network
 
 
 def _set_threads(threads: int | None) -> None:

@@ -141,6 +141,25 @@ def test_a_left_out_centre_is_neither_trained_nor_tuned_on(cohort_csv: Path, tin
     assert "ellipsoid" in done.stdout
 
 
+def test_an_exported_model_is_scored_as_it_ships(cohort_csv: Path, known_model: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        petseg_train("evaluate", known_model, cohort_csv, "-o", tmp_path / "scores.csv", "--accelerator", "cpu"),
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    scores = pd.read_csv(tmp_path / "scores.csv")
+    assert len(scores) == 3 * len(read_cohort(cohort_csv))
+    assert "window invariance: mean" in done.stdout
+
+
+def test_window_invariance_needs_no_truth(cohort_csv: Path, known_model: Path) -> None:
+    scan = read_cohort(cohort_csv)[0].image
+    done = subprocess.run(
+        petseg_train("window-invariance", known_model, scan), check=True, capture_output=True, text=True
+    )
+    # The known model looks at one voxel at a time, so where the windows lie cannot matter.
+    assert done.stdout == f"{scan.name}: mean 1.000, lowest 1.000\n"
+
+
 def test_two_processes_train_one_model(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
     config = json.loads(tiny_config.read_text()) | {"epochs": 1, "batch_size": 1, "tuning_share": 0.5}
     (tmp_path / "ddp.json").write_text(json.dumps(config))
