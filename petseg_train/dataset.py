@@ -74,7 +74,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         self.masks = [torch.from_numpy(case.mask).float() for case in cases]
         self.airs = [case.air for case in cases]
         self.tumour_voxels = [np.argwhere(case.mask) for case in cases]
-        self.patch_sizes = [fitted_window(patch_size, fit_multiple, image.shape) for image in self.images]
+        self.patch_size, self.fit_multiple = patch_size, fit_multiple
         self.spacing_mm, self.augmentation = spacing_mm, augmentation
         self.seed, self.patches_per_epoch = seed, patches_per_epoch or len(cases)
         self.tumour_share = tumour_share
@@ -87,14 +87,13 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         case = self.case_of(epoch, index)
-        patch_mm = tuple(side * step for side, step in zip(self.patch_sizes[case], self.spacing_mm))
+        patch = self._draw_window(case, rng)
+        patch_mm = tuple(side * step for side, step in zip(patch, self.spacing_mm))
         transform = draw_spatial_transform(self.augmentation, (patch_mm[0], patch_mm[1], patch_mm[2]), rng)
         with_tumour = bool(rng.random() < self.tumour_share)
-        start = self._draw_start(case, with_tumour, rng)
+        start = self._draw_start(case, patch, with_tumour, rng)
         air = self.airs[case]
-        image, mask = extract_patch(
-            self.images[case], self.masks[case], start, self.patch_sizes[case], self.spacing_mm, transform, air
-        )
+        image, mask = extract_patch(self.images[case], self.masks[case], start, patch, self.spacing_mm, transform, air)
         return {"image": augment_intensity(image, self.augmentation, rng)[None], "mask": mask[None]}
 
     def case_of(self, epoch: int, index: int) -> int:
@@ -102,8 +101,20 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         turn, group = divmod(epoch * self.patches_per_epoch + index, len(self._turns))
         return self._turns[group][turn % len(self._turns[group])]
 
-    def _draw_start(self, case: int, with_tumour: bool, rng: np.random.Generator) -> Shape:
-        patch = np.array(self.patch_sizes[case])
+    def _draw_window(self, case: int, rng: np.random.Generator) -> Shape:
+        """The window for a case, along each axis with chance 1/2 as if up to a patch of air lay around the scan.
+
+        Where windows fit the body, the air in one depends on where the body is taken to end. The instance norm sees
+        that air, so the training shows any amount of it.
+        """
+        if not self.fit_multiple:
+            return self.patch_size
+        around = rng.integers(0, self.patch_size, endpoint=True) * (rng.random(3) < 0.5)
+        shape = tuple((np.array(self.images[case].shape) + around).tolist())
+        return fitted_window(self.patch_size, self.fit_multiple, shape)
+
+    def _draw_start(self, case: int, window: Shape, with_tumour: bool, rng: np.random.Generator) -> Shape:
+        patch = np.array(window)
         room = np.array(self.images[case].shape) - patch
         # Up to a quarter of a window outside the scan, as far as a shifted grid of windows reaches.
         lowest, highest = np.minimum(room, 0) - patch // 4, np.maximum(room, 0) + patch // 4
