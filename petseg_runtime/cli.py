@@ -13,9 +13,9 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -323,7 +323,7 @@ def _run_scans(
     for folder in {settings.folder_for(scan) for scan in scans} if options.resume else ():
         remove_leavings(folder)
     results: list[ScanResult] = []
-    with progress_bar(messages, visible=not options.quiet) as bar:
+    with progress_bar(messages, visible=not options.quiet) as bar, ExitStack() as stack:
         task = bar.add_task("", total=len(scans))
 
         def show(number: int, done: int, windows: int) -> None:
@@ -334,6 +334,9 @@ def _run_scans(
             if segmenter is not None
             else _on_cluster(scans, settings, options)
         )
+        # Closed here if a scan's error ends it. The garbage collector might close it while a thread starts, and wait for
+        # the reader's end under the lock that this end needs.
+        stack.enter_context(closing(outcomes))
         for number, (scan, result) in enumerate(outcomes, 1):
             bar.update(task, completed=number)
             if isinstance(result, Exception):
@@ -356,7 +359,7 @@ def _run_scans(
 
 def _on_cluster(
     scans: Sequence[Scan], settings: RunSettings, options: argparse.Namespace
-) -> Iterator[tuple[Scan, ScanResult | Exception]]:
+) -> Generator[tuple[Scan, ScanResult | Exception], None, None]:
     from petseg_runtime.cluster import ModelChoice, run_scans_on_cluster
     from petseg_runtime.segmenter import model_digest
 

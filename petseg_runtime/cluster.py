@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class ModelChoice:
 
 def run_scans_on_cluster(
     address: str, scans: Sequence[Scan], model: ModelChoice, settings: RunSettings, resume: bool = False
-) -> Iterator[tuple[Scan, ScanResult | Exception]]:
+) -> Generator[tuple[Scan, ScanResult | Exception], None, None]:
     """Run scans on the workers of a cluster; yields what `runner.run_scans` does, in the order of the scans.
 
     Parameters

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -137,7 +137,7 @@ def run_scans(
     settings: RunSettings,
     resume: bool = False,
     progress: Report | None = None,
-) -> Iterator[tuple[Scan, ScanResult | Exception]]:
+) -> Generator[tuple[Scan, ScanResult | Exception], None, None]:
     """Run scans one after the other, in their order.
 
     The next is read and the last written while one is computed; not with a memory budget, which is for one scan.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -505,3 +507,13 @@ def test_a_result_that_fails_leaves_nothing(run, scan: Path, tmp_path: Path, mon
     assert err == ["petseg-run: Unexpected OSError: please report it, with what --verbose prints."]
     assert "Traceback" in "\n".join(run(scan, "-s", "-p", "--report", "-v")[2])
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_no_thread_of_a_refused_scan_waits_for_the_garbage_collector(known_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "scan.nii.gz").write_bytes(b"no image")
+    gc.disable()
+    try:
+        assert main([str(tmp_path / "scan.nii.gz"), "-m", str(known_model), "-d", "cpu", "-q"]) == 3
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith(("reading", "writing"))]
+    finally:
+        gc.enable()
