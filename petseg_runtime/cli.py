@@ -334,8 +334,8 @@ def _run_scans(
             if segmenter is not None
             else _on_cluster(scans, settings, options)
         )
-        # Closed here if a scan's error ends it. The garbage collector might close it while a thread starts, and wait for
-        # the reader's end under the lock that this end needs.
+        # Closed here if a scan's error ends it. The garbage collector might close it while a thread starts, and then
+        # wait for the reader's end, under the lock that this end needs.
         stack.enter_context(closing(outcomes))
         for number, (scan, result) in enumerate(outcomes, 1):
             bar.update(task, completed=number)
