@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,27 +20,42 @@ _SUFFIX = ".compiled"
 
 
 @dataclass(frozen=True)
-class CompiledNetwork:
-    """The place of one compiled network; `key` says all that it depends on."""
+class CompiledNetworks:
+    """One network, compiled for inputs of several shapes; `key` says all else that the compiled networks depend on.
+
+    The folder may hold those of other networks too. Of all of them the few used last are kept.
+    """
 
     folder: Path
     key: str
 
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{hashlib.sha256(self.key.encode()).hexdigest()}{_SUFFIX}"
+    def path(self, shape: tuple[int, ...]) -> Path:
+        return self.folder / f"{self._stem}-{'x'.join(map(str, shape))}{_SUFFIX}"
 
-    def read(self) -> bytes | None:
+    @property
+    def _stem(self) -> str:
+        return hashlib.sha256(self.key.encode()).hexdigest()
+
+    def read(self, shape: tuple[int, ...]) -> bytes | None:
         """What was kept; None where there is nothing, or it is damaged."""
         try:
-            content = self.path.read_bytes()
+            content = self.path(shape).read_bytes()
         except OSError:
             return None
         digest, blob = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        return blob if hashlib.sha256(blob).digest() == digest else None
+        if hashlib.sha256(blob).digest() != digest:
+            return None
+        with suppress(OSError):
+            os.utime(self.path(shape))  # used now
+        return blob
 
-    def write(self, blob: bytes) -> None:
-        """Keep it, and of all networks the latest few. A cache that cannot be written costs the next start a second."""
+    def last_shape(self) -> tuple[int, ...] | None:
+        """The shape of which a network was read or written last; None where none is kept."""
+        kept = list(_by_use(self.folder, f"{self._stem}-*{_SUFFIX}"))
+        return tuple(map(int, kept[-1].stem.rpartition("-")[2].split("x"))) if kept else None
+
+    def write(self, shape: tuple[int, ...], blob: bytes) -> None:
+        """Keep it, and of all networks those used last. A cache that cannot be written costs a second."""
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.folder)
@@ -47,9 +63,17 @@ class CompiledNetwork:
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(hashlib.sha256(blob).digest() + blob)
-                temporary.replace(self.path)
+                temporary.replace(self.path(shape))
             finally:
                 temporary.unlink(missing_ok=True)
-            latest = sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
-            for old in latest[:-_KEPT]:
+            for old in list(_by_use(self.folder, f"*{_SUFFIX}"))[:-_KEPT]:
                 old.unlink(missing_ok=True)
+
+
+def _by_use(folder: Path, pattern: str) -> Iterator[Path]:
+    """The files, that used last at the end; without those that another process removes meanwhile."""
+    used = dict[Path, int]()
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            used[path] = path.stat().st_mtime_ns
+    yield from sorted(used, key=used.__getitem__)

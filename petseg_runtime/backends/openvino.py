@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from petseg_runtime.backends.base import check_one_input_and_output
-from petseg_runtime.backends.compiled import CompiledNetwork
-from petseg_runtime.errors import BackendError, ModelError
+from petseg_runtime.backends.compiled import CompiledNetworks
+from petseg_runtime.errors import BackendError, ModelError, PetsegError
 from petseg_runtime.volume import FloatArray, Shape
 
 if "openvino" not in sys.modules:
@@ -47,8 +47,10 @@ class OpenVinoBackend:
     Parameters
     ----------
     threads : of one inference; None leaves the choice to OpenVINO.
-    cache : folder that keeps the compiled network for the next start; None keeps nothing.
-    window : the one size `(z, y, x)` of its windows, to be ready for at once; None where there are several.
+    cache : folder that keeps the compiled network for the next start; None keeps nothing. What it keeps of this
+        network is got ready in the background, while the caller reads a scan.
+    window : the one size `(z, y, x)` of its windows; None where there are several, of which the last one used is got
+        ready.
 
     Raises
     ------
@@ -75,13 +77,18 @@ class OpenVinoBackend:
         }
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
-        self._model, self._model_sha256, self._cache = model, hashlib.sha256(model).hexdigest(), cache
+        self._model, self._model_sha256 = model, hashlib.sha256(model).hexdigest()
+        self._kept = None if cache is None else CompiledNetworks(cache, self._key())
         self._compiling = threading.Lock()
         self.compiled = lru_cache(_SHAPES_KEPT)(self._ready)
-        if window is None:
-            _ = self._network  # what cannot be loaded is refused at once
+        shape = None if window is None else (1, 1, *window)
+        last = None if self._kept is None else self._kept.last_shape()
+        if last is not None and shape in (None, last):
+            threading.Thread(target=self._get_ready, args=(last,)).start()
+        elif shape is not None:
+            self.compiled(shape)
         else:
-            self.compiled((1, 1, *window))
+            _ = self._network  # what cannot be loaded is refused at once
 
     device = "cpu"
 
@@ -123,6 +130,10 @@ class OpenVinoBackend:
         self._model = b""  # the network holds the weights now
         return network
 
+    def _get_ready(self, shape: tuple[int, ...]) -> None:
+        with self._compiling, suppress(PetsegError):  # whoever needs it is told
+            self.compiled(shape)
+
     def _ready(self, shape: tuple[int, ...]) -> Any:
         compiled = self._compile(shape)
         with suppress(AttributeError):  # of glibc, which else keeps what compiling freed: tens of megabytes
@@ -131,8 +142,7 @@ class OpenVinoBackend:
 
     def _compile(self, shape: tuple[int, ...]) -> Any:
         """The network for windows of one shape, which is faster than one for all and holds no more than it needs."""
-        kept = None if self._cache is None else CompiledNetwork(self._cache, self._key(shape))
-        blob = None if kept is None else kept.read()
+        blob = None if self._kept is None else self._kept.read(shape)
         if blob is not None:
             with suppress(RuntimeError):  # of a version that says it is the same, and is not
                 return self._core.import_model(blob, "CPU", self._settings)
@@ -143,8 +153,8 @@ class OpenVinoBackend:
             compiled = self._core.compile_model(self._formed(shape), "CPU", self._settings)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot run the model on this CPU: {_first_line(error)}") from error
-        if kept is not None:
-            kept.write(compiled.export_model().getvalue())
+        if self._kept is not None:
+            self._kept.write(shape, compiled.export_model().getvalue())
         return compiled
 
     def _formed(self, shape: tuple[int, ...]) -> Any:
@@ -159,8 +169,8 @@ class OpenVinoBackend:
             _fill_lanes(network)
         return network
 
-    def _key(self, shape: tuple[int, ...]) -> str:
-        """All that a compiled network depends on."""
+    def _key(self) -> str:
+        """All that a compiled network depends on, but for the shape of its windows."""
         cpu = (
             self._core.get_property("CPU", "FULL_DEVICE_NAME"),
             self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
@@ -172,7 +182,6 @@ class OpenVinoBackend:
                 cpu,
                 sorted(self._settings.items()),
                 self._model_sha256,
-                shape,
             )
         )
 
