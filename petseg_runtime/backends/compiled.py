@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +50,7 @@ class CompiledNetworks:
 
     def last_shape(self) -> tuple[int, ...] | None:
         """The shape of which a network was read or written last; None where none is kept."""
-        kept = list(_by_use(self.folder, f"{self._stem}-*{_SUFFIX}"))
+        kept = _by_use(self.folder, f"{self._stem}-*{_SUFFIX}")
         return tuple(map(int, kept[-1].stem.rpartition("-")[2].split("x"))) if kept else None
 
     def write(self, shape: tuple[int, ...], blob: bytes) -> None:
@@ -66,14 +65,14 @@ class CompiledNetworks:
                 temporary.replace(self.path(shape))
             finally:
                 temporary.unlink(missing_ok=True)
-            for old in list(_by_use(self.folder, f"*{_SUFFIX}"))[:-_KEPT]:
+            for old in _by_use(self.folder, f"*{_SUFFIX}")[:-_KEPT]:
                 old.unlink(missing_ok=True)
 
 
-def _by_use(folder: Path, pattern: str) -> Iterator[Path]:
+def _by_use(folder: Path, pattern: str) -> list[Path]:
     """The files, that used last at the end; without those that another process removes meanwhile."""
     used = dict[Path, int]()
     for path in folder.glob(pattern):
         with suppress(OSError):
             used[path] = path.stat().st_mtime_ns
-    yield from sorted(used, key=used.__getitem__)
+    return sorted(used, key=used.__getitem__)
