@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import SimpleITK as sitk
 
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.meta_and_nrrd import check_mha, check_nrrd
-from petseg_runtime.io.nifti import check_nifti, straightened
+from petseg_runtime.io.nifti import check_nifti, read_nifti_voxels, straightened
 from petseg_runtime.io.plausible import MAX_VOXELS, check_grid, check_modality, check_uptake
 from petseg_runtime.volume import FloatArray, Geometry, MaskArray, Unit, Volume
 
 # By suffix: what ITK passes over in silence, and ITK's reader, which by itself would judge by the suffix's case.
+_NIFTI = "NiftiImageIO"
 _FORMATS = {
-    ".nii.gz": (check_nifti, "NiftiImageIO"),
-    ".nii": (check_nifti, "NiftiImageIO"),
+    ".nii.gz": (check_nifti, _NIFTI),
+    ".nii": (check_nifti, _NIFTI),
     ".mha": (check_mha, "MetaImageIO"),
     ".nrrd": (check_nrrd, "NrrdImageIO"),
 }
@@ -27,7 +29,7 @@ RIGHT_ANGLE_TOLERANCE = 1e-3
 
 
 class _Image(NamedTuple):
-    image: sitk.Image
+    array: npt.NDArray[Any]  # (z, y, x)
     geometry: Geometry
     notes: tuple[str, ...]
 
@@ -51,8 +53,7 @@ def read_image(path: Path, unit: Unit = Unit.UNKNOWN, max_voxels: int = MAX_VOXE
     MemoryBudgetError : if it has more voxels than that.
     InputError : if the file is absent, unreadable, not three-dimensional, or holds NaN, nothing, CT or labels.
     """
-    image, geometry, notes = _read(path, sitk.sitkFloat32, max_voxels)
-    array: FloatArray = sitk.GetArrayFromImage(image)
+    array, geometry, notes = _read(path, sitk.sitkFloat32, max_voxels)
     check_uptake(array, path.name)
     check_modality(array, path.name)
     return Volume(array, geometry, unit, notes)
@@ -65,8 +66,8 @@ def read_mask(path: Path) -> tuple[MaskArray, Geometry]:
     ------
     InputError : if the file is absent, unreadable or not three-dimensional.
     """
-    image, geometry, _ = _read(path, sitk.sitkUnknown)
-    return (sitk.GetArrayViewFromImage(image) != 0).astype(np.uint8), geometry
+    array, geometry, _ = _read(path, sitk.sitkUnknown)
+    return (array != 0).astype(np.uint8), geometry
 
 
 def write_image(array: MaskArray | FloatArray, geometry: Geometry, path: Path) -> None:
@@ -88,46 +89,53 @@ def _read(path: Path, pixel_type: int, max_voxels: int = MAX_VOXELS) -> _Image:
         raise InputError("A file or folder name is not valid UTF-8. Rename it.") from error
     check, reader_name = _FORMATS[image_suffix(path)]
     check(path)
+    notes: tuple[str, ...] = ()
     try:
-        image = _execute(path, path.name, reader_name, pixel_type, max_voxels)
+        try:
+            reader = _header(path, reader_name, pixel_type)
+        except RuntimeError as error:
+            if "orthonormal" not in str(error):
+                raise
+            with straightened(path) as copy:
+                reader = _header(copy, reader_name, pixel_type)
+            notes = (
+                "The scan's axes are off the right angle by a rounding of decimals; the nearest straight grid is used.",
+            )
+        geometry = _geometry(reader, path.name, max_voxels)
+        if reader_name == _NIFTI:
+            return _Image(read_nifti_voxels(path, geometry.shape), geometry, notes)
+        return _Image(sitk.GetArrayFromImage(reader.Execute()), geometry, notes)
     except RuntimeError as error:
-        if "orthonormal" not in str(error):
-            raise InputError(
-                f"{path.name} cannot be read: damaged, truncated or of another kind. Get the file again."
-            ) from error
-        with straightened(path) as copy:
-            image = _execute(copy, path.name, reader_name, pixel_type, max_voxels)
-        note = "The scan's axes are off the right angle by a rounding of decimals; the nearest straight grid is used."
-        return _Image(image, _geometry(image, path), (note,))
-    return _Image(image, _geometry(image, path), ())
+        raise InputError(
+            f"{path.name} cannot be read: damaged, truncated or of another kind. Get the file again."
+        ) from error
 
 
-def _execute(path: Path, name: str, reader_name: str, pixel_type: int, max_voxels: int) -> sitk.Image:
-    """Check what the header claims, then read the voxels."""
+def _header(path: Path, reader_name: str, pixel_type: int) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetImageIO(reader_name)
     reader.SetFileName(str(path))
     reader.SetOutputPixelType(pixel_type)
     reader.ReadImageInformation()
-    size, spacing = reader.GetSize(), reader.GetSpacing()
-    if len(size) == 4 and size[3] == 1:  # one volume, written as a time series of one
+    return reader
+
+
+def _geometry(reader: sitk.ImageFileReader, name: str, max_voxels: int) -> Geometry:
+    """Where the voxels lie, of a header that claims one volume of a plausible size; nothing is allocated before."""
+    size = reader.GetSize()
+    dimensions = len(size)
+    if dimensions == 4 and size[3] == 1:  # one volume, written as a time series of one
+        reader.SetExtractSize([*size[:3], 0])
         size = size[:3]
-        reader.SetExtractSize([*size, 0])
     if len(size) != 3 or min(size) < 2:
         raise InputError(f"{name} is {' x '.join(map(str, size))} voxels, expected one three-dimensional volume.")
     if reader.GetNumberOfComponents() != 1:
         raise InputError(f"{name} has {reader.GetNumberOfComponents()} numbers a voxel, expected one.")
-    check_grid((size[2], size[1], size[0]), (spacing[2], spacing[1], spacing[0]), name, max_voxels)
-    return reader.Execute()
-
-
-def _geometry(image: sitk.Image, path: Path) -> Geometry:
-    x, y, z = image.GetSize()
-    sx, sy, sz = image.GetSpacing()
-    ox, oy, oz = image.GetOrigin()
-    direction = np.asarray(image.GetDirection()).reshape(3, 3)[:, ::-1]
+    (x, y, z), (sx, sy, sz), (ox, oy, oz) = size, reader.GetSpacing()[:3], reader.GetOrigin()[:3]
+    check_grid((z, y, x), (sz, sy, sx), name, max_voxels)
+    direction = np.asarray(reader.GetDirection()).reshape(dimensions, dimensions)[:3, 2::-1]
     u, _, vt = np.linalg.svd(direction)
     if np.abs(u @ vt - direction).max() > RIGHT_ANGLE_TOLERANCE:
-        raise InputError(f"The axes of {path.name} are not at right angles. Resample it to a straight grid.")
+        raise InputError(f"The axes of {name} are not at right angles. Resample it to a straight grid.")
     a, b, c = (tuple(float(cosine) for cosine in row) for row in direction)
     return Geometry((z, y, x), (sz, sy, sx), (ox, oy, oz), (a, b, c))  # type: ignore[arg-type]

@@ -1,13 +1,14 @@
-"""NIfTI-1 files: what ITK passes over in silence is refused, and what it refuses without need is mended.
+"""NIfTI-1 files: ITK reads the geometry of those that pass, the voxels are read here, in one pass.
 
 ITK reads missing bytes and NaN as zeros, a voxel size of 0 as 1 mm, and takes the size from one field where another
-contradicts it. It refuses axes that are off the right angle by a rounding of their decimals.
+contradicts it; that is refused. It refuses axes that are off the right angle by a rounding of their decimals; that is
+mended. To be sure of a compressed file it must be decompressed to its end, and doing so twice would take twice as long.
 """
 
 from __future__ import annotations
 
 import gzip
-import shutil
+import math
 import struct
 import tempfile
 import zlib
@@ -15,25 +16,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from petseg_runtime.errors import InputError
+from petseg_runtime.volume import FloatArray, Shape
 
 _HEADER_BYTES = 348
 _FIRST_VOXEL = 352
 # Extensions of the header lie before the voxels; beyond this one would fill the memory.
 _LAST_FIRST_VOXEL = 1e6
 # Offsets of fields in the header (nifti1.h).
-_DIM, _DATATYPE, _BITPIX, _PIXDIM, _VOX_OFFSET, _QFORM_CODE, _SFORM_CODE, _SROW, _MAGIC = (
-    *(40, 70, 72, 76, 108),
+_DIM, _DATATYPE, _BITPIX, _PIXDIM, _VOX_OFFSET, _SLOPE, _INTERCEPT, _QFORM_CODE, _SFORM_CODE, _SROW, _MAGIC = (
+    *(40, 70, 72, 76, 108, 112, 116),
     *(252, 254, 280, 344),
 )
-# Bytes of a voxel of each real datatype; others are colours or complex numbers.
-_BYTES = {2: 1, 256: 1, 4: 2, 512: 2, 8: 4, 768: 4, 16: 4, 64: 8, 1024: 8, 1280: 8}
-_FLOATS = {16: "f4", 64: "f8"}
+# Each real datatype; others are colours or complex numbers.
+_REAL = {2: "u1", 256: "i1", 4: "i2", 512: "u2", 8: "i4", 768: "u4", 16: "f4", 64: "f8", 1024: "i8", 1280: "u8"}
+_MOST_DIMENSIONS = 7
+# A scale or shift of less is none (as in ITK's reader).
+_NO_SCALE = np.finfo(np.float64).eps
 _CHUNK_BYTES = 1 << 22
 
 # Largest deviation of the axes' cosines from right angles: three decimals make 1e-3, a shear much more.
@@ -57,28 +61,45 @@ class _Header:
 
 
 def check_nifti(path: Path) -> None:
-    """Read a file through once and refuse it where ITK would invent voxels or their size.
+    """Refuse a header of which ITK would make another size or geometry than it states.
 
     Raises
     ------
-    InputError : if bytes are missing, the compression's checksum is wrong, a voxel is NaN or infinite, the header
-        contradicts itself, or the axes are not at right angles.
+    InputError : if it contradicts itself, has no real voxels, or its axes are not at right angles.
     """
-    try:
-        with _open(path) as stream:
-            header = _read_header(stream, path.name)
-            _check_geometry(header, path.name)
-            _check_voxels(header, stream, path.name)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path.name} is truncated or damaged: {error}. Get the file again.") from error
-    except OSError as error:
-        raise InputError(f"{path.name} cannot be read: {error.strerror}.") from error
+    with _stream(path) as stream:
+        header = _read_header(stream, path.name)
+        _check_geometry(header, path.name)
+        _stored_type(header, path.name)
+        rank = int(header.values("h", _DIM)[0])
+        if not 1 <= rank <= _MOST_DIMENSIONS:
+            raise InputError(f"{path.name} states {rank} dimensions, expected three. Get the file again.")
+
+
+def read_nifti_voxels(path: Path, shape: Shape) -> FloatArray:
+    """The voxels `(z, y, x)` of a file that `check_nifti` passes, times its scale plus its shift, as float32.
+
+    Parameters
+    ----------
+    shape : what the header says, as the caller has checked: so many voxels are allocated.
+
+    Raises
+    ------
+    InputError : if bytes are missing, the compression's checksum is wrong, or a voxel is NaN or infinite.
+    """
+    with _stream(path) as stream:
+        header = _read_header(stream, path.name)
+        (offset,) = header.values("f", _VOX_OFFSET)
+        if not offset <= _LAST_FIRST_VOXEL:  # NaN too
+            raise InputError(f"{path.name} has its voxels at byte {offset}, which cannot be. Get the file again.")
+        stream.read(max(_FIRST_VOXEL, int(offset)) - _HEADER_BYTES)
+        return _read_voxels(header, stream, shape, path.name)
 
 
 @contextmanager
 def straightened(path: Path) -> Iterator[Path]:
-    """A temporary copy whose axes are at exact right angles: the nearest to those in the file."""
-    with _open(path) as stream, tempfile.TemporaryDirectory() as folder:
+    """A temporary file with the header, whose axes are at exact right angles: the nearest to those in the file."""
+    with _stream(path) as stream, tempfile.TemporaryDirectory() as folder:
         header = _read_header(stream, path.name)
         affine = header.affine
         norms = np.linalg.norm(affine[:, :3], axis=0)
@@ -87,11 +108,26 @@ def straightened(path: Path) -> Iterator[Path]:
         content = bytearray(header.content)
         struct.pack_into(f"{header.order}12f", content, _SROW, *affine.ravel())
         struct.pack_into(f"{header.order}h", content, _QFORM_CODE, 0)
-        copy = Path(folder) / "scan.nii"
-        with copy.open("wb") as target:
-            target.write(content)
-            shutil.copyfileobj(stream, target)
+        copy = Path(folder) / "header.nii"
+        copy.write_bytes(content + bytes(_FIRST_VOXEL - _HEADER_BYTES))
         yield copy
+
+
+@contextmanager
+def _stream(path: Path) -> Iterator[IO[bytes]]:
+    """The file, decompressed.
+
+    Raises
+    ------
+    InputError : also for what goes wrong while it is read.
+    """
+    try:
+        with _open(path) as stream:
+            yield stream
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path.name} is truncated or damaged: {error}. Get the file again.") from error
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read: {error.strerror}.") from error
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -137,24 +173,31 @@ def _check_geometry(header: _Header, name: str) -> None:
         )
 
 
-def _check_voxels(header: _Header, stream: IO[bytes], name: str) -> None:
-    rank, *sizes = (int(value) for value in header.values("8h", _DIM))
+def _stored_type(header: _Header, name: str) -> np.dtype[Any]:
     kind, bits = (int(header.values("h", offset)[0]) for offset in (_DATATYPE, _BITPIX))
-    if kind not in _BYTES or bits != 8 * _BYTES[kind]:
+    stored = np.dtype(header.order + _REAL[kind]) if kind in _REAL else None
+    if stored is None or bits != 8 * stored.itemsize:
         raise InputError(f"{name} has datatype {kind} with {bits} bits a voxel, expected one real number a voxel.")
-    (offset,) = header.values("f", _VOX_OFFSET)
-    if not offset <= _LAST_FIRST_VOXEL:  # NaN too
-        raise InputError(f"{name} has its voxels at byte {offset}, which cannot be. Get the file again.")
-    stream.read(max(_FIRST_VOXEL, int(offset)) - _HEADER_BYTES)
+    return stored
 
-    expected = int(np.prod([max(1, size) for size in sizes[: max(0, rank)]], dtype=np.float64)) * _BYTES[kind]
-    found, odd = 0, 0
+
+def _read_voxels(header: _Header, stream: IO[bytes], shape: Shape, name: str) -> FloatArray:
+    stored = _stored_type(header, name)
+    scale, shift = (value if np.isfinite(value) else 0.0 for value in header.values("2f", _SLOPE))
+    scale = 1.0 if abs(scale) < _NO_SCALE else scale
+    scaled = abs(scale - 1) > _NO_SCALE or abs(shift) > _NO_SCALE
+
+    expected = math.prod(shape)
+    voxels, found, odd = np.empty(expected, np.float32), 0, 0
     while chunk := stream.read(_CHUNK_BYTES):  # to the end: only there gzip checks its checksum
-        usable = chunk[: max(0, expected - found)]
-        found += len(chunk)
-        if kind in _FLOATS and len(usable) % _BYTES[kind] == 0:
-            odd += int(np.count_nonzero(~np.isfinite(np.frombuffer(usable, header.order + _FLOATS[kind]))))
+        values = np.frombuffer(chunk, stored, len(chunk) // stored.itemsize)[: expected - found]
+        read = voxels[found : found + len(values)]
+        with np.errstate(over="ignore"):  # is infinite then, and refused
+            read[:] = values * np.float64(scale) + shift if scaled else values
+        odd += int(np.count_nonzero(~np.isfinite(read)))
+        found += len(values)
     if found < expected:
-        raise InputError(f"{name} is truncated: {found} bytes of voxels, expected {expected}. Get the file again.")
+        raise InputError(f"{name} is truncated: it has {found} voxels, expected {expected}. Get the file again.")
     if odd:
         raise InputError(f"{name} holds {odd} voxels that are NaN or infinite. Repair the scan; PETSeg fills no gaps.")
+    return voxels.reshape(shape)

@@ -76,8 +76,8 @@ def check_modality(array: FloatArray, name: str) -> None:
 
 
 def _is_label_map(array: FloatArray) -> bool:
-    sample = array.ravel()[:: max(1, array.size // 1_000_000)]
-    values = np.unique(sample)
+    sample = np.sort(array.ravel()[:: max(1, array.size // 1_000_000)])
+    values = sample[np.append(True, sample[1:] != sample[:-1])]  # np.unique imports masked arrays, and takes its time
     return len(values) <= _LABEL_MAP_VALUES and bool((values == np.round(values)).all())
 
 

@@ -207,16 +207,53 @@ def nifti(path: Path, **fields: tuple[str, int, tuple[float, ...]]) -> Path:
         (("3f", 80, (4.0, 3.0, 4.0)), "two voxel sizes"),
         (("h", 72, (8,)), "datatype"),
         (("h", 70, (128,)), "datatype"),
+        (("h", 40, (0,)), "0 dimensions"),
+        (("h", 40, (9,)), "9 dimensions"),
         (("f", 108, (float("nan"),)), "byte nan"),
         (("i", 0, (540,)), "NIfTI-2"),
         (("4s", 344, (b"ni1\0",)), "cannot be read as NIfTI"),
         (("4f", 280, (-2.0, 0.3, 0.0, 0.0)), "two voxel sizes|right angle"),
     ],
-    ids=["size 0", "size NaN", "two sizes", "bits", "colours", "offset", "NIfTI-2", "pair", "sheared"],
+    ids=[
+        "size 0",
+        "size NaN",
+        "two sizes",
+        "bits",
+        "colours",
+        "no rank",
+        "rank",
+        "offset",
+        "NIfTI-2",
+        "pair",
+        "sheared",
+    ],
 )
 def test_a_nifti_header_that_contradicts_itself_is_refused(field: tuple, reason: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=reason):
         read_volume(nifti(tmp_path / "scan.nii", field=field))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("code", "stored"),
+    [(2, "u1"), (256, "i1"), (4, "i2"), (512, "u2"), (8, "i4"), (768, "u4"), (16, "f4"), (64, "f8"), (1024, "i8")],
+)
+@pytest.mark.parametrize(("scale", "shift"), [(0.0, 3.0), (1.0, 0.0), (0.37, 0.0), (0.02, 0.5), (float("nan"), 0.0)])
+def test_voxels_are_those_that_itk_reads(
+    code: int, stored: str, order: str, scale: float, shift: float, tmp_path: Path
+) -> None:
+    voxels = np.arange(1, 8 * 9 * 10 + 1).reshape(8, 9, 10) % 120
+    fields = [("8h", 40, (3, 10, 9, 8, 1, 1, 1, 1)), ("2h", 70, (code, 8 * np.dtype(stored).itemsize))]
+    fields += [("8f", 76, (1, 2, 3, 4, 0, 0, 0, 0)), ("3f", 108, (352, scale, shift)), ("2h", 252, (0, 0))]
+    header = bytearray(348) + b"\0\0\0\0"
+    for form, offset, values in [("i", 0, (348,)), *fields, ("4s", 344, (b"n+1\0",))]:
+        struct.pack_into(order + form, header, offset, *values)
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(gzip.compress(bytes(header) + voxels.astype(order + stored).tobytes()))
+    volume = read_volume(path)
+    assert volume.array.dtype == np.float32
+    np.testing.assert_allclose(volume.array, sitk.GetArrayFromImage(sitk.ReadImage(str(path))), rtol=1e-6)
+    assert volume.geometry.spacing_mm == (4.0, 3.0, 2.0)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
