@@ -11,7 +11,7 @@ from scipy.ndimage import map_coordinates
 
 from petseg_runtime.errors import InputError
 from petseg_runtime.manifest import ModelManifest
-from petseg_runtime.preprocessing import preprocess, resample_mask, restore
+from petseg_runtime.preprocessing import body_threshold, preprocess, resample_mask, restore
 from petseg_runtime.volume import Geometry, Orientation, Unit, Volume
 
 
@@ -45,6 +45,27 @@ def test_body_box_leaves_the_air_and_keeps_the_margin(manifest: ModelManifest) -
     box = preprocess(Volume(array, geometry), manifest.preprocessing).frame.box
     # 20 mm of margin are five voxels of 4 mm
     assert box == (slice(5, 35), slice(15, 45), slice(10, 50))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), spread=st.floats(0.1, 4.0), below=st.floats(0.0, 3.0), share=st.floats(0.05, 0.9)
+)
+def test_the_body_is_what_exceeds_a_share_of_its_own_median(
+    seed: int, spread: float, below: float, share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    array = (rng.lognormal(0.0, spread, int(rng.integers(1, 2000))) - below).astype(np.float32)
+    # The definition, word for word: from the mean on, twenty rounds or until it changes by less than a thousandth.
+    expected = float(array.mean(dtype=np.float64))
+    for _ in range(20):
+        body = array[array > expected]
+        if body.size == 0:
+            break
+        previous, expected = expected, share * float(np.median(body))
+        if abs(expected - previous) <= 1e-3 * abs(previous):
+            break
+    assert body_threshold(array, share) == expected
 
 
 def test_resampling_is_linear_interpolation_at_the_right_places(manifest: ModelManifest) -> None:
