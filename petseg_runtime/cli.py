@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -32,11 +33,26 @@ from petseg_runtime.errors import (
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from petseg_runtime.io.scans import Scan
     from petseg_runtime.io.suv_attributes import SuvOverrides
-    from petseg_runtime.runner import RunSettings, ScanResult
+    from petseg_runtime.runner import Report, RunSettings, ScanResult
     from petseg_runtime.segmenter import Segmenter
+
+
+def command() -> None:
+    """petseg-run itself: `main`, and after a success an end at once.
+
+    The system takes back networks and buffers faster than the libraries free them: a fifth of a second.
+    """
+    code = main()
+    if code:
+        sys.exit(code)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    os._exit(0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,35 +63,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
             stream.reconfigure(errors="replace")
-    from petseg_runtime.console import complain, messages_console
-
-    messages = messages_console()
     try:
         if options.self_test:
-            _self_test(options, messages)
+            _self_test(options)
         else:
-            _run(options, messages)
+            _run(options)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
     except PetsegError as error:
-        complain(messages, str(error))
+        _complain(str(error))
         if options.json and not isinstance(error, BatchError):  # a batch has printed a record for each scan
             print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
     except MemoryError:
-        complain(messages, "The scan does not fit into the memory of this machine.")
+        _complain("The scan does not fit into the memory of this machine.")
         return MemoryBudgetError.exit_code
     except KeyboardInterrupt:
-        complain(messages, "Interrupted; finished scans are kept.")
+        _complain("Interrupted; finished scans are kept.")
         return 130
     except BrokenPipeError:
         # The reader of our output has gone, and the work is not done. Keep the interpreter from failing as it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:  # nobody thought of it: one line, and the trace for those who ask
-        complain(messages, str(as_petseg_error(error)))
+        _complain(str(as_petseg_error(error)))
         if options.verbose:
-            messages.print(traceback.format_exc())
+            _messages().print(traceback.format_exc())
         return PetsegError.exit_code
     return 0
+
+
+def _messages() -> Console:
+    from petseg_runtime.console import messages_console  # a tenth of a second, and a quiet run has no use for it
+
+    return messages_console()
+
+
+def _complain(text: str) -> None:
+    from petseg_runtime.console import complain
+
+    complain(_messages(), text)
 
 
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -105,6 +132,8 @@ def _overrides(options: argparse.Namespace) -> SuvOverrides:
 def _load(options: argparse.Namespace) -> Segmenter:
     from petseg_runtime.segmenter import Segmenter, user_cache
 
+    # OpenVINO does without its converter of models, which takes as long to import as the rest of it.
+    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     return Segmenter(**_model(options), cache=user_cache())
 
 
@@ -121,23 +150,28 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _run(options: argparse.Namespace, messages: Console) -> None:
+def _run(options: argparse.Namespace) -> None:
     if options.scheduler is not None:  # workers may have been started in any folder
         options.input = [path.absolute() for path in options.input]
         for name in ("output", "model", "model_key"):
             path = getattr(options, name)
             setattr(options, name, path and path.absolute())
-        _run_with(None, options, messages)
+        _run_with(None, options)
         return
-    with ThreadPoolExecutor(1) as loader:  # the model loads while the rest is imported and the scans are looked for
-        _run_with(loader.submit(_load, options), options, messages)
+    # Imported here, so that --help and usage errors answer at once. What reading needs comes first and by itself: two
+    # threads that import share one core. The model then loads while the scans are found and the first one is read.
+    import petseg_runtime.io.scans  # noqa: F401
+
+    with ThreadPoolExecutor(1) as loader:
+        loading = loader.submit(_load, options)
+        if not options.quiet:
+            loader.submit(_messages)  # imported before the first window is done
+        _run_with(loading, options)
 
 
-def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace, messages: Console) -> None:
-    # Imported here, so that --help and usage errors answer at once.
+def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) -> None:
     import SimpleITK as sitk
 
-    from petseg_runtime.console import print_table
     from petseg_runtime.outputs.files import prepare_folder
     from petseg_runtime.runner import RunSettings, write_summary
     from petseg_runtime.volume import Unit
@@ -161,9 +195,9 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace, me
     if options.watch:
         if loading is None:
             raise UsageError("--watch works on this machine. Leave out --scheduler.")
-        _watch(loading, settings, options, messages)
+        _watch(loading, settings, options)
         return
-    scans, failures = _find(options, settings, messages)
+    scans, failures = _find(options, settings)
     wanted = len(scans) + len(failures)
     if settings.overrides.options and wanted > 1:
         raise UsageError(
@@ -171,17 +205,19 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace, me
         )
     if settings.output is not None:
         prepare_folder(settings.output)
-    results = _run_scans(scans, loading.result() if loading else None, settings, options, messages, failures)
+    results = _run_scans(scans, loading, settings, options, failures)
     summary: tuple[Path, ...] = ()
     if wanted > 1:
         summary = write_summary(results, failures, _summary_folder(options, settings), settings.report)
     if results and not options.json and not options.quiet:
+        from petseg_runtime.console import print_table
+
         print_table(results, summary)
     if failures:
         raise BatchError(f"{len(failures)} of {wanted} scans failed{'; the others are done' if results else ''}.")
 
 
-def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.Namespace, messages: Console) -> None:
+def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.Namespace) -> None:
     """Do what arrives in the inbox until SIGTERM or Ctrl-C; the scan in hand is finished."""
     from petseg_runtime.console import print_notes
     from petseg_runtime.inbox import watch
@@ -192,13 +228,13 @@ def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.
         raise UsageError("--watch needs a folder for the results. Pass --output.")
     if not options.settle >= 0:
         raise UsageError(f"--settle is {options.settle}, expected at least 0 seconds.")
-    stop = Event()
+    stop, messages = Event(), _messages()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
 
     def report(scan: Scan, outcome: ScanResult | PetsegError) -> None:
         if isinstance(outcome, PetsegError):
-            _report_failure(str(scan.folder / scan.name), outcome, options, messages)
+            _report_failure(str(scan.folder / scan.name), outcome, options)
             return
         if options.json:
             print(json.dumps(_json_record(outcome)), flush=True)
@@ -255,7 +291,7 @@ def _announce(line: str, options: argparse.Namespace, messages: Console) -> None
         messages.print(line, style="dim")
 
 
-def _self_test(options: argparse.Namespace, messages: Console) -> None:
+def _self_test(options: argparse.Namespace) -> None:
     """Test every backend, keep the record, and fail if one did."""
     from petseg_runtime.console import print_self_test
     from petseg_runtime.outputs.files import prepare_folder
@@ -263,7 +299,7 @@ def _self_test(options: argparse.Namespace, messages: Console) -> None:
 
     record, passed_over = self_test(options.model, options.threads)
     for reason in passed_over:
-        messages.print(reason, style="dim")
+        _messages().print(reason, style="dim")
     path = keep(record)
     if options.output is not None:
         prepare_folder(options.output)
@@ -287,7 +323,7 @@ def _summary_folder(options: argparse.Namespace, settings: RunSettings) -> Path:
 Failures = list[tuple[str, PetsegError]]
 
 
-def _find(options: argparse.Namespace, settings: RunSettings, messages: Console) -> tuple[list[Scan], Failures]:
+def _find(options: argparse.Namespace, settings: RunSettings) -> tuple[list[Scan], Failures]:
     """The scans of all inputs, under names that do not collide, and the inputs that are refused."""
     from petseg_runtime.io.scans import find_scans, with_unique_names
 
@@ -299,62 +335,79 @@ def _find(options: argparse.Namespace, settings: RunSettings, messages: Console)
         except PetsegError as error:
             if len(options.input) == 1:
                 raise
-            _report_failure(path.name, error, options, messages)
+            _report_failure(path.name, error, options)
             failures.append((path.name, error))
     return with_unique_names(scans, lambda scan: settings.folder_for(scan).resolve()), failures
 
 
 def _run_scans(
     scans: Sequence[Scan],
-    segmenter: Segmenter | None,
+    loading: Future[Segmenter] | None,
     settings: RunSettings,
     options: argparse.Namespace,
-    messages: Console,
     failures: Failures,
 ) -> list[ScanResult]:
     """Run each scan; one that fails is reported, added to `failures` and passed over, unless it is the only one.
 
-    They go to the cluster where there is no segmenter here.
+    They go to the cluster where no segmenter loads here.
     """
-    from petseg_runtime.console import print_notes, progress_bar
     from petseg_runtime.outputs.files import remove_leavings
     from petseg_runtime.runner import run_scans
 
     for folder in {settings.folder_for(scan) for scan in scans} if options.resume else ():
         remove_leavings(folder)
     results: list[ScanResult] = []
-    with progress_bar(messages, visible=not options.quiet) as bar, ExitStack() as stack:
-        task = bar.add_task("", total=len(scans))
-
-        def show(number: int, done: int, windows: int) -> None:
-            bar.update(task, description=scans[number].name, completed=number + done / windows)
-
+    with ExitStack() as stack:
+        show = None if options.quiet else _bar(scans, stack)
         outcomes = (
-            run_scans(scans, segmenter, settings, options.resume, show)
-            if segmenter is not None
+            run_scans(scans, loading, settings, options.resume, show, ahead=options.max_memory_gb is None)
+            if loading is not None
             else _on_cluster(scans, settings, options)
         )
         # Closed here if a scan's error ends it. The garbage collector might close it while a thread starts, and then
         # wait for the reader's end, under the lock that this end needs.
         stack.enter_context(closing(outcomes))
-        for number, (scan, result) in enumerate(outcomes, 1):
-            bar.update(task, completed=number)
+        for number, (scan, result) in enumerate(outcomes):
             if isinstance(result, Exception):
                 if len(options.input) == len(scans) == 1 or isinstance(result, BrokenPipeError):
                     raise result
                 known = as_petseg_error(result)
                 name = str(scan.folder / scan.name)
-                _report_failure(name, known, options, messages)
+                _report_failure(name, known, options)
                 failures.append((name, known))
-                continue
-            if not results and not options.quiet and segmenter is not None:
-                messages.print(segmenter.choice, style="dim")
-            results.append(result)
-            if options.json:
-                print(json.dumps(_json_record(result)), flush=True)
-            if not options.quiet:
-                print_notes(result, len(scans) > 1, options.verbose, messages)
+            else:
+                results.append(result)
+                if options.json:
+                    print(json.dumps(_json_record(result)), flush=True)
+                if not options.quiet:
+                    _print_notes(result, loading if len(results) == 1 else None, len(scans) > 1, options.verbose)
+            if show is not None:
+                show(number, 1, 1)
     return results
+
+
+def _bar(scans: Sequence[Scan], stack: ExitStack) -> Report:
+    """Progress on a bar, drawn from the first news on: what draws it is imported while the first scan is read."""
+    bar: Progress | None = None
+
+    def show(number: int, done: int, windows: int) -> None:
+        nonlocal bar
+        if bar is None:
+            from petseg_runtime.console import progress_bar
+
+            bar = stack.enter_context(progress_bar(_messages()))
+            bar.add_task("", total=len(scans))
+        bar.update(bar.task_ids[0], description=scans[number].name, completed=number + done / windows)
+
+    return show
+
+
+def _print_notes(result: ScanResult, loaded: Future[Segmenter] | None, name_them: bool, verbose: bool) -> None:
+    from petseg_runtime.console import print_notes
+
+    if loaded is not None:
+        _messages().print(loaded.result().choice, style="dim")
+    print_notes(result, name_them, verbose, _messages())
 
 
 def _on_cluster(
@@ -367,10 +420,8 @@ def _on_cluster(
     return run_scans_on_cluster(options.scheduler, scans, model, settings, options.resume)
 
 
-def _report_failure(name: str, error: PetsegError, options: argparse.Namespace, messages: Console) -> None:
-    from petseg_runtime.console import complain
-
-    complain(messages, f"{name}: {error}")
+def _report_failure(name: str, error: PetsegError, options: argparse.Namespace) -> None:
+    _complain(f"{name}: {error}")
     if options.json:
         print(json.dumps({"scan": name, "error": str(error), "exit_code": error.exit_code}), flush=True)
 
@@ -390,4 +441,4 @@ def _json_record(result: ScanResult) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

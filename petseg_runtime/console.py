@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:  # a message must not wait for the imports of a run
 _MAX_LESION_ROWS = 20
 
 
+@cache
 def messages_console() -> Console:
-    """Where everything but results goes."""
+    """Where everything but results goes; one for all, so that lines are printed above the bar and not into it."""
     return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
-def progress_bar(messages: Console, visible: bool) -> Progress:
+def progress_bar(messages: Console) -> Progress:
     """The bar of a run; nothing where nobody watches."""
     return Progress(
         TextColumn("{task.description}", markup=False),
@@ -33,7 +35,7 @@ def progress_bar(messages: Console, visible: bool) -> Progress:
         TimeRemainingColumn(),
         console=messages,
         transient=True,
-        disable=not (visible and messages.is_terminal),
+        disable=not messages.is_terminal,
     )
 
 

@@ -21,6 +21,7 @@ from petseg_runtime.io.images import write_image
 from petseg_runtime.io.plausible import MAX_VOXELS
 from petseg_runtime.io.scans import Scan
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
+from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.outputs.files import prepare_folder, staged, whole_file, write_json
 from petseg_runtime.outputs.preview import write_preview
 from petseg_runtime.outputs.radiomics import RadiomicsSettings, check_installed, write_radiomics
@@ -122,9 +123,10 @@ def run_scan(
     ------
     PetsegError : if the scan is refused or its results cannot be written.
     """
-    prepared = _read_or_recall(scan, segmenter, settings, resume)
-    if isinstance(prepared, ScanResult):
-        return prepared
+    done = finished(scan, segmenter, settings) if resume else None
+    if done is not None:
+        return done
+    prepared = _read(scan, settings, segmenter.budget)
     return _write(_segment(prepared, segmenter, settings, progress), segmenter, settings)
 
 
@@ -133,25 +135,31 @@ Report = Callable[[int, int, int], None]
 
 def run_scans(
     scans: Sequence[Scan],
-    segmenter: Segmenter,
+    loading: Future[Segmenter],
     settings: RunSettings,
     resume: bool = False,
     progress: Report | None = None,
+    ahead: bool = True,
 ) -> Generator[tuple[Scan, ScanResult | Exception], None, None]:
     """Run scans one after the other, in their order.
 
-    The next is read and the last written while one is computed; not with a memory budget, which is for one scan.
-
     Parameters
     ----------
+    loading : the model, which may still load while the first scan is read.
     resume : what is `finished` is not done again.
     progress : called with the number of the scan, its windows done and its windows in all.
+    ahead : read the next scan and write the last while one is computed; not with a memory budget, which is for one.
 
     Yields
     ------
     Each scan with its result, or with the exception that it ended in; the scans after it are done all the same.
+
+    Raises
+    ------
+    PetsegError : if the model cannot be loaded.
     """
-    if segmenter.budget is not None:
+    if not ahead:
+        segmenter = loading.result()
         for number, scan in enumerate(scans):
             outcome: ScanResult | Exception
             try:
@@ -167,10 +175,11 @@ def run_scans(
 
         def read_next() -> None:
             for scan in islice(waiting, 1):
-                reading.append(reader.submit(_read_or_recall, scan, segmenter, settings, resume))
+                reading.append(reader.submit(_read_or_recall, scan, loading, settings, resume))
 
         read_next()
         try:
+            segmenter = loading.result()
             for number, scan in enumerate(scans):
                 read = reading.popleft()
                 read_next()  # one scan ahead
@@ -218,7 +227,7 @@ class _Prepared:
     """A scan in memory, ready to be segmented."""
 
     scan: Scan
-    key: str
+    sha256: str
     volume: Volume
     source: Source | None
     reading_s: float
@@ -230,19 +239,20 @@ class _Segmented:
     segmentation: Segmentation
 
 
-def _read_or_recall(scan: Scan, segmenter: Segmenter, settings: RunSettings, resume: bool) -> _Prepared | ScanResult:
-    done = finished(scan, segmenter, settings) if resume else None
-    return done or _read(scan, segmenter, settings)
+def _read_or_recall(
+    scan: Scan, loading: Future[Segmenter], settings: RunSettings, resume: bool
+) -> _Prepared | ScanResult:
+    done = finished(scan, loading.result(), settings) if resume else None
+    return done or _read(scan, settings)
 
 
-def _read(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> _Prepared:
+def _read(scan: Scan, settings: RunSettings, budget: MemoryBudget | None = None) -> _Prepared:
     prepare_folder(settings.folder_for(scan))
-    key = _run_key(scan, segmenter, settings)
+    sha256 = scan.sha256()
     started = perf_counter()
-    most = MAX_VOXELS if segmenter.budget is None else segmenter.budget.scan_voxels()
-    volume = scan.read(settings.unit, settings.overrides, most)
+    volume = scan.read(settings.unit, settings.overrides, MAX_VOXELS if budget is None else budget.scan_voxels())
     reading_s = perf_counter() - started
-    return _Prepared(scan, key, volume, _source(scan, volume, settings), reading_s)
+    return _Prepared(scan, sha256, volume, _source(scan, volume, settings), reading_s)
 
 
 def _segment(prepared: _Prepared, segmenter: Segmenter, settings: RunSettings, progress: Progress | None) -> _Segmented:
@@ -280,7 +290,8 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         outputs = [file.name for file in files]
         statistics = segmentation.statistics
         identity = _identity(volume, settings)
-        content = run_record(segmenter, prepared.key, statistics, used, timings_s, outputs, decisions, warnings)
+        key = _run_key(prepared.sha256, segmenter, settings)
+        content = run_record(segmenter, key, statistics, used, timings_s, outputs, decisions, warnings)
         if identity:
             content["identity"] = identity
         if settings.report:
@@ -309,16 +320,16 @@ def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanRes
         identity = dict(record.get("identity", {}))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if key != _run_key(scan, segmenter, settings) or not all(file.is_file() for file in files):
+    if key != _run_key(scan.sha256(), segmenter, settings) or not all(file.is_file() for file in files):
         return None
     label = str(scan.folder / scan.name)
     return ScanResult(scan.name, label, statistics, files, timings_s, decisions, warnings, identity)
 
 
-def _run_key(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> str:
+def _run_key(scan_sha256: str, segmenter: Segmenter, settings: RunSettings) -> str:
     """Digest of all that a result depends on: the input, the model, what was asked for, and this software."""
     asked = {name: value for name, value in asdict(settings).items() if name != "output"}
-    parts = (scan.sha256(), segmenter.model_sha256, json.dumps(asked, sort_keys=True, default=str), __version__)
+    parts = (scan_sha256, segmenter.model_sha256, json.dumps(asked, sort_keys=True, default=str), __version__)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

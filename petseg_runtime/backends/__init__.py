@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from petseg_runtime.backends.base import Backend
@@ -112,6 +111,8 @@ def _gpu_index(device: str) -> int | None:
 
 def has_gpu_build() -> bool:
     """Whether the GPU build of ONNX Runtime is installed. Asked without importing it, which takes its time."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return bool(version("onnxruntime-gpu"))
     except PackageNotFoundError:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-from PIL import Image
 
 from petseg_runtime.outputs.files import whole_file
 from petseg_runtime.volume import FloatArray, MaskArray, Triple, Unit, Volume, bounding_box
@@ -110,6 +109,8 @@ def write_preview(volume: Volume, mask: MaskArray, path: Path) -> None:
 
 def as_png(picture: RgbArray) -> bytes:
     """A picture as the content of a PNG file."""
+    from PIL import Image  # not every run draws
+
     content = io.BytesIO()
     Image.fromarray(picture).save(content, "PNG", optimize=True)
     return content.getvalue()
