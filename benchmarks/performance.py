@@ -241,8 +241,9 @@ def main() -> None:
                 options.state.parent.mkdir(exist_ok=True)
                 options.state.write_text(json.dumps(kept, indent=1) + "\n")
         found = _kept(options.state, found)
-    _draw(found, options.output.with_suffix(".png"))
-    options.output.write_text(_page(found), encoding="utf-8")
+    picture = options.output.with_suffix(".png")
+    _draw(found, picture)
+    options.output.write_text(_page(found, picture.name), encoding="utf-8")
     print(f"wrote {options.output}")
 
 
@@ -262,7 +263,7 @@ def _spread(seconds: Sequence[float]) -> str:
     return f"{min(seconds):.2f}-{max(seconds):.2f}" if len(seconds) > 1 else "one run"
 
 
-def _page(found: dict[str, Any]) -> str:
+def _page(found: dict[str, Any], picture: str) -> str:
     body, fresh, batch_of = found["whole_body"], found["fresh"], found["batch"]
     medians = {name: statistics.median(s for s, _ in runs) for name, runs in body["runs"].items()}
     ours = medians["petseg-run, f32"]
@@ -330,7 +331,7 @@ The paper's width again, one run each.
 
 {markdown_table(lengths)}
 
-![time and memory against length](performance.png)
+![time and memory against length]({picture})
 {_accuracy(found)}"""
 
 

@@ -78,6 +78,8 @@ class ModelManifest:
     threshold : a voxel is tumour where its probability is at least this.
     labels : name of each value in the mask.
     training : provenance (commit, data, metrics, licence), as JSON values.
+    longest_body_mm : length, from feet to head, of the longest body box in training; 0 where it is not known. A scan of
+        much more holds organs that the network has not seen.
     weights_sha256 : SHA-256 of the serialised graph, which holds the weights; checked at load.
     """
 
@@ -92,6 +94,7 @@ class ModelManifest:
     training: dict[str, Any] = field(hash=False)
     weights_sha256: str = ""
     fit_multiple: int = 0
+    longest_body_mm: float = 0.0
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -108,6 +111,7 @@ class ModelManifest:
             and all(side % self.fit_multiple == 0 for side in self.patch_size)
         )
         _require(fits, "fit_multiple", self.fit_multiple)
+        _require(0 <= self.longest_body_mm < math.inf, "longest_body_mm", self.longest_body_mm)
         _require(0 <= self.overlap <= MAX_OVERLAP, "overlap", self.overlap)
         _require(0 < self.threshold < 1, "threshold", self.threshold)
 

@@ -431,4 +431,4 @@ def _warnings(volume: Volume, segmentation: Segmentation) -> tuple[str, ...]:
         own = (f"The highest SUVbw of the scan is {highest:.3g}, expected {low:g} to {high:g}. Check its unit.",)
     if segmentation.statistics.tumour.edge_mm == 0:
         own += ("A lesion reaches the edge of the scan and may go on beyond: its quantities are of what was scanned.",)
-    return (*volume.warnings, *own)
+    return (*volume.warnings, *segmentation.warnings, *own)

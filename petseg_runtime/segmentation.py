@@ -23,6 +23,7 @@ class Segmentation:
     geometry : that of the scan.
     statistics : quantities of the scan, the tumour and each lesion.
     timings_s : seconds of each stage.
+    warnings : what to mind of how scan and model go together, a sentence each.
     """
 
     mask: MaskArray
@@ -31,6 +32,7 @@ class Segmentation:
     geometry: Geometry
     statistics: ScanStatistics
     timings_s: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
     @property
     def lesions(self) -> tuple[LesionStatistics, ...]:

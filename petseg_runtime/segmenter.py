@@ -35,6 +35,9 @@ BUNDLED_MODEL = "petseg-cpu.onnx"
 # How far a probability may leave [0, 1] by rounding.
 _ROUNDING = 1e-3
 
+# How much longer than any in training a body may be without a warning.
+_LONGER = 1.1
+
 # Axes (z, y, x) mirrored by test-time augmentation: the paper's mirroring in the axial plane.
 _NO_MIRRORING: tuple[tuple[int, ...], ...] = ((),)
 _MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))
@@ -231,7 +234,8 @@ class Segmenter:
         clock.stop("postprocessing")
         statistics = quantify(volume, lesion_labels, probabilities)
         clock.stop("quantification")
-        return Segmentation(mask, lesion_labels, probabilities, volume.geometry, statistics, clock.seconds)
+        warnings = _warnings(network_input, self.manifest)
+        return Segmentation(mask, lesion_labels, probabilities, volume.geometry, statistics, clock.seconds, warnings)
 
     def probabilities(
         self, network_input: NetworkInput, overlap: float, tta: bool = False, progress: Progress | None = None
@@ -276,6 +280,19 @@ class Segmenter:
                     "Export it again."
                 )
             yield probabilities
+
+
+def _warnings(network_input: NetworkInput, manifest: ModelManifest) -> tuple[str, ...]:
+    length_mm, longest_mm = (
+        network_input.array.shape[0] * manifest.preprocessing.spacing_mm[0],
+        manifest.longest_body_mm,
+    )
+    if not longest_mm or length_mm <= _LONGER * longest_mm:
+        return ()
+    return (
+        f"The body in the scan is {length_mm:.0f} mm long, and in the model's training {longest_mm:.0f} mm "
+        "at most: it has not seen all of these organs, and may mark them. Cut the scan to the region that it is for.",
+    )
 
 
 def check_options(overlap: float | None, threshold: float | None) -> None:

@@ -9,7 +9,6 @@ import torch
 from petseg_runtime.manifest import Channel, ModelManifest
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.volume import FloatArray
-from petseg_train.config import TrainingConfig
 from petseg_train.training import SegmentationModule
 
 
@@ -37,13 +36,14 @@ class TorchBackend:
 
 def torch_segmenter(module: SegmentationModule) -> Segmenter:
     """The runtime's Segmenter around a network in PyTorch."""
-    return Segmenter.from_backend(make_manifest(module.config, "in-training", "0"), TorchBackend(module))
+    return Segmenter.from_backend(make_manifest(module, "in-training", "0"), TorchBackend(module))
 
 
 def make_manifest(
-    config: TrainingConfig, name: str, version: str, training: dict[str, object] | None = None
+    module: SegmentationModule, name: str, version: str, training: dict[str, object] | None = None
 ) -> ModelManifest:
-    """The manifest of a network trained with `config`; `training` is its provenance."""
+    """The manifest of a network; `training` is its provenance."""
+    config = module.config
     return ModelManifest(
         name=name,
         version=version,
@@ -55,4 +55,5 @@ def make_manifest(
         labels={"background": 0, "tumour": 1},
         training=training or {},
         fit_multiple=config.fit_multiple,
+        longest_body_mm=module.longest_body_mm,
     )

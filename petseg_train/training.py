@@ -54,15 +54,18 @@ class SegmentationModule(lightning.LightningModule):
         # Of the checkpoint it was loaded from; and what its training began with, None where that was chance.
         self.trained_epochs, self.trained_by = 0, "unknown"
         self.pretrained_sha256: str | None = None
+        self.longest_body_mm = 0.0  # of all that it was trained on, what it began with included; 0 if not known
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["petseg_commit"] = _commit()
         checkpoint["petseg_pretrained"] = self.pretrained_sha256
+        checkpoint["petseg_longest_body_mm"] = self.longest_body_mm
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_epochs = checkpoint["epoch"] + 1
         self.trained_by = checkpoint.get("petseg_commit", "unknown")
         self.pretrained_sha256 = checkpoint.get("petseg_pretrained")
+        self.longest_body_mm = checkpoint.get("petseg_longest_body_mm", 0.0)
 
     def on_train_epoch_start(self) -> None:
         self._epoch_start, self._network_s = time.perf_counter(), 0.0
@@ -235,8 +238,11 @@ def fit(
         return checkpoint
     with _only_process(run_dir):
         cache = run_dir / "preprocessed" if cache is None else cache
+        loaded = load_training_cases(training, config.preprocessing, cache)
+        longest = max(len(case.image) for case in loaded) * config.preprocessing.spacing_mm[0]
+        module.longest_body_mm = max(module.longest_body_mm, longest)
         data = PatchDataModule(
-            load_training_cases(training, config.preprocessing, cache),
+            loaded,
             load_training_cases(tuning, config.preprocessing, cache),
             config,
         )
@@ -255,6 +261,7 @@ def _begin_with(module: SegmentationModule, pretrained: Path) -> None:
             f"config's {module.config.network} with {module.config.network_settings}."
         )
     module.network.load_state_dict(source.network.state_dict())
+    module.longest_body_mm = source.longest_body_mm
     module.pretrained_sha256 = hashlib.sha256(pretrained.read_bytes()).hexdigest()
 
 

@@ -67,7 +67,7 @@ def export_onnx(
         **({"pretrained_sha256": module.pretrained_sha256} if module.pretrained_sha256 else {}),
         "network": {"name": module.config.network, **module.config.network_settings},
     }
-    return module, write_model(module.network, make_manifest(module.config, name, version, provenance), output)
+    return module, write_model(module.network, make_manifest(module, name, version, provenance), output)
 
 
 def write_model(network: nn.Module, manifest: ModelManifest, output: Path) -> ModelManifest:

@@ -7,11 +7,9 @@ mended. To be sure of a compressed file it must be decompressed to its end, and 
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+from isal import igzip, isal_zlib
 
 from petseg_runtime.errors import InputError
 from petseg_runtime.volume import FloatArray, Shape
@@ -90,7 +89,7 @@ def read_nifti_voxels(path: Path, shape: Shape) -> FloatArray:
     with _stream(path) as stream:
         header = _read_header(stream, path.name)
         (offset,) = header.values("f", _VOX_OFFSET)
-        if not offset <= _LAST_FIRST_VOXEL:  # NaN too
+        if not 0 <= offset <= _LAST_FIRST_VOXEL:  # NaN too
             raise InputError(f"{path.name} has its voxels at byte {offset}, which cannot be. Get the file again.")
         stream.read(max(_FIRST_VOXEL, int(offset)) - _HEADER_BYTES)
         return _read_voxels(header, stream, shape, path.name)
@@ -124,7 +123,7 @@ def _stream(path: Path) -> Iterator[IO[bytes]]:
     try:
         with _open(path) as stream:
             yield stream
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, isal_zlib.error, igzip.BadGzipFile) as error:  # type: ignore[misc]  # wrong in isal's stubs
         raise InputError(f"{path.name} is truncated or damaged: {error}. Get the file again.") from error
     except OSError as error:
         raise InputError(f"{path.name} cannot be read: {error.strerror}.") from error
@@ -136,7 +135,7 @@ def _open(path: Path) -> IO[bytes]:
         compressed = stream.read(2) == b"\x1f\x8b"
     if compressed and not path.name.lower().endswith(".gz"):
         raise InputError(f"{path.name} is compressed with gzip. Rename it to .nii.gz.")
-    return gzip.open(path) if compressed else path.open("rb")  # type: ignore[return-value]
+    return igzip.open(path) if compressed else path.open("rb")  # type: ignore[no-untyped-call]
 
 
 def _read_header(stream: IO[bytes], name: str) -> _Header:

@@ -49,6 +49,7 @@ def test_the_file_is_complete_in_itself(exported: tuple[SegmentationModule, Path
     assert len(manifest.training["checkpoint_sha256"]) == 64
     assert manifest.training["network"]["name"] == "residual_scse_unet"
     assert manifest.training["epochs"] == 8
+    assert manifest.longest_body_mm == 100.0  # 20 slices of 5 mm
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )

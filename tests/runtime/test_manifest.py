@@ -82,6 +82,8 @@ def test_garbage_is_refused(content: bytes, tmp_path_factory: pytest.TempPathFac
         ("patch_size", [16, 16, 0]),
         ("overlap", 1.0),
         ("threshold", 0.0),
+        ("longest_body_mm", -1.0),
+        ("longest_body_mm", float("nan")),
         ("channels", [{"modality": "CT", "unit": "hu"}]),
         ("preprocessing", {"spacing_mm": [2, 4, 4], "body_threshold": 2.0, "body_margin_mm": 20}),
         ("preprocessing", {"spacing_mm": [2, 4, 0], "body_threshold": 0.2, "body_margin_mm": 20}),

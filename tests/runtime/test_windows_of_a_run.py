@@ -21,8 +21,10 @@ from petseg_runtime.backends import open_backend
 from petseg_runtime.backends.openvino import OpenVinoBackend
 from petseg_runtime.cli import main
 from petseg_runtime.io.images import read_mask, write_image
+from petseg_runtime.io.scans import find_scans
 from petseg_runtime.manifest import ModelManifest
 from petseg_runtime.preprocessing import preprocess
+from petseg_runtime.runner import RunSettings, run_scan
 from petseg_runtime.volume import Geometry
 
 WINDOW = (8, 12, 16)  # three different sides, so that no two axes can be exchanged
@@ -327,6 +329,27 @@ def test_the_record_holds_the_settings_that_the_run_kept_to(
     assert {key: recorded[key] for key in settings} == settings
     assert len(command.backend.windows) == windows
     assert (command.mask == tumour).all()
+
+
+@pytest.mark.parametrize(("longest_mm", "warned"), [(0.0, False), (128.0, False), (117.0, False), (116.0, True)])
+def test_a_body_longer_than_any_in_training_is_warned_of(
+    longest_mm: float, warned: bool, windowed: ModelManifest
+) -> None:
+    # 64 slices of 2 mm are 128 mm; up to a tenth more than in training is let pass.
+    manifest = replace(windowed, longest_body_mm=longest_mm)
+    segmentation = Segmenter.from_backend(manifest, RecordingBackend()).segment(all_body((64, 12, 16)))
+    assert [f"128 mm long, and in the model's training {longest_mm:.0f} mm" in w for w in segmentation.warnings] == (
+        [True] if warned else []
+    )
+
+
+def test_what_to_mind_of_scan_and_model_stands_in_the_record(windowed: ModelManifest, tmp_path: Path) -> None:
+    scan = all_body((64, 12, 16))
+    write_image(scan.array, scan.geometry, tmp_path / "scan.nii.gz")
+    segmenter = Segmenter.from_backend(replace(windowed, longest_body_mm=50.0), RecordingBackend())
+    run_scan(find_scans(tmp_path / "scan.nii.gz")[0], segmenter, RunSettings())
+    warnings = json.loads((tmp_path / "scan_run.json").read_text(encoding="utf-8"))["warnings"]
+    assert sum("in the model's training 50 mm" in warning for warning in warnings) == 1
 
 
 def test_the_record_names_the_model_and_the_backend_that_ran(command: Command, manifest: ModelManifest) -> None:

@@ -349,6 +349,7 @@ def test_training_may_begin_with_the_weights_of_another(
     before, after = load_module(trained), load_module(checkpoint)
     for name, weights in before.network.state_dict().items():
         torch.testing.assert_close(after.network.state_dict()[name], weights, rtol=0, atol=0)
+    assert after.longest_body_mm == before.longest_body_mm == 100.0  # 20 slices of 5 mm
     assert after.pretrained_sha256 == hashlib.sha256(trained.read_bytes()).hexdigest()
     with pytest.raises(UsageError, match="other settings"):
         fit(read_cohort(cohort_csv), config, tmp_path / "run")
