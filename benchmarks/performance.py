@@ -348,12 +348,13 @@ def _accuracy(found: dict[str, Any]) -> str:
     if "accuracy" not in found:
         return ""
     ours, theirs = (np.array(found["accuracy"][name]) for name in ("petseg-run", "PyTorch and MONAI"))
+    difference, error = (ours - theirs).mean(), (ours - theirs).std(ddof=1) / np.sqrt(len(ours))
     return f"""
 ## Accuracy
 
 {found["model"]} on {len(ours)} simulated patients that no training saw, against their truth: DSC {ours.mean():.3f} by
 petseg-run, {theirs.mean():.3f} by PyTorch and MONAI on the whole volume with overlap 0.5; mean difference
-{(ours - theirs).mean():+.4f}.
+{difference:+.4f} ± {error:.4f} (standard error).
 """
 
 
