@@ -46,6 +46,8 @@ def command() -> None:
 
     The system takes back networks and buffers faster than the libraries free them: a fifth of a second.
     """
+    # OpenVINO does without its converter of models, which takes as long to import as the rest of it.
+    sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
     code = main()
     if code:
         sys.exit(code)
@@ -132,8 +134,6 @@ def _overrides(options: argparse.Namespace) -> SuvOverrides:
 def _load(options: argparse.Namespace) -> Segmenter:
     from petseg_runtime.segmenter import Segmenter, user_cache
 
-    # OpenVINO does without its converter of models, which takes as long to import as the rest of it.
-    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     return Segmenter(**_model(options), cache=user_cache())
 
 
@@ -240,7 +240,7 @@ def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.
             print(json.dumps(_json_record(outcome)), flush=True)
         if not options.quiet:
             print_notes(outcome, True, options.verbose, messages)
-            messages.print(f"{outcome.label}: done in {sum(outcome.timings_s.values()):.1f} s")
+            messages.print(f"{outcome.label}: done in {outcome.seconds:.1f} s")
 
     with ExitStack() as services:
         segmenter = loading.result()
@@ -364,6 +364,8 @@ def _run_scans(
             if loading is not None
             else _on_cluster(scans, settings, options)
         )
+        if show is not None and loading is None:  # nothing is heard of a cluster until the first scan is done
+            show(0, 0, 1)
         # Closed here if a scan's error ends it. The garbage collector might close it while a thread starts, and then
         # wait for the reader's end, under the lock that this end needs.
         stack.enter_context(closing(outcomes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +18,12 @@ if TYPE_CHECKING:  # a message must not wait for the imports of a run
 _MAX_LESION_ROWS = 20
 
 
-@cache
+_MESSAGES = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
 def messages_console() -> Console:
     """Where everything but results goes; one for all, so that lines are printed above the bar and not into it."""
-    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return _MESSAGES
 
 
 def progress_bar(messages: Console) -> Progress:
@@ -67,7 +68,7 @@ def print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None:
                 lesion,
                 f"{region.mtv_ml:.1f}",
                 *_uptake(region),
-                f"{sum(result.timings_s.values()):.1f}" if number == 0 else "",
+                f"{result.seconds:.1f}" if number == 0 else "",
             )
     output = _output()
     output.print(table)

@@ -105,6 +105,11 @@ class ScanResult:
     warnings: tuple[str, ...]
     identity: dict[str, str]
 
+    @property
+    def seconds(self) -> float:
+        """That the scan itself took; the model loads once, and meanwhile."""
+        return sum(seconds for stage, seconds in self.timings_s.items() if stage != "loading")
+
 
 def run_scan(
     scan: Scan,
@@ -139,7 +144,8 @@ def run_scans(
     settings: RunSettings,
     resume: bool = False,
     progress: Report | None = None,
-    ahead: bool = True,
+    *,
+    ahead: bool,
 ) -> Generator[tuple[Scan, ScanResult | Exception], None, None]:
     """Run scans one after the other, in their order.
 

@@ -65,7 +65,7 @@ class SegmentationModule(lightning.LightningModule):
         self.trained_epochs = checkpoint["epoch"] + 1
         self.trained_by = checkpoint.get("petseg_commit", "unknown")
         self.pretrained_sha256 = checkpoint.get("petseg_pretrained")
-        self.longest_body_mm = checkpoint.get("petseg_longest_body_mm", 0.0)
+        self.longest_body_mm = checkpoint.get("petseg_longest_body_mm", self.longest_body_mm)
 
     def on_train_epoch_start(self) -> None:
         self._epoch_start, self._network_s = time.perf_counter(), 0.0
@@ -239,8 +239,9 @@ def fit(
     with _only_process(run_dir):
         cache = run_dir / "preprocessed" if cache is None else cache
         loaded = load_training_cases(training, config.preprocessing, cache)
-        longest = max(len(case.image) for case in loaded) * config.preprocessing.spacing_mm[0]
-        module.longest_body_mm = max(module.longest_body_mm, longest)
+        if pretrained is None or module.longest_body_mm:  # else what it began with has seen nobody knows what
+            longest = max(len(case.image) for case in loaded) * config.preprocessing.spacing_mm[0]
+            module.longest_body_mm = max(module.longest_body_mm, longest)
         data = PatchDataModule(
             loaded,
             load_training_cases(tuning, config.preprocessing, cache),

@@ -28,8 +28,8 @@ _FIRST_VOXEL = 352
 # Extensions of the header lie before the voxels; beyond this one would fill the memory.
 _LAST_FIRST_VOXEL = 1e6
 # Offsets of fields in the header (nifti1.h).
-_DIM, _DATATYPE, _BITPIX, _PIXDIM, _VOX_OFFSET, _SLOPE, _INTERCEPT, _QFORM_CODE, _SFORM_CODE, _SROW, _MAGIC = (
-    *(40, 70, 72, 76, 108, 112, 116),
+_DIM, _DATATYPE, _BITPIX, _PIXDIM, _VOX_OFFSET, _SCALE_AND_SHIFT, _QFORM_CODE, _SFORM_CODE, _SROW, _MAGIC = (
+    *(40, 70, 72, 76, 108, 112),
     *(252, 254, 280, 344),
 )
 # Each real datatype; others are colours or complex numbers.
@@ -182,7 +182,7 @@ def _stored_type(header: _Header, name: str) -> np.dtype[Any]:
 
 def _read_voxels(header: _Header, stream: IO[bytes], shape: Shape, name: str) -> FloatArray:
     stored = _stored_type(header, name)
-    scale, shift = (value if np.isfinite(value) else 0.0 for value in header.values("2f", _SLOPE))
+    scale, shift = (value if np.isfinite(value) else 0.0 for value in header.values("2f", _SCALE_AND_SHIFT))
     scale = 1.0 if abs(scale) < _NO_SCALE else scale
     scaled = abs(scale - 1) > _NO_SCALE or abs(shift) > _NO_SCALE
 

@@ -355,6 +355,29 @@ def test_training_may_begin_with_the_weights_of_another(
         fit(read_cohort(cohort_csv), config, tmp_path / "run")
 
 
+def test_what_a_network_has_seen_is_known_or_said_not_to_be(
+    trained: Path, cohort_csv: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    """Of a checkpoint from before it was kept, a run that goes on finds it out, and one that builds on it cannot."""
+    cases, config = read_cohort(cohort_csv), load_config(str(tiny_config), epochs=1)
+    old = tmp_path / "run" / "last.ckpt"
+    fit(cases, config, old.parent)
+    for path, source in ((old, old), (tmp_path / "old.ckpt", trained)):
+        checkpoint = torch.load(source, weights_only=True)
+        del checkpoint["petseg_longest_body_mm"]
+        torch.save(checkpoint, path)
+    assert load_module(old).longest_body_mm == 0.0
+
+    (old.parent / "done.json").unlink()
+    run = json.loads((old.parent / "run.json").read_text())
+    run["config"]["epochs"] = 2
+    (old.parent / "run.json").write_text(json.dumps(run))
+    assert load_module(fit(cases, load_config(str(tiny_config), epochs=2), old.parent)).longest_body_mm == 100.0
+
+    built = fit(cases, config, tmp_path / "built", pretrained=tmp_path / "old.ckpt")
+    assert load_module(built).longest_body_mm == 0.0
+
+
 def test_the_model_is_the_moving_average_of_the_weights(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
     """One step an epoch: the average begins with the first weights, and then is half of itself and half of the next."""
     cases = read_cohort(cohort_csv)
