@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from importlib import import_module
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ def _messages() -> Console:
 def _complain(text: str) -> None:
     from petseg_runtime.console import complain
 
-    complain(_messages(), text)
+    complain(text)
 
 
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -160,8 +161,7 @@ def _run(options: argparse.Namespace) -> None:
         return
     # Imported here, so that --help and usage errors answer at once. What reading needs comes first and by itself: two
     # threads that import share one core. The model then loads while the scans are found and the first one is read.
-    import petseg_runtime.io.scans  # noqa: F401
-
+    import_module("petseg_runtime.io.scans")
     with ThreadPoolExecutor(1) as loader:
         loading = loader.submit(_load, options)
         if not options.quiet:
@@ -228,7 +228,7 @@ def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.
         raise UsageError("--watch needs a folder for the results. Pass --output.")
     if not options.settle >= 0:
         raise UsageError(f"--settle is {options.settle}, expected at least 0 seconds.")
-    stop, messages = Event(), _messages()
+    stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
 
@@ -239,19 +239,19 @@ def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.
         if options.json:
             print(json.dumps(_json_record(outcome)), flush=True)
         if not options.quiet:
-            print_notes(outcome, True, options.verbose, messages)
-            messages.print(f"{outcome.label}: done in {outcome.seconds:.1f} s")
+            print_notes(outcome, True, options.verbose)
+            _messages().print(f"{outcome.label}: done in {outcome.seconds:.1f} s")
 
     with ExitStack() as services:
         segmenter = loading.result()
         if not options.quiet:
-            messages.print(segmenter.choice, style="dim")
-        deliver = _serve(services, segmenter, settings, options, messages)
+            _messages().print(segmenter.choice, style="dim")
+        deliver = _serve(services, segmenter, settings, options)
         watch(options.input[0], segmenter, settings, stop, report, options.settle, deliver)
 
 
 def _serve(
-    services: ExitStack, segmenter: Segmenter, settings: RunSettings, options: argparse.Namespace, messages: Console
+    services: ExitStack, segmenter: Segmenter, settings: RunSettings, options: argparse.Namespace
 ) -> Callable[[ScanResult], None] | None:
     """Start the services that are asked for; returns what sends a result on."""
     if options.dicom_port is None and options.http_port is None and options.send_to is None:
@@ -271,7 +271,7 @@ def _serve(
     if options.dicom_port is not None:
         listener = dicom_listener(inbox, title, options.bind, options.dicom_port, options.dicom_caller or ())
         port = services.enter_context(listener)
-        _announce(f"Listens for DICOM as {title} at {options.bind}, port {port}.", options, messages)
+        _announce(f"Listens for DICOM as {title} at {options.bind}, port {port}.", options)
     if options.http_port is not None:
         if options.http_token_file is None:
             raise UsageError("--http-port needs --http-token-file, a file with the token that callers bring.")
@@ -279,16 +279,16 @@ def _serve(
         model = {"name": manifest.name, "version": manifest.version, "sha256": segmenter.model_sha256}
         app = application(inbox, options.output, read_token(options.http_token_file), model)
         port = services.enter_context(http_service(app, options.bind, options.http_port))
-        _announce(f"Answers HTTP at {options.bind}, port {port}.", options, messages)
+        _announce(f"Answers HTTP at {options.bind}, port {port}.", options)
     if node is None:
         return None
     outbox = Outbox(node, title)
     return lambda result: outbox.send(result.files)
 
 
-def _announce(line: str, options: argparse.Namespace, messages: Console) -> None:
+def _announce(line: str, options: argparse.Namespace) -> None:
     if not options.quiet:
-        messages.print(line, style="dim")
+        _messages().print(line, style="dim")
 
 
 def _self_test(options: argparse.Namespace) -> None:
@@ -397,7 +397,7 @@ def _bar(scans: Sequence[Scan], stack: ExitStack) -> Report:
         if bar is None:
             from petseg_runtime.console import progress_bar
 
-            bar = stack.enter_context(progress_bar(_messages()))
+            bar = stack.enter_context(progress_bar())
             bar.add_task("", total=len(scans))
         bar.update(bar.task_ids[0], description=scans[number].name, completed=number + done / windows)
 
@@ -409,7 +409,7 @@ def _print_notes(result: ScanResult, loaded: Future[Segmenter] | None, name_them
 
     if loaded is not None:
         _messages().print(loaded.result().choice, style="dim")
-    print_notes(result, name_them, verbose, _messages())
+    print_notes(result, name_them, verbose)
 
 
 def _on_cluster(

@@ -26,7 +26,7 @@ def messages_console() -> Console:
     return _MESSAGES
 
 
-def progress_bar(messages: Console) -> Progress:
+def progress_bar() -> Progress:
     """The bar of a run; nothing where nobody watches."""
     return Progress(
         TextColumn("{task.description}", markup=False),
@@ -34,22 +34,22 @@ def progress_bar(messages: Console) -> Progress:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=messages,
+        console=_MESSAGES,
         transient=True,
-        disable=not messages.is_terminal,
+        disable=not _MESSAGES.is_terminal,
     )
 
 
-def complain(messages: Console, text: str) -> None:
+def complain(text: str) -> None:
     """One line that says what is wrong."""
-    messages.print(f"petseg-run: {' '.join(text.split())}", style="red")
+    _MESSAGES.print(f"petseg-run: {' '.join(text.split())}", style="red")
 
 
-def print_notes(result: ScanResult, name_them: bool, verbose: bool, messages: Console) -> None:
+def print_notes(result: ScanResult, name_them: bool, verbose: bool) -> None:
     """What was decided, what to mind, and how long it took."""
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.timings_s.items())
     for note in (*result.decisions, *result.warnings, *([stages] if verbose else [])):
-        messages.print(f"{result.label}: {note}" if name_them else note, style="dim")
+        _MESSAGES.print(f"{result.label}: {note}" if name_them else note, style="dim")
 
 
 def print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None:

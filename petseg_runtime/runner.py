@@ -128,10 +128,9 @@ def run_scan(
     ------
     PetsegError : if the scan is refused or its results cannot be written.
     """
-    done = finished(scan, segmenter, settings) if resume else None
-    if done is not None:
-        return done
-    prepared = _read(scan, settings, segmenter.budget)
+    prepared = _read_or_recall(scan, lambda: segmenter, settings, resume, segmenter.budget)
+    if isinstance(prepared, ScanResult):
+        return prepared
     return _write(_segment(prepared, segmenter, settings, progress), segmenter, settings)
 
 
@@ -181,7 +180,7 @@ def run_scans(
 
         def read_next() -> None:
             for scan in islice(waiting, 1):
-                reading.append(reader.submit(_read_or_recall, scan, loading, settings, resume))
+                reading.append(reader.submit(_read_or_recall, scan, loading.result, settings, resume))
 
         read_next()
         try:
@@ -246,13 +245,18 @@ class _Segmented:
 
 
 def _read_or_recall(
-    scan: Scan, loading: Future[Segmenter], settings: RunSettings, resume: bool
+    scan: Scan,
+    loaded: Callable[[], Segmenter],
+    settings: RunSettings,
+    resume: bool,
+    budget: MemoryBudget | None = None,
 ) -> _Prepared | ScanResult:
-    done = finished(scan, loading.result(), settings) if resume else None
-    return done or _read(scan, settings)
+    """The model is only waited for where it is needed, to know what is done."""
+    done = finished(scan, loaded(), settings) if resume else None
+    return done or _read(scan, settings, budget)
 
 
-def _read(scan: Scan, settings: RunSettings, budget: MemoryBudget | None = None) -> _Prepared:
+def _read(scan: Scan, settings: RunSettings, budget: MemoryBudget | None) -> _Prepared:
     prepare_folder(settings.folder_for(scan))
     sha256 = scan.sha256()
     started = perf_counter()

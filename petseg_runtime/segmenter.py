@@ -283,10 +283,8 @@ class Segmenter:
 
 
 def _warnings(network_input: NetworkInput, manifest: ModelManifest) -> tuple[str, ...]:
-    length_mm, longest_mm = (
-        network_input.array.shape[0] * manifest.preprocessing.spacing_mm[0],
-        manifest.longest_body_mm,
-    )
+    length_mm = network_input.array.shape[0] * manifest.preprocessing.spacing_mm[0]
+    longest_mm = manifest.longest_body_mm
     if not longest_mm or length_mm <= _LONGER * longest_mm:
         return ()
     return (

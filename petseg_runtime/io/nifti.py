@@ -135,7 +135,7 @@ def _open(path: Path) -> IO[bytes]:
         compressed = stream.read(2) == b"\x1f\x8b"
     if compressed and not path.name.lower().endswith(".gz"):
         raise InputError(f"{path.name} is compressed with gzip. Rename it to .nii.gz.")
-    return igzip.open(path) if compressed else path.open("rb")  # type: ignore[no-untyped-call]
+    return igzip.open(path) if compressed else path.open("rb")  # type: ignore[no-untyped-call]  # isal's has no types
 
 
 def _read_header(stream: IO[bytes], name: str) -> _Header:
