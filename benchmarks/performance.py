@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
-from rivals import monai, torch_network
+from rivals import monai
 from scene import write_body, write_wide_model
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,6 +40,7 @@ from petseg_runtime.segmenter import BUNDLED_MODEL
 from petseg_runtime.sliding_window import fitted_window, window_starts
 from petseg_train.cohort import read_cohort
 from petseg_train.metrics import dice
+from petseg_train.networks.exported import network_of_model
 from petseg_train.report import markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -140,7 +141,7 @@ def _arithmetic(scan: Path, model: Path, record: dict[str, Any]) -> dict[str, fl
     window = fitted_window(manifest.patch_size, manifest.fit_multiple, shape)
     counts = [len(window_starts(max(n, w), w, manifest.overlap)) for n, w in zip(shape, window)]
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        torch_network(model)(torch.zeros(1, 1, *window))
+        network_of_model(model)[0](torch.zeros(1, 1, *window))
     operations = counter.get_total_flops() * int(np.prod(counts))
     square = torch.randn(3000, 3000)
     seconds = []
@@ -193,7 +194,7 @@ def batch(folder: Path, model: Path) -> dict[str, float]:
 
 def accuracy(cohort: Path, model: Path) -> dict[str, Any]:
     """DSC against the truth of petseg-run's masks and of MONAI's on the whole volume."""
-    segmenter, network = Segmenter(model, "cpu"), torch_network(model)
+    segmenter, network = Segmenter(model, "cpu"), network_of_model(model)[0]
     manifest = segmenter.manifest
     ours, theirs = [], []
     for case in read_cohort(cohort):

@@ -17,9 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
 
 from petseg_runtime.io.images import write_image
 from petseg_runtime.io.scans import read_volume
@@ -28,22 +26,9 @@ from petseg_runtime.postprocessing import threshold_mask
 from petseg_runtime.preprocessing import NetworkInput, preprocess, restore
 from petseg_runtime.sliding_window import fitted_window, sliding_window_probabilities
 from petseg_runtime.volume import FloatArray
-from petseg_train.networks import NETWORKS
+from petseg_train.networks.exported import network_of_model
 
 WHOLE_VOLUME_MM = 1e4  # a margin round the body that no scan reaches beyond
-
-
-def torch_network(model: Path) -> torch.nn.Module:
-    """The PyTorch network of an ONNX file of petseg-export, with its weights."""
-    settings = dict(read_model(model).manifest.training["network"])
-    network = NETWORKS[settings.pop("name")](**settings)
-    weights = {tensor.name: tensor for tensor in onnx.load(model).graph.initializer}
-    state = {
-        name: torch.from_numpy(numpy_helper.to_array(weights[f"network.{name}"]).copy())
-        for name in network.state_dict()
-    }
-    network.load_state_dict(state)
-    return network.eval()
 
 
 def monai(network: torch.nn.Module, prepared: NetworkInput, manifest: ModelManifest) -> FloatArray:
@@ -85,7 +70,7 @@ def main() -> None:
         run, spec = monai, replace(spec, body_margin_mm=WHOLE_VOLUME_MM)
     prepared = preprocess(volume, spec)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
-        probabilities = run(torch_network(arguments.model), prepared, manifest)
+        probabilities = run(network_of_model(arguments.model)[0], prepared, manifest)
     mask = threshold_mask(restore(np.ascontiguousarray(probabilities), prepared.frame), manifest.threshold)
     write_image(mask, volume.geometry, arguments.mask)
 

@@ -9,13 +9,12 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from petseg_export.to_onnx import write_model
-from rivals import torch_network
 
 from petseg_runtime.io.images import write_image
-from petseg_runtime.manifest import read_model
 from petseg_runtime.volume import FloatArray, Geometry
 from petseg_train.config import PRESETS
 from petseg_train.networks import NETWORKS
+from petseg_train.networks.exported import network_of_model
 
 WIDTH = 150  # voxels of the whole-body scan along x and y, of 4 mm
 SPACING_MM = (2.0, 4.0, 4.0)
@@ -43,7 +42,7 @@ def write_wide_model(model: Path, output: Path) -> None:
     Twice the channels compute the very same function with four times the arithmetic (Net2WiderNet, Chen et al., ICLR
     2016): the paper's width, with weights that find tumours.
     """
-    manifest, narrow = read_model(model).manifest, torch_network(model)
+    narrow, manifest = network_of_model(model)
     settings = dict(manifest.training["network"])
     settings["base_filters"] *= 2
     wide = NETWORKS[settings["name"]](**{key: value for key, value in settings.items() if key != "name"})

@@ -59,7 +59,9 @@ def fit(
     config: Config = "paper",
     network: Annotated[Network | None, typer.Option(help="network to train, in place of the config's")] = None,
     leave_out: Annotated[list[str] | None, typer.Option(help="centre to keep out of the training; repeatable")] = None,
-    pretrained: Annotated[Path | None, typer.Option(help="checkpoint whose weights the training begins with")] = None,
+    pretrained: Annotated[
+        Path | None, typer.Option(help="checkpoint or ONNX file whose weights the training begins with")
+    ] = None,
     devices: Annotated[int, typer.Option(min=1, help="processes of data-parallel training")] = 1,
     accelerator: Accelerator = "auto",
     threads: Threads = None,

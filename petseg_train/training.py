@@ -40,6 +40,7 @@ from petseg_train.dataset import PatchDataset, PatchSampler
 from petseg_train.losses import soft_dice_loss
 from petseg_train.metrics import dice
 from petseg_train.networks import NETWORKS, Network
+from petseg_train.networks.exported import network_of_model
 
 
 class SegmentationModule(lightning.LightningModule):
@@ -210,13 +211,13 @@ def fit(
     devices : processes of data-parallel training (DDP); gloo on CPUs, NCCL on GPUs.
     cache : folder of preprocessed cases, see `load_training_cases`; default in `run_dir`.
     cohort : says which cases these are; default the digest of their files.
-    pretrained : checkpoint of the same network, whose weights the training begins with.
+    pretrained : checkpoint or ONNX file of the same network, whose weights the training begins with.
 
     Raises
     ------
     UsageError : if `run_dir` holds a run with other settings or other cases, another process trains in it, or there
         are too few cases.
-    ModelError : if `pretrained` is not a checkpoint of the same network.
+    ModelError : if `pretrained` does not hold the same network.
     """
     training, tuning = split_tuning(cases, config)
     splits = {"training": [case.name for case in training], "tuning": [case.name for case in tuning]}
@@ -252,17 +253,21 @@ def fit(
 
 
 def _begin_with(module: SegmentationModule, pretrained: Path) -> None:
-    source = load_module(pretrained)
-    if (source.config.network, source.config.network_settings) != (
-        module.config.network,
-        module.config.network_settings,
-    ):
+    if pretrained.suffix == ".onnx":
+        source, manifest = network_of_model(pretrained)
+        settings = dict(manifest.training["network"])
+        name, longest_body_mm = settings.pop("name"), manifest.longest_body_mm
+    else:
+        trained = load_module(pretrained)
+        source, longest_body_mm = trained.network, trained.longest_body_mm
+        name, settings = trained.config.network, trained.config.network_settings
+    if (name, settings) != (module.config.network, module.config.network_settings):
         raise ModelError(
-            f"{pretrained.name} holds a {source.config.network} with {source.config.network_settings}, expected the "
+            f"{pretrained.name} holds a {name} with {settings}, expected the "
             f"config's {module.config.network} with {module.config.network_settings}."
         )
-    module.network.load_state_dict(source.network.state_dict())
-    module.longest_body_mm = source.longest_body_mm
+    module.network.load_state_dict(source.state_dict())
+    module.longest_body_mm = longest_body_mm
     module.pretrained_sha256 = hashlib.sha256(pretrained.read_bytes()).hexdigest()
 
 

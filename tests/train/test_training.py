@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from petseg_export.to_onnx import export_onnx, write_model
 
 from petseg_runtime.errors import ModelError, UsageError
 from petseg_train.cohort import read_cohort
@@ -26,7 +27,7 @@ from petseg_train.config import load_config
 from petseg_train.cross_validation import cross_validate
 from petseg_train.evaluation import evaluate, summarise
 from petseg_train.ground_truth.thresholds import t40
-from petseg_train.inference import torch_segmenter
+from petseg_train.inference import make_manifest, torch_segmenter
 from petseg_train.training import SegmentationModule, build_network, fit, load_module, split_tuning, usable_precision
 from petseg_train.window_invariance import window_invariance
 
@@ -353,6 +354,26 @@ def test_training_may_begin_with_the_weights_of_another(
     assert after.pretrained_sha256 == hashlib.sha256(trained.read_bytes()).hexdigest()
     with pytest.raises(UsageError, match="other settings"):
         fit(read_cohort(cohort_csv), config, tmp_path / "run")
+
+
+def test_training_may_begin_with_an_exported_model(
+    trained: Path, cohort_csv: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    """What a hospital is given is an ONNX file: its weights and what it has seen are those of the checkpoint."""
+    model, other = tmp_path / "model.onnx", tmp_path / "other.onnx"
+    export_onnx(trained, model, "mine", "1", {})
+    config = load_config(str(tiny_config), epochs=1, learning_rate=(1e-30, 1e-30))
+    after = load_module(fit(read_cohort(cohort_csv), config, tmp_path / "run", pretrained=model))
+    for name, weights in load_module(trained).network.state_dict().items():
+        torch.testing.assert_close(after.network.state_dict()[name], weights, rtol=0, atol=0)
+    assert after.longest_body_mm == 100.0
+    assert after.pretrained_sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
+
+    foreign = load_module(trained)
+    write_model(foreign.network, make_manifest(foreign, "foreign", "1"), other)
+    with pytest.raises(ModelError, match="holds no network of petseg-train"):
+        fit(read_cohort(cohort_csv), config, tmp_path / "refused", pretrained=other)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_what_a_network_has_seen_is_known_or_said_not_to_be(
