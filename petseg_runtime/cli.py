@@ -26,7 +26,6 @@ from petseg_runtime.arguments import command_line
 from petseg_runtime.errors import (
     BackendError,
     BatchError,
-    MemoryBudgetError,
     PetsegError,
     UsageError,
     as_petseg_error,
@@ -78,22 +77,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json and not isinstance(error, BatchError):  # a batch has printed a record for each scan
             print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
-    except MemoryError:
-        _complain("The scan does not fit into the memory of this machine.")
-        return MemoryBudgetError.exit_code
     except KeyboardInterrupt:
         _complain("Interrupted; finished scans are kept.")
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone, and the work is not done. Keep the interpreter from failing as it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_unwritable_output()  # its reader has gone, and the work is not done
         return 141
-    except Exception as error:  # nobody thought of it: one line, and the trace for those who ask
-        _complain(str(as_petseg_error(error)))
+    except Exception as error:  # one line, and the trace for those who ask
+        known = as_petseg_error(error)
+        _complain(str(known))
         if options.verbose:
             _messages().print(traceback.format_exc())
-        return PetsegError.exit_code
+        _give_up_unwritable_output()
+        return known.exit_code
     return 0
+
+
+def _give_up_unwritable_output() -> None:
+    """Keep the interpreter from failing at its end, when it flushes what cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _messages() -> Console:

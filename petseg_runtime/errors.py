@@ -4,6 +4,8 @@ A message says what is wrong, what came, what was expected and what to do next, 
 never carries a patient's name or identifier.
 """
 
+from errno import EDQUOT, ENOSPC
+
 
 class PetsegError(Exception):
     """Base of every error that PETSeg raises on purpose."""
@@ -59,4 +61,6 @@ def as_petseg_error(error: Exception) -> PetsegError:
         return error
     if isinstance(error, MemoryError):
         return MemoryBudgetError("The scan does not fit into the memory of this machine.")
+    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+        return UsageError("The disk that results or messages go to is full. Make room, and run again.")
     return PetsegError(f"Unexpected {type(error).__name__}: please report it, with what --verbose prints.")

@@ -498,15 +498,30 @@ def test_scans_of_one_name_are_told_apart(run, tmp_path: Path, capsys) -> None:
 def test_a_result_that_fails_leaves_nothing(run, scan: Path, tmp_path: Path, monkeypatch) -> None:
     """The last output of a scan cannot be written: the ones before it do not stay."""
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def broken(*_: object) -> None:
+        raise OSError(71, "Protocol error")
 
-    monkeypatch.setattr(petseg_runtime.runner, "write_report", full)
+    monkeypatch.setattr(petseg_runtime.runner, "write_report", broken)
     code, _, err = run(scan, "-s", "-p", "--report")
     assert code == 1
     assert err == ["petseg-run: Unexpected OSError: please report it, with what --verbose prints."]
     assert "Traceback" in "\n".join(run(scan, "-s", "-p", "--report", "-v")[2])
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_full_disk_behind_standard_output_is_called_that(
+    scan: Path, known_model: Path, tmp_path: Path, batch: bool
+) -> None:
+    if batch:
+        save(body_array(SMALL), tmp_path / "scan2.nii.gz")
+    petseg_run = Path(sys.executable).with_name("petseg-run")
+    command = [petseg_run, scan.parent if batch else scan, "-m", known_model, "-d", "cpu", "--json", "-q"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "petseg-run: The disk that results or messages go to is full. Make room, and run again.\n"
 
 
 def test_no_thread_of_a_refused_scan_waits_for_the_garbage_collector(known_model: Path, tmp_path: Path) -> None:
