@@ -50,6 +50,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     With `centres_take_turns` the centres do, and in each centre its cases: a centre of few cases counts as much as
     one of many, as where real patients are trained on beside many more simulated ones.
 
+    With `pairs` each patch is seen through two windows that lie up to a quarter of their sides apart.
+
     With probability `tumour_share` the patch holds a tumour voxel, at a random place in it; otherwise it lies
     anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
     """
@@ -65,6 +67,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         tumour_share: float = 0.67,
         centres_take_turns: bool = False,
         fit_multiple: int = 0,
+        pairs: bool = False,
     ) -> None:
         groups: dict[str, list[int]] = {}
         for index, case in enumerate(cases):
@@ -77,24 +80,36 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         self.patch_size, self.fit_multiple = patch_size, fit_multiple
         self.spacing_mm, self.augmentation = spacing_mm, augmentation
         self.seed, self.patches_per_epoch = seed, patches_per_epoch or len(cases)
-        self.tumour_share = tumour_share
+        self.tumour_share, self.pairs = tumour_share, pairs
 
     def __len__(self) -> int:
         return self.patches_per_epoch
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
-        """`image` and `mask`, float32 `(1, z, y, x)`."""
+        """`image` and `mask`, float32 `(windows, z, y, x)`, and `start`, their first voxels in the patch."""
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         case = self.case_of(epoch, index)
-        patch = self._draw_window(case, rng)
+        window = self._draw_window(case, rng)
+        starts = np.zeros((1, 3), dtype=np.int64)
+        if self.pairs:
+            starts = rng.integers(0, np.array(window) // 4, size=(2, 3), endpoint=True)
+            starts -= starts.min(axis=0)
+        z, y, x = (np.array(window) + starts.max(axis=0)).tolist()
+        patch = (z, y, x)
         patch_mm = tuple(side * step for side, step in zip(patch, self.spacing_mm))
         transform = draw_spatial_transform(self.augmentation, (patch_mm[0], patch_mm[1], patch_mm[2]), rng)
         with_tumour = bool(rng.random() < self.tumour_share)
         start = self._draw_start(case, patch, with_tumour, rng)
         air = self.airs[case]
         image, mask = extract_patch(self.images[case], self.masks[case], start, patch, self.spacing_mm, transform, air)
-        return {"image": augment_intensity(image, self.augmentation, rng)[None], "mask": mask[None]}
+        image = augment_intensity(image, self.augmentation, rng)
+        windows = [tuple(slice(a, a + side) for a, side in zip(first, window)) for first in starts.tolist()]
+        return {
+            "image": torch.stack([image[part] for part in windows]),
+            "mask": torch.stack([mask[part] for part in windows]),
+            "start": torch.from_numpy(starts),
+        }
 
     def case_of(self, epoch: int, index: int) -> int:
         """The case that a key's patch shows: they take turns, also from epoch to epoch."""

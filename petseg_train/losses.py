@@ -1,7 +1,8 @@
 """The paper's loss, from MONAI."""
 
+import torch
 from monai.losses import DiceCELoss, DiceLoss
-from torch import nn
+from torch import Tensor, nn
 
 
 def soft_dice_loss(cross_entropy_weight: float = 0.0) -> nn.Module:
@@ -14,3 +15,31 @@ def soft_dice_loss(cross_entropy_weight: float = 0.0) -> nn.Module:
     """
     paper = {"sigmoid": True, "squared_pred": True, "smooth_nr": 1.0, "smooth_dr": 1.0, "reduction": "mean"}
     return DiceCELoss(**paper, lambda_ce=cross_entropy_weight) if cross_entropy_weight else DiceLoss(**paper)
+
+
+def window_disagreement(logits: Tensor, starts: Tensor) -> Tensor:
+    """How far the probabilities of two windows on one patch differ where both see it: eq. 1 between the two.
+
+    Parameters
+    ----------
+    logits : `(patches, 2, z, y, x)`.
+    starts : whole numbers `(patches, 2, 3)`, the first voxels of the windows in the patch.
+
+    Returns
+    -------
+    Mean over the patches, 0 where the windows agree.
+    """
+    disagreements = []
+    for pair, begin in zip(torch.sigmoid(logits), starts.tolist()):
+        shared = [
+            pair[number][
+                tuple(
+                    slice(max(*both) - own, min(*both) + side - own)
+                    for own, both, side in zip(begin[number], zip(*begin), pair.shape[1:])
+                )
+            ]
+            for number in (0, 1)
+        ]
+        squares = sum((probabilities**2).sum() for probabilities in shared)
+        disagreements.append(1 - (2 * (shared[0] * shared[1]).sum() + 1) / (squares + 1))
+    return torch.stack(disagreements).mean()

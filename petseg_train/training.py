@@ -37,7 +37,7 @@ from petseg_runtime.sliding_window import fitted_window, sliding_window_probabil
 from petseg_train.cohort import Case, TrainingCase, cohort_digest, load_training_cases
 from petseg_train.config import TrainingConfig, claim
 from petseg_train.dataset import PatchDataset, PatchSampler
-from petseg_train.losses import soft_dice_loss
+from petseg_train.losses import soft_dice_loss, window_disagreement
 from petseg_train.metrics import dice
 from petseg_train.networks import NETWORKS, Network
 from petseg_train.networks.exported import network_of_model
@@ -89,9 +89,15 @@ class SegmentationModule(lightning.LightningModule):
         # so the mean over the batch is the same.
         total = torch.zeros((), device=self.device)
         for patches in _by_shape(batch):
-            images, masks = (torch.stack([patch[key] for patch in patches]) for key in ("image", "mask"))
-            logits = self.network(images.to(memory_format=torch.channels_last_3d))
-            total = total + self.loss(logits.float(), masks) * (len(patches) / len(batch))
+            images, masks = (torch.cat([patch[key] for patch in patches])[:, None] for key in ("image", "mask"))
+            logits = self.network(images.to(memory_format=torch.channels_last_3d)).float()
+            loss = self.loss(logits, masks)
+            if self.config.window_consistency:
+                starts = torch.stack([patch["start"] for patch in patches])
+                disagreement = window_disagreement(logits.unflatten(0, (-1, 2))[:, :, 0], starts)
+                self.log("train/disagreement", disagreement, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+                loss = loss + self.config.window_consistency * disagreement
+            total = total + loss * (len(patches) / len(batch))
         self.log(
             "train/loss", total, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(batch)
         )
@@ -141,6 +147,7 @@ class PatchDataModule(lightning.LightningDataModule):
             config.tumour_share,
             config.centres_take_turns,
             config.fit_multiple,
+            pairs=config.window_consistency > 0,
         )
 
     def train_dataloader(self) -> DataLoader[list[dict[str, Tensor]]]:

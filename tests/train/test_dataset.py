@@ -112,3 +112,20 @@ def test_centres_may_take_turns_whatever_their_size() -> None:
     balanced = PatchDataset(cases, (16, 16, 16), SPACING_MM, PLAIN, 0, 8, centres_take_turns=True)
     assert [balanced.case_of(0, index) for index in range(8)] == [0, 1, 0, 2, 0, 3, 0, 1]
     assert balanced.case_of(1, 0) == 0
+
+
+def test_the_windows_of_a_pair_show_the_same_voxels_where_both_lie() -> None:
+    """Augmentation and noise too: what differs between them is only where they end."""
+    patches = dataset(pairs=True, augmentation=Augmentation(probability=1.0))
+    moved = set()
+    for epoch in range(20):
+        pair = patches[epoch, 0]
+        assert pair["image"].shape == pair["mask"].shape == (2, 16, 16, 16)
+        step = pair["start"][1] - pair["start"][0]
+        moved.update(step.abs().tolist())
+        seen = [
+            pair["image"][number][tuple(slice(max(0, sign * n), 16 + min(0, sign * n)) for n in step.tolist())]
+            for number, sign in ((0, 1), (1, -1))
+        ]
+        torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
+    assert moved == {0, 1, 2, 3, 4}  # up to a quarter of 16
