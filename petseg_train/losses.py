@@ -4,6 +4,8 @@ import torch
 from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor, nn
 
+_EQUATION_1 = {"squared_pred": True, "smooth_nr": 1.0, "smooth_dr": 1.0, "reduction": "mean"}
+
 
 def soft_dice_loss(cross_entropy_weight: float = 0.0) -> nn.Module:
     """Soft Dice on logits: 1 - (2 Σ yŷ + 1) / (Σ y² + Σ ŷ² + 1) of each example, averaged over the batch (eq. 1).
@@ -13,8 +15,9 @@ def soft_dice_loss(cross_entropy_weight: float = 0.0) -> nn.Module:
     cross_entropy_weight : share of binary cross-entropy added to it. In a window without tumour the gradient of the
         soft Dice falls with the square of what is wrongly predicted, so it cannot mend a large false positive.
     """
-    paper = {"sigmoid": True, "squared_pred": True, "smooth_nr": 1.0, "smooth_dr": 1.0, "reduction": "mean"}
-    return DiceCELoss(**paper, lambda_ce=cross_entropy_weight) if cross_entropy_weight else DiceLoss(**paper)
+    if cross_entropy_weight:
+        return DiceCELoss(sigmoid=True, **_EQUATION_1, lambda_ce=cross_entropy_weight)
+    return DiceLoss(sigmoid=True, **_EQUATION_1)
 
 
 def window_disagreement(logits: Tensor, starts: Tensor) -> Tensor:
@@ -29,7 +32,7 @@ def window_disagreement(logits: Tensor, starts: Tensor) -> Tensor:
     -------
     Mean over the patches, 0 where the windows agree.
     """
-    disagreements = []
+    equation_1, disagreements = DiceLoss(**_EQUATION_1), []
     for pair, begin in zip(torch.sigmoid(logits), starts.tolist()):
         shared = [
             pair[number][
@@ -40,6 +43,5 @@ def window_disagreement(logits: Tensor, starts: Tensor) -> Tensor:
             ]
             for number in (0, 1)
         ]
-        squares = sum((probabilities**2).sum() for probabilities in shared)
-        disagreements.append(1 - (2 * (shared[0] * shared[1]).sum() + 1) / (squares + 1))
+        disagreements.append(equation_1(shared[0][None, None], shared[1][None, None]))
     return torch.stack(disagreements).mean()
