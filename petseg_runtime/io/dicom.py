@@ -18,7 +18,7 @@ from petseg_runtime.io.dicom_pixels import check_pixel_format, read_slice
 from petseg_runtime.io.dicom_series import choose_pet_series
 from petseg_runtime.io.plausible import MAX_VOXELS, check_grid, check_uptake
 from petseg_runtime.io.suv import merge_attributes, suvbw_factors
-from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
+from petseg_runtime.io.suv_attributes import CORRECTED_IMAGE, NO_OVERRIDES, SuvOverrides
 from petseg_runtime.volume import FloatArray, Geometry, Unit, Volume
 
 __all__ = ["Header", "choose_pet_series", "group_by_study", "pet_volume", "read_headers", "read_pet_series"]
@@ -32,6 +32,8 @@ SAME_POSITION_MM = 1e-2
 COSINE_TOLERANCE = 1e-3
 # Two slices of a series say the same orientation or spacing, to the decimals that vendors write.
 SAME_VALUE = 1e-4
+
+_PADDING_NOTE = "Pixels of PixelPaddingValue (0028,0120), which stand for no image, count as no uptake."
 
 Vector = npt.NDArray[np.float64]
 
@@ -68,6 +70,9 @@ def pet_volume(
 ) -> Volume:
     """The same from headers that have been read."""
     series, choice = choose_pet_series(_only_study(headers))
+    warnings: tuple[str, ...] = ()
+    if series[0].attenuation_corrected is None:
+        warnings = (f"{CORRECTED_IMAGE} is absent: nothing says that the scan is corrected for attenuation. Check it.",)
     _check_alike(series)
     ordered, geometry = _stack(series, max_voxels)
     _check_complete(series)
@@ -75,17 +80,18 @@ def pet_volume(
         check_pixel_format(header)
     factors = suvbw_factors(merge_attributes(header.suv for header in ordered), overrides)
     array = _read_voxels(ordered, geometry, factors.per_frame)
-    warnings = (factors.warning,) if factors.warning else ()
+    padded = any(header.pixels.padding for header in ordered)
+    notes = (choice, factors.note, *((_PADDING_NOTE,) if padded else ()))
     source = tuple(str(header.path) for header in ordered)
-    return Volume(array, geometry, Unit.SUVBW, (choice, factors.note), warnings, source)
+    return Volume(array, geometry, Unit.SUVBW, notes, (*warnings, *factors.warnings), source)
 
 
 def _only_study(headers: Sequence[Header]) -> list[Header]:
     """The study with a PET; the only one, so that no two patients or visits are mixed."""
-    if not headers:
+    if all(header.blank for header in headers):
         raise InputError("None of the files is DICOM. Pass the files of a PET series.")
     for header in headers:
-        if header.damage and not header.sop_class:
+        if header.damage and not header.sop_class and not header.blank:
             raise InputError(header.damage)
     studies = group_by_study(headers)
     with_pet = [study for study in studies if any(header.modality == "PT" for header in study)]

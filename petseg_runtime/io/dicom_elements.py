@@ -94,12 +94,13 @@ class Elements:
         date, clock = self.text(date_tag), self.clock(time_tag)
         return None if not date or clock is None else datetime.combine(_midnight(date, date_tag), clock)
 
-    def moment(self, tag: int, zone: str) -> datetime | None:
+    def moment(self, tag: int, zone: str, utc_is_local: bool = True) -> datetime | None:
         """A date-time (DT) of at least minutes, without time zone, as the clocks of the site showed it.
 
         A DT may carry its offset from UTC; dates and times never do, theirs is `zone`, the value of
         TimezoneOffsetFromUTC (0008,0201). Where both are given, the DT is brought to `zone`; otherwise it
-        is taken as it is written.
+        is taken as it is written; but one in UTC only where `utc_is_local`, as one that was brought to UTC says
+        the same.
         """
         text = self.text(tag)
         if not text:
@@ -109,6 +110,8 @@ class Elements:
             raise MalformedValueError(tag, "a date and time")
         moment = datetime.combine(_midnight(match[1], tag), _clock(match[2], tag))
         local = _ZONE.fullmatch(zone)
+        if match[3] and not local and not utc_is_local and not _offset(match[3], match[4]):
+            raise MalformedValueError(tag, "a date and time of the site's own clock")
         if match[3] and local:
             moment += _offset(local[1], local[2]) - _offset(match[3], match[4])
         return moment

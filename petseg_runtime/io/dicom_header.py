@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import pydicom
 from pydicom.dataset import FileDataset
@@ -15,9 +17,17 @@ from petseg_runtime.io.dicom_elements import Elements, MalformedValueError
 from petseg_runtime.io.suv_attributes import Frame, SuvAttributes
 
 DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax in which even the header is compressed
+IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
+PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
+# Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, attributes in functional groups.
+ENHANCED_PET_STORAGE = frozenset({"1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"})
+_PREAMBLE = 132  # bytes, of which the last four say DICM
 _DICOMDIR = "1.2.840.10008.1.3.10"
+_DICOM_SUFFIXES = (".dcm", ".ima")
 _TIME_ZONE = 0x00080201
 _INJECTIONS = 0x00540016
+
+T = TypeVar("T")
 
 # Every element that is read, so that pydicom skips the rest.
 _TAGS = (
@@ -36,7 +46,8 @@ _TAGS = (
         0x0020000E,
     ),
     *(0x00200011, 0x00200032, 0x00200037, 0x00200052, 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011),
-    *(0x00280030, 0x00280051, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00281052, 0x00281053, 0x00282110),
+    *(0x00280030, 0x00280051, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121),
+    *(0x00281052, 0x00281053, 0x00282110),
     *(_INJECTIONS, 0x00540081, 0x00541000, 0x00541001, 0x00541006, 0x00541101, 0x00541102, 0x00541300, 0x00710010),
     *(0x00711022, 0x70530010, 0x70531000, 0x70531009),
 )
@@ -44,15 +55,24 @@ _TAGS = (
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """How the numbers of a slice are stored (PS3.3 C.7.6.3)."""
+    """How the numbers of a slice are stored (PS3.3 C.7.6.3).
+
+    `representation` is 0 for unsigned numbers and 1 for signed ones; `lossy` LossyImageCompression (0028,2110), "00" or
+    "01"; `padding` the first and last stored number that mean no image (PS3.3 C.7.5.1.1.2).
+    """
 
     samples: int | None = None
     photometric: str = ""
     bits_allocated: int | None = None
     bits_stored: int | None = None
     high_bit: int | None = None
-    signed: bool = False
-    lossy: bool = False
+    representation: int | None = None
+    lossy: str = ""
+    padding: tuple[int, int] | None = None
+
+    @property
+    def signed(self) -> bool:
+        return self.representation == 1
 
 
 @dataclass(frozen=True)
@@ -64,7 +84,8 @@ class Header:
     Attributes
     ----------
     patient, study, series : PatientID, StudyInstanceUID, SeriesInstanceUID; kept out of every message.
-    attenuation_corrected : CorrectedImage (0028,0051) lists ATTN, and nothing else in the header denies it.
+    attenuation_corrected : CorrectedImage (0028,0051) lists ATTN, and nothing else in the header denies it; None where
+        the header does not say.
     orientation, position_mm, pixel_spacing_mm : ImageOrientationPatient (0020,0037), ImagePositionPatient
         (0020,0032), PixelSpacing (0028,0030: between rows, between columns).
     slope, intercept : RescaleSlope (0028,1053), RescaleIntercept (0028,1052) of this slice.
@@ -73,6 +94,7 @@ class Header:
     file_bytes : size of the file.
     damage : why the file cannot be used, as a message; empty for a sound file.
     unreadable : the damage is that the disk did not give the file just now.
+    blank : the damage is that it is empty or begins with zeros, and its name does not say that it is DICOM.
     """
 
     path: Path
@@ -85,7 +107,7 @@ class Header:
     transfer_syntax: str = ""
     image_type: tuple[str, ...] = ()
     series_type: tuple[str, ...] = ()
-    attenuation_corrected: bool = False
+    attenuation_corrected: bool | None = False
     frame_of_reference: str = field(default="", repr=False)
     frames: int | None = None
     rows: int | None = None
@@ -101,6 +123,7 @@ class Header:
     file_bytes: int = 0
     damage: str = ""
     unreadable: bool = False
+    blank: bool = False
 
 
 def read_headers(files: Iterable[Path]) -> list[Header]:
@@ -116,7 +139,8 @@ def group_by_study(headers: Iterable[Header]) -> list[list[Header]]:
     """Headers by PatientID and StudyInstanceUID, in the order of their first files.
 
     A damaged file does not say which study it is of, so it goes to each study that has a file in the same
-    folder, and stops these; alone in its folder it is a study of its own.
+    folder, and stops these; alone in its folder it is a study of its own. A blank one only stops studies whose files
+    have its suffix: else it is something else.
     """
     headers = list(headers)
     studies: dict[tuple[str, str], list[Header]] = {}
@@ -126,19 +150,30 @@ def group_by_study(headers: Iterable[Header]) -> list[list[Header]]:
     strays: dict[Path, list[Header]] = {}
     for header in headers:
         if not header.sop_class:
-            hosts = [study for study in studies.values() if any(h.path.parent == header.path.parent for h in study)]
-            for study in hosts or [strays.setdefault(header.path.parent, [])]:
+            hosts = [study for study in studies.values() if any(_lie_together(h, header) for h in study)]
+            if not hosts and not header.blank:
+                hosts = [strays.setdefault(header.path.parent, [])]
+            for study in hosts:
                 study.append(header)
     return [*studies.values(), *strays.values()]
+
+
+def _lie_together(one: Header, damaged: Header) -> bool:
+    return one.path.parent == damaged.path.parent and (not damaged.blank or one.path.suffix == damaged.path.suffix)
 
 
 def _read_header(path: Path) -> Header | None:
     try:
         with path.open("rb") as stream:
-            if stream.read(132)[128:] != b"DICM":
-                return None
+            begin = stream.read(_PREAMBLE)
+            bare = begin[128:] != b"DICM"
+            # A data set without the preamble of a file begins with a low element of group 0002 or 0008.
+            if bare and not (begin[:2] in (b"\x02\0", b"\x08\0") and begin[3:4] == b"\0"):
+                return _foreign(path, begin)
             stream.seek(0)
-            dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
+            dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
+            if bare and 0x00080016 not in dataset:  # something else, that begins alike
+                return _foreign(path, begin)
             end_of_header = stream.tell()  # where the pixels begin, or the end of the file
             file_bytes = stream.seek(0, os.SEEK_END)
         if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == _DICOMDIR:
@@ -147,7 +182,7 @@ def _read_header(path: Path) -> Header | None:
             Header(path, transfer_syntax=_transfer_syntax(dataset), file_bytes=file_bytes), Elements(dataset)
         )
         cut = end_of_header >= file_bytes and header.transfer_syntax != DEFLATED
-        if header.modality in ("", "PT") and cut and not header.damage:
+        if header.sop_class == PET_IMAGE_STORAGE and cut and not header.damage:
             return Header(path, damage=f"{path.name} ends before its pixels, it is truncated. Get the file again.")
         return header
     except Exception as error:  # pydicom lets any exception out of a damaged file
@@ -157,8 +192,22 @@ def _read_header(path: Path) -> Header | None:
         return Header(path, damage=damage, unreadable=unreadable)
 
 
+def _foreign(path: Path, begin: bytes) -> Header | None:
+    """A file that is no DICOM: damaged, if its name or its zeros (of a copy that broke off) say that it was one."""
+    blank = not any(begin)
+    if not blank and path.suffix.lower() not in _DICOM_SUFFIXES:
+        return None
+    damage = f"{path.name} is no DICOM file{', it is blank' if blank else ''}. Get it again, or remove it."
+    return Header(path, damage=damage, blank=blank and path.suffix.lower() not in _DICOM_SUFFIXES)
+
+
 def _transfer_syntax(dataset: FileDataset) -> str:
-    return str(dataset.file_meta.get("TransferSyntaxUID", ""))
+    """As the file says; without a file's preamble it may not, and then it is one of the two that all may use."""
+    said = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+    if said or dataset.preamble is not None:
+        return said
+    is_implicit, is_little_endian = dataset.original_encoding
+    return "" if not is_little_endian else IMPLICIT if is_implicit else EXPLICIT
 
 
 def _parse(header: Header, elements: Elements) -> Header:
@@ -175,7 +224,8 @@ def _parse(header: Header, elements: Elements) -> Header:
     )
     try:
         numbered = replace(header, series_number=elements.whole(0x00200011))
-        return _parse_pet(numbered, elements) if header.modality == "PT" else numbered
+        is_pet = header.modality == "PT" and header.sop_class == PET_IMAGE_STORAGE  # raw data says PT as well
+        return _parse_pet(numbered, elements) if is_pet else numbered
     except MalformedValueError as error:
         return replace(header, damage=f"{error} in {name}. Get the file again, or pass another series.")
 
@@ -201,8 +251,9 @@ def _parse_pet(header: Header, elements: Elements) -> Header:
             bits_allocated=elements.binary(0x00280100),
             bits_stored=elements.binary(0x00280101),
             high_bit=elements.binary(0x00280102),
-            signed=elements.binary(0x00280103) == 1,
-            lossy=elements.text(0x00282110) == "01",
+            representation=elements.binary(0x00280103),
+            lossy=elements.text(0x00282110),
+            padding=_padding(elements),
         ),
         declared_slices=elements.binary(0x00540081),
         suv=_suv_attributes(elements),
@@ -214,28 +265,29 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
     injection = injections[0] if injections else Elements(pydicom.Dataset())
     codes = [code for tag in (0x00540300, 0x00540304) for code in injection.items(tag)]
     names = [injection.text(0x00180031), *(code.text(tag) for code in codes for tag in (0x00080100, 0x00080104))]
+    injection_time = _sound(lambda: injection.clock(0x00181072))
     return SuvAttributes(
         units=elements.text(0x00541001).upper(),
         suv_type=elements.text(0x00541006).upper(),
         decay_correction=elements.text(0x00541102).upper(),
         corrected_image=_upper(elements.texts(0x00280051)),
         manufacturer=elements.text(0x00080070).upper(),
-        weight_kg=elements.number(0x00101030),
-        height_m=elements.number(0x00101020),
+        weight_kg=_sound(lambda: elements.number(0x00101030), math.nan),
+        height_m=_sound(lambda: elements.number(0x00101020), math.nan),
         sex=elements.text(0x00100040).upper(),
-        dose=injection.number(0x00181074),
-        half_life_s=injection.number(0x00181075),
+        dose=_sound(lambda: injection.number(0x00181074), math.nan),
+        half_life_s=_sound(lambda: injection.number(0x00181075), math.nan),
         radionuclide=tuple(name for name in names if name),
         injections=len(injections),
-        injection_datetime=injection.moment(0x00181078, zone),
-        injection_time=injection.clock(0x00181072),
-        series_start=elements.date_and_time(0x00080021, 0x00080031),
+        injection_datetime=_sound(lambda: injection.moment(0x00181078, zone, utc_is_local=injection_time is not None)),
+        injection_time=injection_time,
+        series_start=_sound(lambda: elements.date_and_time(0x00080021, 0x00080031)),
         private_scan_start=_private_scan_start(elements),
         frames=(
             Frame(
-                acquisition=elements.date_and_time(0x00080022, 0x00080032) or elements.moment(0x0008002A, zone),
-                frame_reference_s=_milliseconds(elements.number(0x00541300)),
-                duration_s=_milliseconds(elements.number(0x00181242)),
+                acquisition=_sound(lambda: _acquisition(elements, zone)),
+                frame_reference_s=_milliseconds(_sound(lambda: elements.number(0x00541300), math.nan)),
+                duration_s=_milliseconds(_sound(lambda: elements.number(0x00181242), math.nan)),
                 philips_suv=_philips_factor(elements, 0x70531000),
                 philips_activity=_philips_factor(elements, 0x70531009),
             ),
@@ -243,15 +295,49 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
     )
 
 
-def _is_attenuation_corrected(elements: Elements) -> bool:
+def _sound(read: Callable[[], T | None], otherwise: T | None = None) -> T | None:
+    """A value that SUV may need; `otherwise` if it does not parse, which is refused where it is needed."""
+    try:
+        return read()
+    except MalformedValueError:
+        return otherwise
+
+
+def _acquisition(elements: Elements, zone: str) -> datetime | None:
+    """AcquisitionDate and -Time, or AcquisitionDateTime; anonymisation leaves the time alone, now and then."""
+    return (
+        elements.date_and_time(0x00080022, 0x00080032)
+        or elements.moment(0x0008002A, zone)
+        or elements.date_and_time(0x00080021, 0x00080032)
+    )
+
+
+def _padding(elements: Elements) -> tuple[int, int] | None:
+    """PixelPaddingValue (0028,0120), to PixelPaddingRangeLimit (0028,0121) where there is one."""
+    first = elements.binary(0x00280120)
+    if first is None:
+        return None
+    last = elements.binary(0x00280121)
+    both = [first, first if last is None else last]
+    if elements.binary(0x00280103) == 1:
+        bits = elements.binary(0x00280100) or 16
+        both = [value - (1 << bits) if value >> (bits - 1) else value for value in both]
+    return min(both), max(both)
+
+
+def _is_attenuation_corrected(elements: Elements) -> bool | None:
     """ATTN in CorrectedImage, unless AttenuationCorrectionMethod or GE's own flag says that there was none.
 
-    GE Discovery ST lists ATTN for its uncorrected series as well, and puts 0 into (0009,108C).
+    GE Discovery ST lists ATTN for its uncorrected series as well, and puts 0 into (0009,108C). An empty CorrectedImage
+    says nothing (it is of type 2): then the method decides, and without it nobody knows.
     """
-    denied = elements.text(0x00541101).upper().startswith("NONE")
+    corrections, method = _upper(elements.texts(0x00280051)), elements.text(0x00541101).upper()
+    denied = method.startswith("NONE")
     if _has_block(elements, 0x00090010, "GEMS_PETD_01", "GE"):
         denied = denied or elements.binary(0x0009108C) == 0
-    return "ATTN" in _upper(elements.texts(0x00280051)) and not denied
+    if denied or corrections:
+        return "ATTN" in corrections and not denied
+    return True if method else None
 
 
 def _private_scan_start(elements: Elements) -> datetime | None:

@@ -13,10 +13,13 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import RLELossless
 
 from petseg_runtime.errors import InputError
-from petseg_runtime.io.dicom_header import DEFLATED, Header
+from petseg_runtime.io.dicom_header import DEFLATED, EXPLICIT, IMPLICIT, Header
 
 # Uncompressed transfer syntaxes, and the byte order of the pixels in them (PS3.5 section 10 and annex A).
-_NATIVE = {"1.2.840.10008.1.2": "<", "1.2.840.10008.1.2.1": "<", DEFLATED: "<", "1.2.840.10008.1.2.2": ">"}
+_NATIVE = {IMPLICIT: "<", EXPLICIT: "<", DEFLATED: "<", "1.2.840.10008.1.2.2": ">"}
+# JPEG in the two syntaxes that always lose something, and JPEG-LS in that which may (PS3.5 section 10).
+_LOSSY = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
+_NEAR_LOSSLESS = "1.2.840.10008.1.2.4.81"
 _PIXEL_DATA = 0x7FE00010
 
 
@@ -40,10 +43,16 @@ def check_pixel_format(header: Header) -> None:
             f"{name} has BitsAllocated (0028,0100) {allocated}, BitsStored (0028,0101) {stored} and HighBit "
             f"(0028,0102) {pixels.high_bit}, expected 8, 16 or 32 bits, the value in the lowest. Pass another series."
         )
-    if pixels.lossy:
+    if pixels.representation not in (0, 1):
         raise InputError(
-            f"{name} is compressed with loss (LossyImageCompression (0028,2110) is 01), so its values are not what was "
-            "measured. Pass the original series."
+            f"{name} has PixelRepresentation (0028,0103) {_said(pixels.representation)}, expected 0 or 1: whether its "
+            "numbers are signed is unknown. Pass another series."
+        )
+    syntax = header.transfer_syntax
+    if pixels.lossy == "01" or syntax in _LOSSY or (syntax == _NEAR_LOSSLESS and pixels.lossy != "00"):
+        raise InputError(
+            f"{name} is compressed with loss (LossyImageCompression (0028,2110) {pixels.lossy or 'absent'}, transfer "
+            f"syntax {syntax}), so its values are not what was measured. Pass the original series."
         )
     if header.slope is None or header.intercept is None or header.slope < 0:
         raise InputError(
@@ -55,7 +64,7 @@ def check_pixel_format(header: Header) -> None:
 
 
 def read_slice(header: Header) -> npt.NDArray[np.float64]:
-    """Values of a slice `(y, x)`: stored number times RescaleSlope plus RescaleIntercept, of this slice.
+    """Values of a slice `(y, x)`: stored number times RescaleSlope plus RescaleIntercept, of this slice; padding is 0.
 
     Uncompressed and RLE pixels are read here and with pydicom, which needs no plug-in for these; for JPEG,
     JPEG-LS and JPEG 2000 SimpleITK (GDCM) reads the file and rescales.
@@ -73,9 +82,10 @@ def read_slice(header: Header) -> npt.NDArray[np.float64]:
         if header.transfer_syntax in _NATIVE or header.transfer_syntax == RLELossless:
             stored = _stored(header)
             if header.slope or not stored.any():
-                return stored * np.float64(header.slope or 0.0) + np.float64(header.intercept or 0.0)
+                values = stored * np.float64(header.slope or 0.0) + np.float64(header.intercept or 0.0)
+                return _without_padding(values, header)
         elif header.slope:
-            return _values_by_itk(header)
+            return _without_padding(_values_by_itk(header), header)
     except InputError:
         raise
     except Exception as error:  # pydicom and GDCM let any exception out of damaged pixels
@@ -88,7 +98,7 @@ def read_slice(header: Header) -> npt.NDArray[np.float64]:
 
 
 def _stored(header: Header) -> npt.NDArray[np.integer[Any]]:
-    dataset = pydicom.dcmread(header.path, specific_tags=[_PIXEL_DATA])
+    dataset = pydicom.dcmread(header.path, specific_tags=[_PIXEL_DATA], force=True)  # its header has passed
     element = dataset.get_item(_PIXEL_DATA)
     if not isinstance(element, RawDataElement) or not element.value:
         raise InputError(f"{header.path.name} has no PixelData (7FE0,0010). Get the file again.")
@@ -99,6 +109,15 @@ def _stored(header: Header) -> npt.NDArray[np.integer[Any]]:
     # Bits above HighBit may hold anything (overlays, once); shifting up and down clears them and keeps the sign.
     unused = (header.pixels.bits_allocated or 0) - (header.pixels.bits_stored or 0)
     return stored << unused >> unused if unused else stored
+
+
+def _without_padding(values: npt.NDArray[np.float64], header: Header) -> npt.NDArray[np.float64]:
+    """No uptake where the stored number was padding (PS3.3 C.7.5.1.1.2)."""
+    if header.pixels.padding is not None and header.slope:
+        first, last = (number * header.slope + (header.intercept or 0.0) for number in header.pixels.padding)
+        half = header.slope / 2  # stored numbers are whole, and GDCM has rescaled already
+        values[(values > first - half) & (values < last + half)] = 0.0
+    return values
 
 
 def _decode_native(header: Header, value: bytes) -> npt.NDArray[np.integer[Any]]:

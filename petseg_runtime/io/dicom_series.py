@@ -6,13 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from petseg_runtime.errors import InputError
-from petseg_runtime.io.dicom_header import Header
+from petseg_runtime.io.dicom_header import ENHANCED_PET_STORAGE, PET_IMAGE_STORAGE, Header
 from petseg_runtime.io.suv import is_convertible, is_direct
 from petseg_runtime.io.suv_attributes import CORRECTED_IMAGE, UNITS
-
-PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
-# Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, attributes in functional groups.
-ENHANCED_PET_STORAGE = frozenset({"1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"})
 
 # Parts of ImageType (0008,0008) and SeriesType (0054,1000) of pictures that are not slices of a volume.
 # DERIVED and SECONDARY are not among them: a resampled or anonymised PET carries them.
@@ -53,10 +49,12 @@ class _Series:
         words = [self.count]
         if self.is_pet and _flaw(self.first):
             words.append(_flaw(self.first))
-        elif self.is_pet and not self.first.attenuation_corrected:
+        elif self.is_pet and self.first.attenuation_corrected is False:
             words.append("not attenuation corrected")
         elif self.is_pet:
-            words += ["attenuation corrected", self.first.suv.units or "no unit"]
+            known = self.first.attenuation_corrected is not None
+            words += ["attenuation corrected" if known else "attenuation correction not said"]
+            words += [self.first.suv.units or "no unit"]
             words += ["dynamic or gated"] if _is_per_time(self.first) else []
         return f"{self.name} ({', '.join(words)})"
 
@@ -83,8 +81,8 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
 
     Files form a series if they agree in SeriesInstanceUID (which may be absent), modality, series number,
     unit, attenuation correction, size and orientation. The series must be PET in single-frame slices,
-    corrected for attenuation; of several such series the only static one in a convertible unit is taken, activity
-    and SUVbw before other SUVs.
+    corrected for attenuation (or not say whether it is, where none is); of several such series the only static one in a
+    convertible unit is taken, activity and SUVbw before other SUVs.
 
     Parameters
     ----------
@@ -111,6 +109,7 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
             "Pass the reconstructed slices, one to a file."
         )
     corrected = [series for series in volumes if series.first.attenuation_corrected]
+    corrected = corrected or [series for series in volumes if series.first.attenuation_corrected is None]
     if not corrected:
         raise InputError(
             f"No PET series here is corrected for attenuation (ATTN in {CORRECTED_IMAGE}), so SUV cannot be computed: "

@@ -78,22 +78,48 @@ HEIGHT_RANGE_M = (0.4, 2.6)
 # Philips' two factors agree but for their rounding and the residue in the syringe.
 PHILIPS_TOLERANCE = 0.05
 
-F18_HALF_LIFE_S = 6586.2
-# Vendors write 6586 to 6600 s; 1 % changes SUV by less than 0.5 % after an hour.
-F18_HALF_LIFE_TOLERANCE = 0.01
-F18_CODES = frozenset({"C-111A1", "77004003"})  # PS3.16 CID 4020, in SRT and in SNOMED CT
-_F18_NAMES = ("18f", "f18", "18fluor", "fluorine18", "fdg", "fluorodeoxyglucose", "fludeoxyglucose")
+F18 = "F-18"
+# Half-lives in s (ENSDF), by which one is caught that is of another nuclide, as where a console left that of F-18.
+HALF_LIVES_S = {
+    F18: 6586.2,
+    "C-11": 1221.8,
+    "N-13": 597.9,
+    "O-15": 122.2,
+    "Cu-64": 45_724.0,
+    "Ga-68": 4062.6,
+    "Rb-82": 75.5,
+    "Zr-89": 282_276.0,
+    "I-124": 360_806.0,
+}
+# Vendors write 6586 to 6600 s for F-18; 1 % changes SUV by less than 0.5 % after an hour. Of the others the literature
+# itself differs by one or two.
+HALF_LIFE_TOLERANCE = {F18: 0.01}
+OTHER_HALF_LIFE_TOLERANCE = 0.03
+# PS3.16 CID 4020, in SRT and in SNOMED CT, and the element's name.
+_NUCLIDES = {
+    F18: ("C-111A1", "77004003", "fluorine"),
+    "C-11": ("C-105A1", "40565003", "carbon"),
+    "N-13": ("C-107A1", "21576001", "nitrogen"),
+    "O-15": ("C-B1038", "129504001", "oxygen"),
+    "Cu-64": ("C-127A2", "3932008", "copper"),
+    "Ga-68": ("C-131A3", "35337001", "gallium"),
+    "Rb-82": ("C-159A2", "79197006", "rubidium"),
+    "Zr-89": ("C-168A4", "63360001", "zirconium"),
+    "I-124": ("C-114A5", "40937006", "iodine"),
+}
+# In the names of tracers of F-18, where nothing says the nuclide by itself.
+_F18_TRACERS = ("18f", "f18", "18fluor", "fluorine18", "fdg", "fluorodeoxyglucose", "fludeoxyglucose")
 
 
 class SuvFactors(NamedTuple):
     """`per_frame[k]` times a rescaled voxel value of slice k is SUVbw in g/ml.
 
-    `note` says in a sentence where they come from, `warning` what is odd about them (mostly empty).
+    `note` says in a sentence where they come from, `warnings` what is odd about them (mostly nothing).
     """
 
     per_frame: tuple[float, ...]
     note: str
-    warning: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def is_convertible(attributes: SuvAttributes) -> bool:
@@ -237,40 +263,43 @@ def _from_activity(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFac
     _check_half_life(attributes)
     weight_kg = _weight_kg(attributes)
     dose_bq, how = _dose_bq(attributes)
-    decays, when = _decays(attributes)
+    decays, when, warnings = _decays(attributes)
     factors = tuple(1000.0 * weight_kg / (dose_bq * decay) for decay in decays)
     note = f"SUVbw is {_range(factors)} times the Bq/ml of the voxels: {weight_kg:g} kg / {how}, {when}."
     contradiction = attributes.decay_correction == "NONE" and "DECY" in attributes.corrected_image
-    warning = (
-        f"{CORRECTED_IMAGE} lists DECY, but {DECAY_CORRECTION} is NONE: taken as not corrected for decay. Check SUV."
-        if contradiction
-        else ""
-    )
-    return SuvFactors(factors, note, warning)
+    if contradiction:
+        warnings += (
+            f"{CORRECTED_IMAGE} lists DECY, but {DECAY_CORRECTION} is NONE: taken as not corrected for decay. "
+            "Check SUV.",
+        )
+    return SuvFactors(factors, note, warnings)
 
 
-def _decays(attributes: SuvAttributes) -> tuple[tuple[float, ...], str]:
-    """What is left of the dose at the moment that each frame's voxels refer to, and how that was found."""
+def _decays(attributes: SuvAttributes) -> tuple[tuple[float, ...], str, tuple[str, ...]]:
+    """What is left of the dose at the moment that each frame's voxels refer to, how that was found, and warnings."""
     correction, frames = attributes.decay_correction, attributes.frames
     if correction == "ADMIN":
         how = f"not decayed because the voxels are corrected to the injection ({DECAY_CORRECTION} ADMIN)"
-        return (1.0,) * len(frames), how
+        return (1.0,) * len(frames), how, ()
     half_life_s = required(attributes.half_life_s, HALF_LIFE)
     if correction == "START":
         start, source = scan_start(attributes, half_life_s)
-        delay_s = injection_delay_s(attributes, start, half_life_s)
+        delay_s, warning = injection_delay_s(attributes, start, half_life_s)
         how = f"decayed over {delay_s:.0f} s (half-life {half_life_s:g} s) to the scan start, from {source}"
-        return (2.0 ** (-delay_s / half_life_s),) * len(frames), how
-    delays_s = []
+        return (2.0 ** (-delay_s / half_life_s),) * len(frames), how, (warning,) if warning else ()
+    delays_s: list[float] = []
+    warnings: list[str] = []
     for frame in frames:
         into_frame_s = average_activity_time_s(required(frame.duration_s, FRAME_DURATION), half_life_s)
         average = acquisition_of(frame) + timedelta(seconds=into_frame_s)
-        delays_s.append(injection_delay_s(attributes, average, half_life_s))
+        delay_s, warning = injection_delay_s(attributes, average, half_life_s)
+        delays_s.append(delay_s)
+        warnings += [warning] if warning and not warnings else []  # once for all frames
     how = (
         f"decayed over {_range(delays_s, '.0f')} s (half-life {half_life_s:g} s) to the average of each slice's frame, "
         f"because the voxels are not corrected ({DECAY_CORRECTION} NONE)"
     )
-    return tuple(2.0 ** (-delay_s / half_life_s) for delay_s in delays_s), how
+    return tuple(2.0 ** (-delay_s / half_life_s) for delay_s in delays_s), how, tuple(warnings)
 
 
 def _check_decay_correction(attributes: SuvAttributes) -> None:
@@ -289,17 +318,26 @@ def _check_half_life(attributes: SuvAttributes) -> None:
     half_life_s = required(attributes.half_life_s, HALF_LIFE)
     if half_life_s <= 0:
         raise refusal(f"{HALF_LIFE} is {half_life_s:g} s, expected more than 0", "with the half-life in s")
-    far = abs(half_life_s / F18_HALF_LIFE_S - 1.0) > F18_HALF_LIFE_TOLERANCE
-    if far and _is_f18(attributes.radionuclide):
+    nuclide = _nuclide(attributes.radionuclide)
+    if nuclide is None:
+        return
+    expected_s = HALF_LIVES_S[nuclide]
+    if abs(half_life_s / expected_s - 1.0) > HALF_LIFE_TOLERANCE.get(nuclide, OTHER_HALF_LIFE_TOLERANCE):
         raise refusal(
-            f"{HALF_LIFE} is {half_life_s:g} s, expected {F18_HALF_LIFE_S:g} s of F-18, which the series names",
+            f"{HALF_LIFE} is {half_life_s:g} s, expected {expected_s:g} s of {nuclide}, which the series names",
             "in which they agree",
         )
 
 
-def _is_f18(names: tuple[str, ...]) -> bool:
+def _nuclide(names: tuple[str, ...]) -> str | None:
+    """Which nuclide the names say: one that is a nuclide's code or name and nothing more goes before a tracer's."""
     plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in names]
-    return any(name in F18_CODES for name in names) or any(known in name for known in _F18_NAMES for name in plain)
+    for nuclide, (srt, snomed, element) in _NUCLIDES.items():
+        symbol, mass = nuclide.lower().split("-")
+        known = (srt, snomed, mass + symbol, symbol + mass, mass + element, element + mass)
+        if any(name in known for name in (*names, *plain)):
+            return nuclide
+    return F18 if any(known in name for known in _F18_TRACERS for name in plain) else None
 
 
 def _weight_kg(attributes: SuvAttributes) -> float:

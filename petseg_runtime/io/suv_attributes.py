@@ -55,7 +55,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class SuvAttributes:
-    """What a PET series says about its numbers. None or empty: the attribute is absent.
+    """What a PET series says about its numbers. None or empty: the attribute is absent. NaN: it is no number.
 
     Attributes
     ----------
@@ -125,6 +125,9 @@ NAMES = {
 }
 
 
+_TIMES = ("injection_datetime", "injection_time", "series_start", "private_scan_start")
+
+
 @dataclass(frozen=True)
 class SuvOverrides:
     """What the user says of one patient in place of the header. None: the header holds.
@@ -184,18 +187,22 @@ NO_OVERRIDES = SuvOverrides()
 
 
 def merge_attributes(slices: Iterable[SuvAttributes]) -> SuvAttributes:
-    """Attributes of a series from those of its slices: the frames are collected, all else must be the same.
+    """Attributes of a series from those of its slices: the frames are collected, all else that counts is the same.
 
     Raises
     ------
     InputError : if a weight, a dose, a time or anything else of the series differs between slices.
     """
     slices = list(slices)
+    first = slices[0]
+    untimed = first.units in ("GML", "CM2ML") or first.decay_correction == "ADMIN"
     for attribute, name in NAMES.items():
+        if untimed and attribute in _TIMES:  # SUV does not depend on it
+            continue
         values = {getattr(one, attribute) for one in slices}
         if len(values) > 1:
             raise refusal(f"{name} has {len(values)} different values in the slices of one series", "of one scan")
-    return replace(slices[0], frames=tuple(frame for one in slices for frame in one.frames))
+    return replace(first, frames=tuple(frame for one in slices for frame in one.frames))
 
 
 def required(value: float | None, name: str) -> float:
@@ -209,7 +216,8 @@ def required(value: float | None, name: str) -> float:
         option = f", or {OPTIONS[name]}" if name in OPTIONS else ""
         raise InputError(f"{name} is absent, so SUV cannot be computed. Pass a series that carries it{option}.")
     if not math.isfinite(value):
-        raise refusal(f"{name} is {value}, expected a number", "that carries it")
+        option = f", or {OPTIONS[name]}" if name in OPTIONS else ""
+        raise refusal(f"{name} is not a finite number", f"that carries it{option}")
     return value
 
 

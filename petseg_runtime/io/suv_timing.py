@@ -12,8 +12,9 @@ The start of the scan is not written in one place. The order here is that of the
    AcquisitionTime - FrameReferenceTime for GE, which counts to the start of the frame;
    AcquisitionTime + t - FrameReferenceTime for others, which count to the moment t of the frame
    when its activity is average (PS3.3 C.8.9.4.1.5).
-4. Without FrameReferenceTime: SeriesTime, if it is not later than the first AcquisitionTime (QIBA).
-   QIBA would take the first AcquisitionTime if it is later; the manual refuses, and so does PETSeg.
+4. Without FrameReferenceTime, or where it is counted anew for each bed: SeriesTime, if it is not later than the first
+   AcquisitionTime (QIBA), and in the second case less than a minute earlier. QIBA would take the first AcquisitionTime
+   if SeriesTime is later; the manual refuses, and so does PETSeg.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ MAX_DELAY_HALF_LIVES = 6.0
 LONG_HALF_LIFE_S = 41_400.0
 MAX_DELAY_LONG_HALF_LIVES = 4.0
 
+# Dates that are this far apart were moved by anonymisation; a nearer one may be of another injection.
+ANONYMISED_DAYS = 30.0
+
 # Two clocks that agree to a minute agree: F-18 decays by 0.6 % in that time.
 CLOCK_TOLERANCE_S = 60.0
 # SeriesTime and AcquisitionTime of one event differ by the rounding of a second.
@@ -69,6 +73,12 @@ def scan_start(attributes: SuvAttributes, half_life_s: float) -> tuple[datetime,
         return series, f"{SERIES_TIME}, before the first {ACQUISITION_TIME}"
     starts = [_start_from_frame(frame, attributes.manufacturer, half_life_s) for frame in attributes.frames]
     spread_s, late_s = _seconds(min(starts), max(starts)), _seconds(first, max(starts))
+    if (
+        max(spread_s, late_s) > CLOCK_TOLERANCE_S
+        and series is not None
+        and 0 <= _seconds(series, first) <= CLOCK_TOLERANCE_S
+    ):
+        return series, f"{SERIES_TIME}, less than a minute before the first {ACQUISITION_TIME}"
     if max(spread_s, late_s) > CLOCK_TOLERANCE_S:
         raise refusal(
             f"{SERIES_TIME} is not the first {ACQUISITION_TIME}, and {FRAME_REFERENCE_TIME} does not lead to one scan "
@@ -78,8 +88,11 @@ def scan_start(attributes: SuvAttributes, half_life_s: float) -> tuple[datetime,
     return min(starts), f"{ACQUISITION_TIME} and {FRAME_REFERENCE_TIME}"
 
 
-def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: float) -> float:
-    """Seconds from the injection to `start`; an injection clock after the scan's is of the day before.
+def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: float) -> tuple[float, str]:
+    """Seconds from the injection to `start`, and what to mind of them (mostly nothing).
+
+    An injection clock after the scan's is of the day before. Of a date that is months off, as anonymisation leaves it,
+    the time of day counts, for nuclides that nobody images on another day (IBSI SUV manual, DRO 4_4).
 
     Raises
     ------
@@ -96,18 +109,26 @@ def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: f
         moment = _last_before(start, clock, half_life_s)
     else:
         raise refusal(
-            f"{INJECTION_DATETIME} and {INJECTION_TIME} are absent", "that carries one of them, or --injection-time"
+            f"{INJECTION_DATETIME} and {INJECTION_TIME} are absent, or not a date and time of the site's own clock",
+            "that carries one of them, or --injection-time",
         )
     delay_s = _seconds(moment, start)
     half_lives = MAX_DELAY_HALF_LIVES if half_life_s < LONG_HALF_LIFE_S else MAX_DELAY_LONG_HALF_LIVES
     limit_s = half_lives * half_life_s
+    if abs(delay_s) >= ANONYMISED_DAYS * _DAY_S and half_life_s < LONG_HALF_LIFE_S:
+        same_day_s = _seconds(_last_before(start, moment.time(), half_life_s), start)
+        if same_day_s <= limit_s:
+            return same_day_s, (
+                f"{source} is months away from the scan, as anonymisation leaves it: its time of day was taken, "
+                f"{same_day_s / 3600:.2f} h before the scan. Check it."
+            )
     if not 0.0 <= delay_s <= limit_s:
         shifted = ": anonymisation shifts dates apart" if abs(delay_s) >= _DAY_S else ""
         raise refusal(
             f"{source} is {delay_s / 3600:.2f} h before the scan, expected 0 to {limit_s / 3600:.2f} h{shifted}",
             "in which the times are right, or --injection-time",
         )
-    return delay_s
+    return delay_s, ""
 
 
 def acquisition_of(frame: Frame) -> datetime:
@@ -118,7 +139,7 @@ def acquisition_of(frame: Frame) -> datetime:
     InputError : if date or time is absent.
     """
     if frame.acquisition is None:
-        raise refusal(f"AcquisitionDate (0008,0022) or {ACQUISITION_TIME} is absent", "that carries both")
+        raise refusal(f"AcquisitionDate (0008,0022) or {ACQUISITION_TIME} is absent or malformed", "that carries both")
     return frame.acquisition
 
 

@@ -18,6 +18,8 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.filereader import dcmread
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -384,8 +386,52 @@ def test_a_damaged_file_alone_is_a_study_of_its_own(tmp_path: Path) -> None:
 
 def test_other_files_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("a text that is longer than the preamble of a DICOM file " * 9)
-    (tmp_path / "empty").touch()
-    assert read_headers(sorted(tmp_path.iterdir())) == []
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "group.txt").write_bytes(b"\x08\0\x10\0" + b"as a data set begins" * 20)
+    files = write(pet_series(), tmp_path)
+    (study,) = group_by_study(read_headers([*sorted(tmp_path.glob("*.txt")), *files]))
+    assert len(study) == 4
+    assert group_by_study(read_headers(sorted(tmp_path.glob("*.txt")))) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\0" * 2000], ids=["empty", "short", "zeros"])
+def test_a_blank_file_among_slices_of_its_suffix_stops_the_study(content: bytes, tmp_path: Path) -> None:
+    """The last slice of a copy that broke off: positions tell of no gap there."""
+    files = write(pet_series(), tmp_path)
+    files[-1].write_bytes(content)
+    with pytest.raises(InputError, match=f"{files[-1].name} is no DICOM file, it is blank"):
+        read_pet_series(files)
+
+
+def test_a_file_that_is_dicom_by_its_name_only_stops_the_study(tmp_path: Path) -> None:
+    files = write(pet_series(), tmp_path)
+    (tmp_path / "slice.DCM").write_text("<html>not found</html>")
+    with pytest.raises(InputError, match=r"slice\.DCM is no DICOM file"):
+        read_pet_series([*files, tmp_path / "slice.DCM"])
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=["explicit", "implicit"])
+@pytest.mark.parametrize("keep_meta", [True, False])
+def test_slices_without_the_preamble_of_a_file_are_read(syntax: str, keep_meta: bool, tmp_path: Path) -> None:
+    for number, dataset in enumerate(pet_series()):
+        dataset.file_meta.TransferSyntaxUID = syntax
+        if keep_meta:
+            dataset.save_as(tmp_path / f"{number}", enforce_file_format=True)
+            (tmp_path / f"{number}").write_bytes((tmp_path / f"{number}").read_bytes()[132:])
+        else:
+            del dataset.file_meta
+            dataset.save_as(tmp_path / f"{number}", implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=True)
+    volume = read_pet_series(sorted(tmp_path.iterdir()))
+    np.testing.assert_allclose(volume.array, default_voxels() * FACTOR, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sop_class", ["1.2.840.10008.5.1.4.1.1.66", "1.3.12.2.1107.5.9.1"])
+def test_raw_data_of_the_scanner_beside_the_slices_is_left_out(sop_class: str, tmp_path: Path) -> None:
+    raw = edited(pet_series(number=9)[:1], put(SOPClassUID=sop_class, PatientSize="1"))
+    for dataset in raw:
+        del dataset.PixelData
+    volume = read_pet_series(write(pet_series(), tmp_path / "a") + write(raw, tmp_path / "b"))
+    assert "PET series 9 (1 slice, not PET Image Storage)" in volume.notes[0]
 
 
 # --- what is refused: the choice ---------------------------------------------------------------------
@@ -476,6 +522,8 @@ SPOILT: list[tuple[str, Callable[[list[Dataset]], list[Dataset]], str]] = [
     ("colour", on_first(put(SamplesPerPixel=3, PhotometricInterpretation="RGB")), "expected MONOCHROME2 and 1"),
     ("bits", on_first(put(BitsAllocated=12)), "BitsAllocated (0028,0100) 12"),
     ("high bit", on_first(put(HighBit=14)), "HighBit (0028,0102) 14"),
+    ("no sign", on_first(drop("PixelRepresentation")), "PixelRepresentation (0028,0103) absent, expected 0 or 1"),
+    ("odd sign", on_first(put(PixelRepresentation=2)), "PixelRepresentation (0028,0103) 2, expected 0 or 1"),
     ("lossy", on_first(put(LossyImageCompression="01")), "compressed with loss"),
     ("no slope", on_first(drop("RescaleSlope")), "RescaleSlope (0028,1053) absent"),
     ("no intercept", on_first(drop("RescaleIntercept")), "RescaleIntercept (0028,1052) absent"),
@@ -504,35 +552,126 @@ def test_a_tilted_series_is_refused(tmp_path: Path) -> None:
     assert "tilted gantry" in refusal_of(pet_series(shear_mm=0.5), tmp_path)
 
 
+def put_bytes(file: Path, name: str, value: bytes) -> None:
+    """Overwrite the value of an element; pydicom refuses to write what must be read here."""
+    (element,), raw = [e for e in dcmread(file) if e.keyword == name], file.read_bytes()
+    tag = element.tag.group.to_bytes(2, "little") + element.tag.element.to_bytes(2, "little") + element.VR.encode()
+    start = raw.index(tag) + len(tag)
+    end = start + 2 + int.from_bytes(raw[start : start + 2], "little")
+    file.write_bytes(raw[:start] + len(value).to_bytes(2, "little") + value + raw[end:])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("PatientWeight", b"heavy ", "PatientWeight (0010,1030) is not a number"),
         ("RescaleSlope", b"nan ", "RescaleSlope (0028,1053) is not a finite number"),
         ("SeriesNumber", b"1.5 ", "SeriesNumber (0020,0011) is not a whole number"),
-        ("SeriesTime", b"116060", "SeriesTime (0008,0031) is not a time of day"),
-        ("AcquisitionDate", b"20240230", "AcquisitionDate (0008,0022) is not a date"),
         ("Rows", b"\0\0\0\0\0\0", "Rows (0028,0010) is not a binary number"),
     ],
 )
 def test_a_malformed_value_names_its_attribute(name: str, value: bytes, says: str, tmp_path: Path) -> None:
-    series = pet_series()
-    files = write(series, tmp_path)
-    # pydicom refuses to write what must be read here, so the bytes are put in by hand.
-    element, raw = series[0][name], files[0].read_bytes()
-    tag = element.tag.group.to_bytes(2, "little") + element.tag.element.to_bytes(2, "little") + element.VR.encode()
-    start = raw.index(tag) + len(tag)
-    end = start + 2 + int.from_bytes(raw[start : start + 2], "little")
-    files[0].write_bytes(raw[:start] + len(value).to_bytes(2, "little") + value + raw[end:])
+    files = write(pet_series(), tmp_path)
+    put_bytes(files[0], name, value)
     with pytest.raises(InputError) as refused:
         read_pet_series(files)
     assert says in str(refused.value)
     assert files[0].name in str(refused.value)
 
 
-def test_an_injection_date_time_must_have_a_time(tmp_path: Path) -> None:
-    series = edited(pet_series(), lambda d: setattr(injection(d), "RadiopharmaceuticalStartDateTime", "20240229"))
-    assert "RadiopharmaceuticalStartDateTime (0018,1078) is not a date and time" in refusal_of(series, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PatientWeight", b"70,5", "PatientWeight (0010,1030) is not a finite number"),
+        ("PatientSize", b"1,75", ""),  # not needed for SUVbw
+        ("SeriesTime", b"116060", ""),  # AcquisitionTime and FrameReferenceTime lead to the start
+        ("AcquisitionDate", b"20240230", "AcquisitionDate (0008,0022) or AcquisitionTime (0008,0032) is absent or mal"),
+    ],
+)
+def test_a_malformed_value_is_refused_where_suv_needs_it(name: str, value: bytes, says: str, tmp_path: Path) -> None:
+    # A frame of T = 2 min has its average activity T / 2 - ln 2 T² / (24 half-lives) = 59.937 s after its start.
+    files = write(edited(pet_series(), put(PatientSize=1.75, FrameReferenceTime=59_937)), tmp_path)
+    for file in files:
+        put_bytes(file, name, value)
+    if not says:
+        assert read_pet_series(files).array.max() == pytest.approx(123 * FACTOR)
+        return
+    with pytest.raises(InputError) as refused:
+        read_pet_series(files)
+    assert says in str(refused.value)
+
+
+def test_the_user_stands_in_for_a_malformed_weight(tmp_path: Path) -> None:
+    files = write(pet_series(), tmp_path)
+    for file in files:
+        put_bytes(file, "PatientWeight", b"70,0")
+    assert read_pet_series(files, SuvOverrides(weight_kg=70.0)).array.max() == pytest.approx(123 * FACTOR)
+
+
+def test_an_acquisition_without_a_date_is_of_the_day_of_the_series(tmp_path: Path) -> None:
+    series = edited(pet_series(), drop("AcquisitionDate"))
+    assert read_pet_series(write(series, tmp_path)).array.max() == pytest.approx(123 * FACTOR)
+
+
+def test_times_that_suv_does_not_need_may_differ_between_slices(tmp_path: Path) -> None:
+    series = edited(pet_series(), put(Units="GML", SUVType="BW"))
+    series[2].SeriesTime = "120000"
+    assert read_pet_series(write(series, tmp_path)).array.max() == 123
+
+
+@pytest.mark.parametrize("moment", ["20240229", "00010101000000.00"])
+def test_an_injection_date_time_must_be_one(moment: str, tmp_path: Path) -> None:
+    series = edited(pet_series(), lambda d: setattr(injection(d), "RadiopharmaceuticalStartDateTime", moment))
+    assert read_pet_series(write(series, tmp_path / "a")).array.max() == pytest.approx(123 * FACTOR)  # by the time
+    series = edited(series, lambda d: delattr(injection(d), "RadiopharmaceuticalStartTime"))
+    assert "StartTime (0018,1072) are absent, or not a date and time" in refusal_of(series, tmp_path / "b")
+
+
+def test_an_injection_in_utc_is_refused_where_nothing_says_the_zone_of_the_scan(tmp_path: Path) -> None:
+    moment = "20240229090000.000000+0000"
+    series = edited(pet_series(), lambda d: setattr(injection(d), "RadiopharmaceuticalStartDateTime", moment))
+    series = edited(series, lambda d: delattr(injection(d), "RadiopharmaceuticalStartTime"))
+    assert "not a date and time of the site's own clock" in refusal_of(series, tmp_path)
+
+
+@pytest.mark.parametrize(("signed", "value"), [(0, 65535), (1, -32768)])
+def test_padding_is_no_uptake(signed: int, value: int, tmp_path: Path) -> None:
+    """PS3.3 C.7.5.1.1.2; with a range, all of it."""
+    series = edited(pet_series(), put(PixelRepresentation=signed))
+    for dataset in series:
+        kind = "<i2" if signed else "<u2"
+        pixels = np.frombuffer(dataset.PixelData, kind).copy()
+        pixels[:2] = value, value + 1 if signed else value - 1
+        dataset.PixelData = pixels.tobytes()
+        dataset.add_new(0x00280120, "SS" if signed else "US", value)
+        dataset.add_new(0x00280121, "SS" if signed else "US", value + 1 if signed else value - 1)
+    volume = read_pet_series(write(series, tmp_path))
+    expected = default_voxels() * FACTOR
+    expected.reshape(4, -1)[:, :2] = 0
+    np.testing.assert_allclose(volume.array, expected, rtol=1e-6)
+    assert "PixelPaddingValue (0028,0120)" in volume.notes[2]
+
+
+def test_a_series_that_does_not_say_whether_it_is_corrected_is_taken_and_warned_of(tmp_path: Path) -> None:
+    unsaid = edited(pet_series(), put(CorrectedImage=None))
+    volume = read_pet_series(write(unsaid, tmp_path / "a"))
+    assert "nothing says that the scan is corrected for attenuation" in volume.warnings[0]
+    assert "attenuation correction not said" in volume.notes[0]
+    method = edited(pet_series(), put(CorrectedImage=None, AttenuationCorrectionMethod="measured,CTAC"))
+    assert read_pet_series(write(method, tmp_path / "b")).warnings == ()
+    both = pet_series(number=7) + unsaid
+    assert "Took PET series 7" in read_pet_series(write(both, tmp_path / "c")).notes[0]
+    denied = edited(unsaid, put(AttenuationCorrectionMethod="NONE"))
+    assert "ATTN in CorrectedImage" in refusal_of(denied, tmp_path / "d")
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81"])
+def test_a_transfer_syntax_with_loss_is_refused_whatever_else_is_said(syntax: str, tmp_path: Path) -> None:
+    series = pet_series()
+    for dataset in series:
+        dataset.PixelData = encapsulate([b"\0" * 20])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = syntax
+    assert "compressed with loss" in refusal_of(series, tmp_path)
 
 
 def test_a_date_time_with_an_offset_is_brought_to_the_zone_of_the_scan(tmp_path: Path) -> None:

@@ -160,8 +160,63 @@ def test_voxels_that_are_not_corrected_refer_to_the_average_of_their_frame() -> 
 
 
 def test_a_list_of_corrections_that_contradicts_none_is_warned_of() -> None:
-    assert not suvbw_factors(NONE).warning
-    assert "lists DECY, but DecayCorrection" in suvbw_factors(replace(NONE, corrected_image=("DECY",))).warning
+    assert not suvbw_factors(NONE).warnings
+    assert "lists DECY, but DecayCorrection" in suvbw_factors(replace(NONE, corrected_image=("DECY",))).warnings[0]
+
+
+@pytest.mark.parametrize("days", [-60, 24_000, -24_000])
+def test_of_a_date_that_anonymisation_moved_the_time_of_day_counts(days: int) -> None:
+    """IBSI SUV manual, DRO 4_4: the times are right, the dates are decades apart."""
+    moved = replace(START, injection_datetime=INJECTION + timedelta(days=days), injection_time=None)
+    factors = suvbw_factors(moved)
+    assert factors.per_frame == pytest.approx(suvbw_factors(START).per_frame)
+    assert "months away from the scan" in factors.warnings[0]
+    midnight = replace(moved, injection_datetime=INJECTION.replace(hour=23, minute=30) + timedelta(days=days))
+    scan = SCAN.replace(hour=0, minute=30, second=0, microsecond=0)
+    at_night = replace(midnight, series_start=scan, frames=(replace(FRAME, acquisition=scan),))
+    assert suvbw_factors(at_night).per_frame[0] == pytest.approx(1000 * 70 / (350e6 * 2 ** (-3600 / HALF_LIFE_S)))
+
+
+def test_of_a_nuclide_of_long_life_no_moved_date_is_believed() -> None:
+    """IBSI SUV manual, DRO_error 4_2."""
+    with pytest.raises(InputError, match="anonymisation shifts dates apart"):
+        suvbw_factors(replace(ZIRCONIUM, injection_datetime=INJECTION - timedelta(days=9000)))
+
+
+def test_a_series_time_less_than_a_minute_before_the_scan_is_taken_where_beds_count_anew() -> None:
+    beds = tuple(replace(FRAME, acquisition=SCAN + seconds(wait)) for wait in (5, 185, 365))
+    factor, note = factor_and_note(replace(START, frames=beds))
+    assert factor == pytest.approx(factor_of(START))
+    assert "less than a minute before" in note
+    late = tuple(replace(frame, acquisition=frame.acquisition + seconds(90)) for frame in beds if frame.acquisition)
+    with pytest.raises(InputError, match="does not lead to one scan start"):
+        suvbw_factors(replace(START, frames=late))
+
+
+@pytest.mark.parametrize(
+    ("names", "half_life_s", "nuclide"),
+    [
+        (("^68^Gallium", "PSMA-11"), HALF_LIFE_S, "Ga-68"),
+        (("35337001",), HALF_LIFE_S, "Ga-68"),
+        (("FDG", "C-168A4"), HALF_LIFE_S, "Zr-89"),
+        (("Iodine-124",), 282_276.0, "I-124"),
+        (("64Cu",), HALF_LIFE_S, "Cu-64"),
+    ],
+)
+def test_a_half_life_of_another_nuclide_than_the_named_one_is_refused(
+    names: tuple[str, ...], half_life_s: float, nuclide: str
+) -> None:
+    with pytest.raises(InputError, match=f"of {nuclide}, which the series names"):
+        suvbw_factors(replace(START, radionuclide=names, half_life_s=half_life_s))
+
+
+@pytest.mark.parametrize(
+    ("names", "half_life_s"),
+    [(("^68^Gallium",), 4080.0), (("FDG", "^89^Zirconium"), 282_240.0), (("PSMA-11 C",), 4062.0), ((), 1.0e4)],
+)
+def test_a_half_life_is_held_against_the_nuclide_before_the_tracer(names: tuple[str, ...], half_life_s: float) -> None:
+    attributes = replace(START, radionuclide=names, half_life_s=half_life_s)
+    assert factor_of(attributes) == pytest.approx(70e3 / (350e6 * 2 ** (-HALF_LIFE_S / half_life_s)))
 
 
 def test_zirconium_may_be_injected_days_before() -> None:
@@ -348,7 +403,7 @@ REFUSED: list[tuple[str, SuvAttributes, str]] = [
     ),
     ("weight 0", replace(START, weight_kg=0.0), r"PatientWeight \(0010,1030\) is 0 kg, expected 1 to 400 kg"),
     ("weight in g", replace(START, weight_kg=70e3), r"PatientWeight \(0010,1030\) is 70000 kg"),
-    ("weight NaN", replace(START, weight_kg=math.nan), r"PatientWeight \(0010,1030\) is nan"),
+    ("weight NaN", replace(START, weight_kg=math.nan), r"PatientWeight \(0010,1030\) is not a finite number"),
     ("weight absent, ADMIN", replace(ADMIN, weight_kg=None), r"PatientWeight \(0010,1030\) is absent"),
     ("dose absent", replace(START, dose=None), r"RadionuclideTotalDose \(0018,1074\) is absent"),
     ("dose 0", replace(START, dose=0.0), r"RadionuclideTotalDose \(0018,1074\) is 0, expected"),
