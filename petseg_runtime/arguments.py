@@ -18,16 +18,16 @@ def command_line() -> argparse.ArgumentParser:
         "device, 6 too large for memory, 7 some scans of a batch failed.",
     )
     parser.add_argument(
-        "input", nargs="*", type=Path, help="a .nii, .nii.gz, .mha or .nrrd file, a DICOM folder, or a folder of these"
+        "input", nargs="*", type=_path, help="a .nii, .nii.gz, .mha or .nrrd file, a DICOM folder, or a folder of these"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="folder of the results; default beside the input"
+        "-o", "--output", type=_path, metavar="DIR", help="folder of the results; default beside the input"
     )
     parser.add_argument(
-        "-m", "--model", type=Path, metavar="FILE", help=".onnx or .engine file; default the bundled model"
+        "-m", "--model", type=_path, metavar="FILE", help=".onnx or .engine file; default the bundled model"
     )
     parser.add_argument(
-        "--model-key", type=Path, metavar="FILE", help="public key that the model must be signed by (extra: sign)"
+        "--model-key", type=_path, metavar="FILE", help="public key that the model must be signed by (extra: sign)"
     )
     parser.add_argument("-d", "--device", default="auto", help="auto, cpu, gpu or gpu:N; only auto ever falls back")
     parser.add_argument("--backend", default="auto", help="auto, openvino, onnxruntime or tensorrt")
@@ -86,12 +86,18 @@ def command_line() -> argparse.ArgumentParser:
     )
     inbox.add_argument("--send-to", metavar="AET@HOST:PORT", help="send the DICOM results there (extra: serve)")
     inbox.add_argument("--http-port", type=int, metavar="PORT", help="answer over HTTP (extra: serve)")
-    inbox.add_argument("--http-token-file", type=Path, metavar="FILE", help="holds the token that HTTP callers bring")
+    inbox.add_argument("--http-token-file", type=_path, metavar="FILE", help="holds the token that HTTP callers bring")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     loudness.add_argument("-v", "--verbose", action="store_true", help="print the time of each stage")
     parser.add_argument("--version", action="version", version=f"petseg {__version__}")
     return parser
+
+
+def _path(text: str) -> Path:
+    if not text:  # an unset variable of a script: it would stand for the current folder
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 def _moment(text: str) -> datetime:

@@ -146,7 +146,10 @@ def new_record(model_sha256: str, outcomes: Sequence[Outcome]) -> Record:
 def kept(model_sha256: str) -> Record | None:
     """The record of this model on this machine, if there is one that can be read."""
     try:
-        fields = json.loads(record_path(model_sha256).read_text(encoding="utf-8"))
+        path = record_path(model_sha256)
+        if path is None:
+            return None
+        fields = json.loads(path.read_text(encoding="utf-8"))
         outcomes = tuple(
             Outcome(**{key: value for key, value in outcome.items() if key != "passed"})
             for outcome in fields["outcomes"]
@@ -168,7 +171,15 @@ def machine() -> str:
     return f"{processor}, {platform.machine()}, {platform.system()}"
 
 
-def record_path(model_sha256: str) -> Path:
+def record_path(model_sha256: str) -> Path | None:
     """Where the record of a model is kept: among the user's state, by the XDG base directory specification."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(state) / "petseg" / f"{model_sha256}.json"
+    folder = user_folder("XDG_STATE_HOME", ".local/state")
+    return None if folder is None else folder / "petseg" / f"{model_sha256}.json"
+
+
+def user_folder(variable: str, below_home: str) -> Path | None:
+    """A folder of the XDG base directory specification; None for a user without a home, as in some containers."""
+    try:
+        return Path(os.environ.get(variable) or Path.home() / below_home)
+    except RuntimeError:
+        return None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from petseg_runtime.errors import BackendError, InputError, PetsegError, UsageError, as_petseg_error
 from petseg_runtime.io.scans import Scan, scans_in
-from petseg_runtime.outputs.files import prepare_folder, remove_leavings, sync, write_json
+from petseg_runtime.outputs.files import prepare_folder, remove_leavings, write_json
 from petseg_runtime.runner import RunSettings, ScanResult, run_scan
 from petseg_runtime.segmenter import Segmenter
 
@@ -109,7 +109,6 @@ def _do(
         result = _result(scan, segmenter, settings)
         note = output / FAILURES / scan.folder / f"{name}.json"
         if isinstance(result, ScanResult):
-            sync(*result.files, *{file.parent for file in result.files})
             if deliver is not None:
                 deliver(result)
             note.unlink(missing_ok=True)

@@ -307,7 +307,11 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         if settings.report:
             write_report(scan.name, volume, segmentation, segmenter.manifest, content, report)
         timings_s["writing"] = round(perf_counter() - started, 4)
+        content["bytes"] = {file.name: file.stat().st_size for file in files if file != last}
         write_json(content, files[-1])
+        stale = _outputs(folder / record) - set(outputs)
+    for name in stale:  # of a run before: numbers of another mask beside this one
+        (folder / name).unlink(missing_ok=True)
     written = tuple(folder / file.name for file in files)
     label = str(scan.folder / scan.name)
     return ScanResult(scan.name, label, segmentation.statistics, written, timings_s, decisions, warnings, identity)
@@ -324,16 +328,28 @@ def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanRes
     try:
         record = json.loads((folder / f"{scan.name}_run.json").read_text(encoding="utf-8"))
         files = tuple(folder / name for name in record["outputs"])
+        sizes = {folder / name: int(size) for name, size in record["bytes"].items()}
         decisions = tuple(record["decisions"][1:])  # the first is the backend's, of that run
         statistics, timings_s = statistics_from(record["statistics"]), dict(record["timings_s"])
         key, warnings = record["run_key"], tuple(record["warnings"])
         identity = dict(record.get("identity", {}))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if key != _run_key(scan.sha256(), segmenter, settings) or not all(file.is_file() for file in files):
         return None
+    if any(file.stat().st_size != size for file, size in sizes.items()):  # cut short by a power cut
+        return None
     label = str(scan.folder / scan.name)
     return ScanResult(scan.name, label, statistics, files, timings_s, decisions, warnings, identity)
+
+
+def _outputs(record: Path) -> set[str]:
+    """The names of the files beside a record that its run wrote; none where there is no record."""
+    try:
+        names = json.loads(record.read_text(encoding="utf-8"))["outputs"]
+        return {name for name in names if Path(name).name == name}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _run_key(scan_sha256: str, segmenter: Segmenter, settings: RunSettings) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.resources import as_file, files
@@ -15,7 +14,7 @@ import numpy as np
 
 from petseg_runtime.backends import Backend, open_backend
 from petseg_runtime.backends.base import PlansMemory
-from petseg_runtime.commissioning import Record, kept
+from petseg_runtime.commissioning import Record, kept, user_folder
 from petseg_runtime.engine import ENGINE_SUFFIX, check_origin, read_engine
 from petseg_runtime.errors import BackendError, CancelledError, ModelError, UsageError
 from petseg_runtime.manifest import MAX_OVERLAP, ModelManifest, read_model
@@ -319,9 +318,10 @@ def model_digest(model: Path | None) -> str:
         return read_model(model or bundled).sha256
 
 
-def user_cache() -> Path:
-    """Where compiled networks are kept for a user, by the XDG base directory specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "petseg"
+def user_cache() -> Path | None:
+    """Where compiled networks are kept for a user, by the XDG base directory specification; None without a home."""
+    folder = user_folder("XDG_CACHE_HOME", ".cache")
+    return None if folder is None else folder / "petseg"
 
 
 def _cancellable(progress: Progress | None, cancel: Event | None) -> Progress | None:

@@ -12,7 +12,7 @@ from petseg_runtime import __version__
 from petseg_runtime.backends import Backend, has_gpu_build
 from petseg_runtime.commissioning import Outcome, Record, examine, new_record, record_path, unpack
 from petseg_runtime.engine import ENGINE_SUFFIX, check_origin, read_engine
-from petseg_runtime.errors import BackendError, ModelError
+from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.manifest import ModelFile, read_model
 from petseg_runtime.outputs.files import prepare_folder, write_json
 from petseg_runtime.segmenter import BUNDLED_MODEL
@@ -59,6 +59,8 @@ def keep(record: Record) -> Path:
     UsageError : if it cannot be written.
     """
     path = record_path(record.model_sha256)
+    if path is None:
+        raise UsageError("There is no home folder to keep the record in. Set HOME or XDG_STATE_HOME.")
     prepare_folder(path.parent)
     write_record(record, path)
     return path

@@ -26,6 +26,9 @@ _FORMATS = {
 IMAGE_SUFFIXES = tuple(_FORMATS)
 # Largest deviation of a cosine from the nearest straight grid: the rounding of three decimals.
 RIGHT_ANGLE_TOLERANCE = 1e-3
+# Axes within this of right angles stay as they are written, so that a mask has the scan's own.
+_SAME_AXES = 5e-4
+_STRAIGHTENED = "The scan's axes are off the right angle by a rounding of decimals; the nearest straight grid is used."
 
 
 class _Image(NamedTuple):
@@ -35,8 +38,8 @@ class _Image(NamedTuple):
 
 
 def image_suffix(path: Path) -> str:
-    """The suffix that tells the format, in lower case; empty if it is none of ours, or in mixed case (as for ITK)."""
-    return next((suffix for suffix in IMAGE_SUFFIXES if path.name.endswith((suffix, suffix.upper()))), "")
+    """The suffix that tells the format, in lower case; empty if it is none of ours."""
+    return next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), "")
 
 
 def read_image(path: Path, unit: Unit = Unit.UNKNOWN, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -81,8 +84,13 @@ def write_image(array: MaskArray | FloatArray, geometry: Geometry, path: Path) -
 
 
 def _read(path: Path, pixel_type: int, max_voxels: int = MAX_VOXELS) -> _Image:
-    if not image_suffix(path) or not path.is_file():
+    if not path.is_file():
         raise InputError(f"{path.name} does not exist. Pass a {', '.join(IMAGE_SUFFIXES)} file or a DICOM folder.")
+    suffix = image_suffix(path)
+    if not suffix:
+        raise InputError(f"{path.name} is not a {', '.join(IMAGE_SUFFIXES)} file. Save it as one.")
+    if not path.name.endswith((suffix, suffix.upper())):  # ITK's readers go by it
+        raise InputError(f"{path.name} has a suffix in mixed case. Rename it to end with {suffix}.")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:  # ITK would end the process
@@ -98,10 +106,9 @@ def _read(path: Path, pixel_type: int, max_voxels: int = MAX_VOXELS) -> _Image:
                 raise
             with straightened(path) as copy:
                 reader = _header(copy, reader_name, pixel_type)
-            notes = (
-                "The scan's axes are off the right angle by a rounding of decimals; the nearest straight grid is used.",
-            )
-        geometry = _geometry(reader, path.name, max_voxels)
+            notes = (_STRAIGHTENED,)
+        geometry, straight = _geometry(reader, path.name, max_voxels)
+        notes = notes if straight else (_STRAIGHTENED,)
         if reader_name == _NIFTI:
             return _Image(read_nifti_voxels(path, geometry.shape), geometry, notes)
         return _Image(sitk.GetArrayFromImage(reader.Execute()), geometry, notes)
@@ -120,8 +127,11 @@ def _header(path: Path, reader_name: str, pixel_type: int) -> sitk.ImageFileRead
     return reader
 
 
-def _geometry(reader: sitk.ImageFileReader, name: str, max_voxels: int) -> Geometry:
-    """Where the voxels lie, of a header that claims one volume of a plausible size; nothing is allocated before."""
+def _geometry(reader: sitk.ImageFileReader, name: str, max_voxels: int) -> tuple[Geometry, bool]:
+    """Where the voxels lie, of a header that claims one volume of a plausible size; nothing is allocated before.
+
+    Also whether the header's axes are straight as they stand.
+    """
     size = reader.GetSize()
     dimensions = len(size)
     if dimensions == 4 and size[3] == 1:  # one volume, written as a time series of one
@@ -137,5 +147,6 @@ def _geometry(reader: sitk.ImageFileReader, name: str, max_voxels: int) -> Geome
     u, _, vt = np.linalg.svd(direction)
     if np.abs(u @ vt - direction).max() > RIGHT_ANGLE_TOLERANCE:
         raise InputError(f"The axes of {name} are not at right angles. Resample it to a straight grid.")
-    a, b, c = (tuple(float(cosine) for cosine in row) for row in direction)
-    return Geometry((z, y, x), (sz, sy, sx), (ox, oy, oz), (a, b, c))  # type: ignore[arg-type]
+    straight = np.allclose(direction @ direction.T, np.eye(3), rtol=0, atol=_SAME_AXES)
+    a, b, c = (tuple(float(cosine) for cosine in row) for row in (direction if straight else u @ vt))
+    return Geometry((z, y, x), (sz, sy, sx), (ox, oy, oz), (a, b, c)), straight  # type: ignore[arg-type]

@@ -1,10 +1,12 @@
 """MHA and NRRD files: what ITK passes over in silence is refused.
 
-ITK takes an absent voxel size for 1 mm and any unit for mm, and goes on with whatever a damaged compressed stream gave.
+ITK takes an absent voxel size for 1 mm and any unit for mm, fills what is missing of an MHA's voxels with whatever the
+memory held, and ends the process where a header's number of dimensions is none.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from pathlib import Path
 from typing import IO
@@ -13,10 +15,17 @@ from petseg_runtime.errors import InputError
 
 _CHUNK_BYTES = 1 << 22
 _MAX_HEADER_LINES = 500
+# Bytes of each real type of an MHA; MetaIO writes a long of four.
+_ELEMENT_BYTES = {
+    **{"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4},
+    **{"MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4, "MET_DOUBLE": 8},
+}
+# Numbers of an MHA's header beside the voxel size, by which it lies in space.
+_PLACE = ("offset", "position", "origin", "transformmatrix", "orientation", "rotation")
 
 
 def check_mha(path: Path) -> None:
-    """Refuse an MHA file without voxel size, or whose compressed voxels are damaged.
+    """Refuse an MHA file without voxel size, or without exactly the voxels that its header states.
 
     Raises
     ------
@@ -31,9 +40,73 @@ def check_mha(path: Path) -> None:
                 break
         if fields.get("elementdatafile", "").upper() != "LOCAL":
             raise InputError(f"{path.name} keeps its voxels in another file, or is no MHA. Save it as one .mha file.")
+        expected = _stated_bytes(fields, path.name)
         _require_numbers(fields.get("elementspacing") or fields.get("elementsize"), "ElementSpacing", path.name)
-        if fields.get("compresseddata", "").lower() == "true":
-            _check_stream(stream, zlib.decompressobj(), path.name)
+        for field in _PLACE:
+            if field in fields:
+                _numbers(fields, field, path.name)
+        unit = fields.get("distanceunits", "mm")
+        if unit.lower() not in ("mm", "?", ""):
+            raise InputError(f"{path.name} is in {unit}, expected mm. Save it in mm.")
+        if _numbers(fields, "elementtointensityfunctionslope", path.name, 1.0)[0] != 1.0 or any(
+            _numbers(fields, "elementtointensityfunctionoffset", path.name, 0.0)
+        ):
+            raise InputError(f"{path.name} scales its voxels (ElementToIntensityFunction). Save it with the values.")
+        _check_voxels(stream, fields, expected, path)
+
+
+def _stated_bytes(fields: dict[str, str], name: str) -> int:
+    """Bytes of the voxels that an MHA's header states."""
+    try:
+        rank, sides = int(fields.get("ndims", "")), [int(side) for side in fields.get("dimsize", "").split()]
+    except ValueError:
+        rank, sides = 0, []
+    if rank not in (2, 3, 4) or len(sides) != rank or min(sides) < 1:
+        raise InputError(
+            f"{name} has NDims {fields.get('ndims', 'absent')} and DimSize {fields.get('dimsize', 'absent')}, expected "
+            "three dimensions. Get the file again."
+        )
+    kind, channels = fields.get("elementtype", "absent"), _numbers(fields, "elementnumberofchannels", name, 1.0)[0]
+    if kind not in _ELEMENT_BYTES or channels != 1:
+        raise InputError(f"{name} has ElementType {kind} and {channels:g} numbers a voxel, expected one real number.")
+    if not _is_true(fields.get("binarydata", "true")) or fields.get("headersize", "0") not in ("0", "-1"):
+        raise InputError(f"{name} keeps its voxels as text, or apart from its header. Save it anew as binary .mha.")
+    return math.prod(sides) * _ELEMENT_BYTES[kind]
+
+
+def _check_voxels(stream: IO[bytes], fields: dict[str, str], expected: int, path: Path) -> None:
+    begin = stream.tell()
+    if not _is_true(fields.get("compresseddata", "false")):
+        found = path.stat().st_size - begin
+    else:
+        found, taken = _check_stream(stream, zlib.decompressobj(), path.name, begin)
+        stated = _numbers(fields, "compresseddatasize", path.name, math.nan)[0]
+        if stated != taken:
+            raise InputError(
+                f"{path.name} has {taken} bytes of compressed voxels and states {stated:g} (CompressedDataSize). "
+                "Save it anew."
+            )
+    if found != expected:
+        wrong = "is truncated" if found < expected else "contradicts itself"
+        raise InputError(f"{path.name} {wrong}: {found} bytes of voxels, expected {expected}. Get the file again.")
+
+
+def _is_true(value: str) -> bool:
+    """As MetaIO reads it: by the first letter."""
+    return value[:1].lower() in ("t", "y", "1")
+
+
+def _numbers(fields: dict[str, str], field: str, name: str, otherwise: float = 0.0) -> tuple[float, ...]:
+    """The finite numbers of a field; `otherwise` where it is absent."""
+    if field not in fields:
+        return (otherwise,)
+    try:
+        values = tuple(float(value) for value in fields[field].split())
+    except ValueError:
+        values = ()
+    if not values or not all(map(math.isfinite, values)):
+        raise InputError(f"{name} has a {field} that is no number. Get the file again.")
+    return values
 
 
 def check_nrrd(path: Path) -> None:
@@ -56,11 +129,11 @@ def check_nrrd(path: Path) -> None:
         if "data file" in fields or "datafile" in fields:
             raise InputError(f"{path.name} keeps its voxels in another file. Save it as one .nrrd file.")
         _require_numbers(fields.get("space directions") or fields.get("spacings"), "space directions", path.name)
-        units = fields.get("space units", "").replace('"', "").split()
+        units = f"{fields.get('space units', '')} {fields.get('units', '')}".replace('"', "").split()
         if any(unit.lower() not in ("mm", "millimeter", "millimeters") for unit in units):
             raise InputError(f"{path.name} is in {units[0]}, expected mm. Save it in mm.")
         if fields.get("encoding", "").lower() in ("gzip", "gz"):
-            _check_stream(stream, zlib.decompressobj(zlib.MAX_WBITS | 16), path.name)
+            _check_stream(stream, zlib.decompressobj(zlib.MAX_WBITS | 16), path.name, stream.tell())
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -76,11 +149,14 @@ def _require_numbers(value: str | None, field: str, name: str) -> None:
         raise InputError(f"{name} does not state its voxel size ({field}). Save it with one.")
 
 
-def _check_stream(stream: IO[bytes], decompressor: zlib._Decompress, name: str) -> None:
+def _check_stream(stream: IO[bytes], decompressor: zlib._Decompress, name: str, begin: int) -> tuple[int, int]:
+    """Bytes in the stream that begins here, decompressed and as they are."""
+    found = 0
     try:
         while not decompressor.eof and (chunk := stream.read(_CHUNK_BYTES)):
-            decompressor.decompress(chunk)
+            found += len(decompressor.decompress(chunk))
     except zlib.error as error:
         raise InputError(f"The voxels of {name} are damaged: {error}. Get the file again.") from error
     if not decompressor.eof:
         raise InputError(f"{name} is truncated: its compressed voxels do not end. Get the file again.")
+    return found, stream.tell() - begin - len(decompressor.unused_data)

@@ -1,8 +1,9 @@
 """NIfTI-1 files: ITK reads the geometry of those that pass, the voxels are read here, in one pass.
 
-ITK reads missing bytes and NaN as zeros, a voxel size of 0 as 1 mm, and takes the size from one field where another
-contradicts it; that is refused. It refuses axes that are off the right angle by a rounding of their decimals; that is
-mended. To be sure of a compressed file it must be decompressed to its end, and doing so twice would take twice as long.
+ITK reads missing bytes and NaN as zeros, a voxel size of 0 as 1 mm, and takes size and place from one field where
+another contradicts it; that is refused. It refuses axes that are off the right angle by a rounding of their decimals;
+that is mended. To be sure of a compressed file it must be decompressed to its end, and doing so twice would take twice
+as long.
 """
 
 from __future__ import annotations
@@ -28,14 +29,12 @@ _FIRST_VOXEL = 352
 # Extensions of the header lie before the voxels; beyond this one would fill the memory.
 _LAST_FIRST_VOXEL = 1e6
 # Offsets of fields in the header (nifti1.h).
-_DIM, _DATATYPE, _BITPIX, _PIXDIM, _VOX_OFFSET, _SCALE_AND_SHIFT, _QFORM_CODE, _SFORM_CODE, _SROW, _MAGIC = (
-    *(40, 70, 72, 76, 108, 112),
-    *(252, 254, 280, 344),
-)
+_DIM, _DATATYPE, _BITPIX, _PIXDIM, _VOX_OFFSET, _SCALE_AND_SHIFT = 40, 70, 72, 76, 108, 112
+_QFORM_CODE, _SFORM_CODE, _QUATERNION, _QOFFSET, _SROW, _MAGIC = 252, 254, 256, 268, 280, 344
 # Each real datatype; others are colours or complex numbers.
 _REAL = {2: "u1", 256: "i1", 4: "i2", 512: "u2", 8: "i4", 768: "u4", 16: "f4", 64: "f8", 1024: "i8", 1280: "u8"}
 _MOST_DIMENSIONS = 7
-# A scale or shift of less is none (as in ITK's reader).
+# A scale or shift of less is none (as in ITK's reader). nifti1.h: "if scl_slope is nonzero", else neither counts.
 _NO_SCALE = np.finfo(np.float64).eps
 _CHUNK_BYTES = 1 << 22
 
@@ -43,6 +42,8 @@ _CHUNK_BYTES = 1 << 22
 _RIGHT_ANGLE_TOLERANCE = 2e-3
 # The voxel size stands in pixdim and in the sform; float32 and a few decimals agree to this.
 _SAME_SIZE = 1e-3
+# Share of a voxel by which qform and sform may differ in where the corners lie.
+_SAME_PLACE = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,25 @@ class _Header:
     def affine(self) -> npt.NDArray[np.float64]:
         """The sform, 3 x 4."""
         return np.array(self.values("12f", _SROW), np.float64).reshape(3, 4)
+
+    @property
+    def quaternion_affine(self) -> npt.NDArray[np.float64]:
+        """The qform, 3 x 4 (nifti1.h, method 2)."""
+        b, c, d = self.values("3f", _QUATERNION)
+        squares = b * b + c * c + d * d
+        if squares > 1:  # by rounding: a half turn
+            b, c, d = (value / math.sqrt(squares) for value in (b, c, d))
+        a = math.sqrt(max(0.0, 1 - squares))
+        turn = np.array(
+            [
+                [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+                [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+                [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+            ]
+        )
+        qfac, *size_mm = self.values("4f", _PIXDIM)
+        size_mm[2] *= -1 if qfac < 0 else 1
+        return np.column_stack([turn * size_mm, self.values("3f", _QOFFSET)])
 
 
 def check_nifti(path: Path) -> None:
@@ -153,7 +173,11 @@ def _check_geometry(header: _Header, name: str) -> None:
     size_mm = np.abs(header.values("3f", _PIXDIM + 4))
     if not (np.isfinite(size_mm).all() and size_mm.min() > 0):
         raise InputError(f"{name} states a voxel size (pixdim) of {size_mm.tolist()} mm, expected positive numbers.")
-    if header.values("h", _SFORM_CODE)[0] <= 0:
+    has_qform, has_sform = (header.values("h", code)[0] > 0 for code in (_QFORM_CODE, _SFORM_CODE))
+    placed = (*(header.values("6f", _QUATERNION) if has_qform else ()), *(header.affine[:, 3] if has_sform else ()))
+    if not np.isfinite(placed).all():
+        raise InputError(f"{name} does not say where it lies: its qform or sform holds NaN. Get the file again.")
+    if not has_sform:
         return
     axes = header.affine[:, :3]
     norms = np.linalg.norm(axes, axis=0)
@@ -170,6 +194,14 @@ def _check_geometry(header: _Header, name: str) -> None:
             f"The axes of {name} are {degrees:.1f} degrees off the right angle, as with a tilted gantry. "
             "Resample it to a straight grid."
         )
+    if has_qform:
+        corners = np.array([(*where, 1) for where in np.ndindex(2, 2, 2)]) * (*header.values("3h", _DIM + 2), 1)
+        apart_mm = np.linalg.norm((header.affine - header.quaternion_affine) @ corners.T, axis=0).max()
+        if apart_mm > _SAME_PLACE * size_mm.min():
+            raise InputError(
+                f"{name} says twice where it lies, in its qform and its sform, {apart_mm:.1f} mm apart, and programs "
+                "take one or the other. Save it anew with the right one."
+            )
 
 
 def _stored_type(header: _Header, name: str) -> np.dtype[Any]:
@@ -182,8 +214,11 @@ def _stored_type(header: _Header, name: str) -> np.dtype[Any]:
 
 def _read_voxels(header: _Header, stream: IO[bytes], shape: Shape, name: str) -> FloatArray:
     stored = _stored_type(header, name)
-    scale, shift = (value if np.isfinite(value) else 0.0 for value in header.values("2f", _SCALE_AND_SHIFT))
-    scale = 1.0 if abs(scale) < _NO_SCALE else scale
+    scale, shift = header.values("2f", _SCALE_AND_SHIFT)
+    if not math.isfinite(scale) or abs(scale) < _NO_SCALE:
+        scale, shift = 1.0, 0.0
+    if not math.isfinite(shift):
+        raise InputError(f"{name} has a scl_inter that is no number beside a scl_slope. Get the file again.")
     scaled = abs(scale - 1) > _NO_SCALE or abs(shift) > _NO_SCALE
 
     expected = math.prod(shape)

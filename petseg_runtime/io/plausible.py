@@ -11,8 +11,10 @@ from petseg_runtime.volume import FloatArray, Shape, Triple
 MAX_VOXELS = 1_000_000_000
 # Small-animal scanners go down to 0.3 mm, old whole-body ones up to 10; beyond it is a wrong unit.
 SPACING_RANGE_MM = (0.2, 20.0)
-# A PET holds many thousands of different values, a label map a handful.
+# A PET holds many thousands of different values, a label map a handful, or up to 256 in flat regions.
 _LABEL_MAP_VALUES = 16
+_LABEL_MAP_VALUES_IN_REGIONS = 256
+_FLAT = 0.8  # share of the voxels above 0 whose neighbour is equal
 # Reconstructions without a positivity constraint go a little below zero; CT goes down to -1000.
 _MOST_NEGATIVE = 0.1
 
@@ -78,7 +80,12 @@ def check_modality(array: FloatArray, name: str) -> None:
 def _is_label_map(array: FloatArray) -> bool:
     sample = np.sort(array.ravel()[:: max(1, array.size // 1_000_000)])
     values = sample[np.append(True, sample[1:] != sample[:-1])]  # np.unique imports masked arrays, and takes its time
-    return len(values) <= _LABEL_MAP_VALUES and bool((values == np.round(values)).all())
+    if len(values) > _LABEL_MAP_VALUES_IN_REGIONS or not (values == np.round(values)).all():
+        return False
+    here, beside = array[..., :-1], array[..., 1:]
+    inside = here > 0
+    flat = int((inside & (here == beside)).sum()) > _FLAT * int(inside.sum())
+    return len(values) <= _LABEL_MAP_VALUES or flat
 
 
 def _by(sides: tuple[object, ...]) -> str:

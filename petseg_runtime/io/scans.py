@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -202,16 +202,26 @@ def _in_suv(volume: Volume, overrides: SuvOverrides) -> Volume:
 def _files_in(folder: Path) -> list[Path]:
     """Every ordinary file below a folder; hidden ones are locks and leavings, and PETSeg's own results are results."""
 
-    def refuse(error: OSError) -> None:
+    def refuse(error: OSError) -> NoReturn:
         # Going on would lose slices in silence.
         raise InputError(f"A folder in {folder.name} cannot be read: {error.strerror}.") from error
 
-    found = []
-    for root, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    found: list[Path] = []
+    seen = set()  # a link may lead back to a folder above it
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        try:
+            status = os.stat(root)
+        except OSError as error:
+            refuse(error)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(root) / name for name in names if not name.startswith(".")]
     found = [file for file in found if not file.name.endswith(RESULT_SUFFIXES)]
-    return sorted(file for file in found if file.is_file())
+    # A link to an image that is gone stays: it is refused by its name, not passed over.
+    return sorted(file for file in found if file.is_file() or (image_suffix(file) and file.is_symlink()))
 
 
 def _study(headers: list[Header], root: Path) -> Scan:

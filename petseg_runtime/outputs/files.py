@@ -48,7 +48,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged(folder: Path, last: str) -> Iterator[Path]:
-    """A hidden folder to write the files of one scan into; they move to `folder` when all are whole.
+    """A hidden folder to write the files of one scan into; they move to `folder` when all are whole and on the disk.
 
     If anything fails, nothing of them is left. `last` is the file that moves last: where it lies, the others do.
 
@@ -59,8 +59,11 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
     with scratch_folder(folder) as stage:
         yield stage
         try:
-            for file in sorted(stage.iterdir(), key=lambda file: file.name == last):
+            files = sorted(stage.iterdir(), key=lambda file: file.name == last)
+            sync(*files)
+            for file in files:
                 os.replace(file, folder / file.name)
+            sync(folder)
         except OSError as error:
             raise UsageError(f"A result cannot be written: {error.strerror}. Choose another --output.") from error
 

@@ -20,7 +20,10 @@ from runtime.dicom_factory import ct_series, pet_series, write
 
 import petseg_runtime.runner
 from petseg_runtime.cli import main
+from petseg_runtime.commissioning import new_record
+from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import read_image, read_mask, write_image
+from petseg_runtime.self_test import keep
 from petseg_runtime.volume import Geometry
 
 SMALL = (20, 22, 24)
@@ -168,6 +171,40 @@ def test_locks_hidden_files_and_pipes_in_a_folder_are_passed_over(run, tmp_path:
     assert run(tmp_path / "in")[0] == 0
 
 
+def test_links_are_followed_and_one_that_leads_nowhere_is_said(run, scan: Path, tmp_path: Path) -> None:
+    elsewhere = save(body_array(SMALL), tmp_path / "elsewhere/other.nii.gz")
+    (scan.parent / "linked").symlink_to(elsewhere.parent)
+    (scan.parent / "loop").symlink_to(scan.parent)
+    (scan.parent / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    code, _, errors = run(scan.parent)
+    assert code == 7
+    assert any("gone.nii.gz cannot be read: No such file" in line for line in errors)
+    assert (tmp_path / "out/scan_petseg.nii.gz").is_file()
+    assert (tmp_path / "out/linked/other_petseg.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("arguments", [("",), ("in", "-o", ""), ("in", "--model", "")], ids=str)
+def test_an_empty_path_is_not_the_current_folder(arguments: tuple[str, ...], scan: Path, capsys) -> None:
+    """As a script has it whose variable is not set."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    assert "the path is empty" in capsys.readouterr().err
+    assert list(scan.parent.iterdir()) == [scan]
+
+
+def test_a_user_without_a_home_is_served(run, scan: Path, monkeypatch) -> None:
+    """As in a container that is run under any user's number."""
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)  # of no entry among the users
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert run(scan)[0] == 0
+    with pytest.raises(UsageError, match="Set HOME or XDG_STATE_HOME"):
+        keep(new_record("0" * 64, ()))
+
+
 def test_an_input_that_is_missing_does_not_stop_the_others(run, scan: Path, tmp_path: Path) -> None:
     code, _, err = run(scan, tmp_path / "absent.nii.gz")
     assert code == 7
@@ -269,7 +306,7 @@ def test_a_bad_scan_of_a_batch_is_passed_over_and_said(run, scan: Path, tmp_path
 def test_a_second_run_does_not_segment_its_own_results(run, scan: Path) -> None:
     run(scan.parent, "--save-probabilities", output=False)
     before = files_in(scan.parent)
-    assert run(scan.parent, output=False)[0] == 0
+    assert run(scan.parent, "--save-probabilities", output=False)[0] == 0
     assert files_in(scan.parent) == before
 
 

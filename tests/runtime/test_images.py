@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 
 from petseg_runtime import InputError, Unit, UsageError, Volume, read_volume
 from petseg_runtime.io.images import read_mask, write_image
@@ -214,6 +215,12 @@ def nifti(path: Path, **fields: tuple[str, int, tuple[float, ...]]) -> Path:
         (("i", 0, (540,)), "NIfTI-2"),
         (("4s", 344, (b"ni1\0",)), "cannot be read as NIfTI"),
         (("4f", 280, (-2.0, 0.3, 0.0, 0.0)), "two voxel sizes|right angle"),
+        (("f", 268, (float("nan"),)), "holds NaN"),
+        (("f", 256, (float("nan"),)), "holds NaN"),
+        (("f", 292, (float("nan"),)), "holds NaN"),
+        (("f", 268, (130.0,)), r"in its qform and its sform, 130\.0 mm apart"),
+        (("3f", 256, (0.0, 0.0, 0.9)), "in its qform and its sform"),
+        (("2f", 112, (2.0, float("nan"))), "scl_inter that is no number"),
     ],
     ids=[
         "size 0",
@@ -228,6 +235,12 @@ def nifti(path: Path, **fields: tuple[str, int, tuple[float, ...]]) -> Path:
         "NIfTI-2",
         "pair",
         "sheared",
+        "qform offset",
+        "quaternion",
+        "sform offset",
+        "two places",
+        "two turns",
+        "shift",
     ],
 )
 def test_a_nifti_header_that_contradicts_itself_is_refused(field: tuple, reason: str, tmp_path: Path) -> None:
@@ -251,7 +264,7 @@ def test_a_nifti_header_that_contradicts_itself_is_refused(field: tuple, reason:
         (1280, "u8"),
     ],
 )
-@pytest.mark.parametrize(("scale", "shift"), [(0.0, 3.0), (1.0, 0.0), (0.37, 0.0), (0.02, 0.5), (float("nan"), 0.0)])
+@pytest.mark.parametrize(("scale", "shift"), [(0.0, 0.0), (1.0, 0.0), (0.37, 0.0), (0.02, 0.5), (float("nan"), 0.0)])
 def test_voxels_are_those_that_itk_reads(
     code: int, stored: str, order: str, scale: float, shift: float, tmp_path: Path
 ) -> None:
@@ -267,6 +280,98 @@ def test_voxels_are_those_that_itk_reads(
     assert volume.array.dtype == np.float32
     np.testing.assert_allclose(volume.array, sitk.GetArrayFromImage(sitk.ReadImage(str(path))), rtol=1e-6)
     assert volume.geometry.spacing_mm == (4.0, 3.0, 2.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
+def test_without_a_slope_the_shift_does_not_count(scale: float, tmp_path: Path) -> None:
+    """nifti1.h: values are scaled "if scl_slope is nonzero"; ITK adds the shift all the same."""
+    np.testing.assert_array_equal(
+        read_volume(nifti(tmp_path / "scan.nii", scaling=("2f", 112, (scale, 3.0)))).array, body()
+    )
+
+
+@pytest.mark.parametrize("turn", [*np.eye(4)[:, :3].tolist(), [0.5, -0.5, 0.5], [0.1, 0.2, -0.7]], ids=str)
+def test_qform_and_sform_that_agree_are_read(turn: list[float], tmp_path: Path) -> None:
+    """SciPy's rotation is the reference: NIfTI's quaternion is (a, b, c, d), with a >= 0."""
+    b, c, d = turn
+    axes = Rotation.from_quat([b, c, d, np.sqrt(max(0, 1 - b * b - c * c - d * d))]).as_matrix() * (2, 3, 4)
+    affine = np.column_stack([axes, [10, -20, 30]]).ravel().tolist()
+    fields = {"turn": ("6f", 256, (*turn, 10, -20, 30)), "sform": ("12f", 280, tuple(affine))}
+    geometry = read_volume(nifti(tmp_path / "scan.nii", qfac=("f", 76, (1.0,)), **fields)).geometry
+    np.testing.assert_allclose(geometry.to_lps_mm([1, 2, 3]) * (-1, -1, 1), axes @ (3, 2, 1) + (10, -20, 30), atol=1e-4)
+
+
+def mha(path: Path, compress: bool = False, **changes: str) -> Path:
+    """An MHA file with some fields of its header changed, or left out where the change is empty."""
+    sitk.WriteImage(sitk.GetImageFromArray(body()), str(path), useCompression=compress)
+    header, mark, voxels = path.read_bytes().partition(b"ElementDataFile = LOCAL\n")
+    fields = dict(line.split(" = ", 1) for line in header.decode().splitlines()) | changes
+    lines = [f"{key} = {value}\n" for key, value in fields.items() if value]
+    path.write_bytes("".join(lines).encode() + mark + voxels)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"NDims": "-1"}, "NDims -1"),
+        ({"NDims": "1000000"}, "NDims 1000000"),
+        ({"NDims": ""}, "NDims absent"),
+        ({"DimSize": "10 9"}, "DimSize 10 9"),
+        ({"DimSize": "10 9 0"}, "DimSize 10 9 0"),
+        ({"DimSize": "10 9 80"}, "is truncated: 2880 bytes of voxels, expected 28800"),
+        ({"DimSize": "10 9 4"}, "contradicts itself: 2880 bytes"),
+        ({"ElementType": "MET_UCHAR"}, "contradicts itself"),
+        ({"ElementType": "MET_NONE"}, "ElementType MET_NONE"),
+        ({"ElementNumberOfChannels": "3"}, "3 numbers a voxel"),
+        ({"Offset": "0 nan 0"}, "offset that is no number"),
+        ({"TransformMatrix": "1 0 0 0 1 0 0 0 inf"}, "transformmatrix that is no number"),
+        ({"DistanceUnits": "cm"}, "in cm"),
+        ({"ElementToIntensityFunctionSlope": "0.5"}, "scales its voxels"),
+        ({"BinaryData": "False"}, "as text"),
+    ],
+    ids=str,
+)
+def test_an_mha_that_contradicts_itself_is_refused(changes: dict[str, str], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=reason):
+        read_volume(mha(tmp_path / "scan.mha", **changes))
+
+
+@pytest.mark.parametrize("said", ["True", "T", "1"])
+def test_a_compressed_mha_holds_what_it_states(said: str, tmp_path: Path) -> None:
+    """MetaIO fills what is missing with whatever the memory held."""
+    path = mha(tmp_path / "scan.mha", compress=True, CompressedData=said)
+    np.testing.assert_array_equal(read_volume(path).array, body())
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="truncated"):
+        read_volume(path)
+    for changes in ({"CompressedDataSize": ""}, {"CompressedDataSize": "1000"}):
+        with pytest.raises(InputError, match="CompressedDataSize"):
+            read_volume(mha(path, compress=True, **changes))
+    with pytest.raises(InputError, match="is truncated: 2880 bytes of voxels"):
+        read_volume(mha(path, compress=True, DimSize="10 9 16"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_oblique_axes_of_three_decimals_are_read(seed: int, tmp_path: Path) -> None:
+    turn = Rotation.random(rng=seed).as_matrix().round(3)
+    matrix = " ".join(f"{cosine:.3f}" for cosine in turn.T.ravel())
+    volume = read_volume(mha(tmp_path / "scan.mha", TransformMatrix=matrix))
+    np.testing.assert_allclose(np.array(volume.geometry.direction_lps)[:, ::-1], turn, atol=2e-3)
+
+
+def test_a_label_map_of_many_labels_is_refused(tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(1, 25, dtype=np.uint8), 100).reshape(24, 10, 10).repeat(2, axis=2)
+    with pytest.raises(InputError, match="label map"):
+        read_volume(save(labels, tmp_path / "labels.nii.gz"))
+    coarse = np.random.default_rng(0).poisson(40, (12, 12, 12)).astype(np.uint8)
+    assert read_volume(save(coarse, tmp_path / "pet.nii.gz")).array.max() == coarse.max()
+
+
+def test_a_suffix_in_mixed_case_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    save(body(), tmp_path / "scan.nii.gz").rename(tmp_path / "Scan.Nii.Gz")
+    with pytest.raises(InputError, match=r"Rename it to end with \.nii\.gz"):
+        read_volume(tmp_path)
 
 
 @pytest.mark.parametrize("offset", [0.0, 352.0, 400.0])
@@ -335,8 +440,9 @@ def test_an_impossible_voxel_size_is_refused(spacing: float, tmp_path: Path) -> 
             b'space: left-posterior-superior\nspace units: "cm" "cm" "cm"\n',
             "in cm",
         ),
+        (".nrrd", b"space: left", b'units: "cm" "cm" "cm"\nspace: left', "in cm"),
     ],
-    ids=["no spacing", "raw beside", "no directions", "cm"],
+    ids=["no spacing", "raw beside", "no directions", "cm", "units"],
 )
 def test_a_header_without_voxel_size_or_voxels_is_refused(
     suffix: str, old: bytes, new: bytes, reason: str, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -64,7 +65,9 @@ def test_without_resume_everything_is_done_again(batch: Path, run, tmp_path: Pat
     assert all(after[name] > before[name] for name in before)
 
 
-@pytest.mark.parametrize("change", ["input", "settings", "a file is gone", "record is damaged"])
+@pytest.mark.parametrize(
+    "change", ["input", "settings", "a file is gone", "a file is cut", "record is damaged", "record of old"]
+)
 def test_what_changed_is_done_again(change: str, batch: Path, run, tmp_path: Path) -> None:
     run(batch)
     before = modified(tmp_path / "out")
@@ -75,12 +78,29 @@ def test_what_changed_is_done_again(change: str, batch: Path, run, tmp_path: Pat
         extra = ("--threshold", "0.4")
     elif change == "a file is gone":
         (tmp_path / "out/1/scan3_petseg.nii.gz").unlink()
+    elif change == "a file is cut":
+        (tmp_path / "out/1/scan3_petseg.nii.gz").write_bytes(b"")
+    elif change == "record of old":
+        record = tmp_path / "out/1/scan3_run.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"statistics": []}))
     else:
         (tmp_path / "out/1/scan3_run.json").write_text("{")
     assert run(batch, "--resume", *extra)[0] == 0
     after = modified(tmp_path / "out")
     again = {name.split("_")[0] for name in after if after[name] != before.get(name)}
     assert again == ({f"{number % 2}/scan{number}" for number in range(SCANS)} if extra else {"1/scan3"})
+
+
+def test_a_run_that_writes_less_leaves_nothing_of_the_one_before(
+    batch: Path, known_model: Path, tmp_path: Path
+) -> None:
+    """Else the numbers of another mask would lie beside the new one."""
+    scan, out = batch / "0/scan0.nii.gz", tmp_path / "out"
+    arguments = [str(scan), "-m", str(known_model), "-o", str(out)]
+    assert main([*arguments, "-s", "-p", "--report"]) == 0
+    (out / "scan0_notes.txt").write_text("of somebody else")
+    assert main([*arguments, "--threshold", "0.9"]) == 0
+    assert set(files_in(out)) == {"scan0_petseg.nii.gz", "scan0_run.json", "scan0_notes.txt"}
 
 
 def test_another_model_does_everything_again(batch: Path, run, manifest, tmp_path: Path, capsys) -> None:
