@@ -17,9 +17,17 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest
 
+# ONNX Runtime for the CPU and for the GPU overwrite each other's files; classic TensorRT is for data-centre cards.
+.venv-gpu/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	.venv-gpu/bin/python -m pip uninstall --quiet --yes onnxruntime
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check 'onnxruntime-gpu[cuda,cudnn]>=1.31' tensorrt
+	touch $@
+
 # On a machine with an NVIDIA GPU: what no other machine can show.
-gpu-test: .venv/ready
-	$(BIN)/python -m pytest -m gpu
+gpu-test: .venv-gpu/ready
+	.venv-gpu/bin/python -m pytest -m gpu
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -122,7 +122,7 @@ class Segmenter:
         if path.suffix == ENGINE_SUFFIX:
             engine = read_engine(path)
             self.manifest, self.model_sha256 = engine.manifest, engine.sha256
-            self._backend, self.choice = open_backend(None, backend, device, threads, engine, _cache_of(path))
+            self._backend, self.choice = open_backend(None, backend, device, threads, engine, cache=cache)
             self._check_commissioned(kept(engine.info.onnx_sha256), engine.info.precision)
             return
         model = read_model(path)
@@ -157,7 +157,6 @@ class Segmenter:
             device,
             threads,
             found,
-            _cache_of(beside),
             precision=chosen,
             cache=cache,
             window=window,
@@ -344,11 +343,6 @@ def _passed_bf16(record: Record | None) -> bool:
     from petseg_runtime.backends.openvino import backend_name, has_bf16
 
     return record.passed(backend_name("bf16")) is True and has_bf16()
-
-
-def _cache_of(engine: Path) -> Path:
-    """Where TensorRT for RTX keeps what it compiled for this GPU."""
-    return engine.with_name(f"{engine.name}.cache")
 
 
 class _Clock:

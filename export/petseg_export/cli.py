@@ -67,7 +67,7 @@ def engine(
     compute_capability: Annotated[
         list[str] | None, typer.Option(help="of a GPU to serve, such as 8.6; repeatable; 7.5 (Turing) alone, in fp16")
     ] = None,
-    max_batch: Annotated[int, typer.Option(help="windows at once, at most")] = 4,
+    max_batch: Annotated[int, typer.Option(help="windows at once, at most")] = 1,
 ) -> None:
     """Build a TensorRT engine with the manifest inside; without a GPU for TensorRT for RTX."""
     from time import perf_counter

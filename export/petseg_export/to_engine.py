@@ -32,7 +32,7 @@ def build_engine(
     flavour: str = FLAVOURS[0],
     precision: str = "f32",
     compute_capabilities: Sequence[str] = (),
-    max_batch: int = 4,
+    max_batch: int = 1,
     progress: Progress | None = None,
 ) -> EngineInfo:
     """Build the engine of an ONNX model and write it with its manifest.
@@ -42,7 +42,7 @@ def build_engine(
     flavour : "tensorrt_rtx", ahead of time and without a GPU; or "tensorrt", for the GPU of this machine.
     precision : "f32" or "fp16" (norms, global means and the head stay in f32).
     compute_capabilities : of the GPUs to serve; none means `PORTABLE` for tensorrt_rtx, this machine's for tensorrt.
-    max_batch : windows at once, at most; the engine is tuned for one.
+    max_batch : windows at once, at most; petseg-run computes one, and each more takes the GPU's memory for it.
     progress : called with a phase of the builder, its steps done and its steps in all.
 
     Raises
@@ -123,6 +123,7 @@ def _build(
         errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise ModelError(f"TensorRT cannot parse the model: {_line(errors)}")
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # rounds to ten bits what is called f32
     name, patch = network.get_input(0).name, model.manifest.patch_size
     profile = builder.create_optimization_profile()
     smallest = [2 * model.manifest.fit_multiple] * 3 if model.manifest.fit_multiple else patch

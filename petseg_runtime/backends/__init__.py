@@ -21,7 +21,6 @@ def open_backend(
     device: str = "auto",
     threads: int | None = None,
     engine: EngineFile | None = None,
-    engine_cache: Path | None = None,
     precision: str = "f32",
     cache: Path | None = None,
     window: Shape | None = None,
@@ -35,8 +34,8 @@ def open_backend(
     device : "auto", "cpu", "gpu" or "gpu:N". "auto" takes TensorRT where there is an engine and a GPU that fit, then
         CUDA through ONNX Runtime, then the CPU; an explicit device or backend never falls back.
     engine : of the same model.
-    engine_cache : see `TensorRtBackend`.
-    cache, window : see `OpenVinoBackend`.
+    cache : folder for what OpenVINO or TensorRT compiles, see there.
+    window : see `OpenVinoBackend`.
     precision : of OpenVINO, "f32" or "bf16"; the others run in that of the model or engine.
 
     Raises
@@ -50,12 +49,12 @@ def open_backend(
     if gpu is not None and backend == "openvino":
         raise BackendError("Backend openvino runs on the CPU; use --backend onnxruntime with --device gpu.")
     if model is None or backend == "tensorrt":
-        return _chosen(_tensorrt(engine, backend, device, gpu, engine_cache), "as asked")
+        return _chosen(_tensorrt(engine, backend, device, gpu, cache), "as asked")
 
     passed_over = []
     if engine is not None and backend == "auto" and device != "cpu":
         try:
-            return _chosen(_tensorrt(engine, backend, device, gpu, engine_cache), "an engine and a GPU fit")
+            return _chosen(_tensorrt(engine, backend, device, gpu, cache), "an engine and a GPU fit")
         except (BackendError, ModelError) as error:
             passed_over.append(f"TensorRT does not work: {str(error).rstrip('.')}")
     if gpu is not None:

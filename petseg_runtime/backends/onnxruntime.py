@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
 
 from petseg_runtime.backends.base import check_one_input_and_output
 from petseg_runtime.errors import BackendError, ModelError
@@ -25,6 +27,7 @@ _CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "EXHAUSTIVE",
     "cudnn_conv_use_max_workspace": "1",
     "arena_extend_strategy": "kSameAsRequested",
+    "use_tf32": "0",  # rounds to ten bits what is called f32, on by default since Ampere
 }
 
 
@@ -57,10 +60,11 @@ class OnnxRuntimeBackend:
         if gpu is not None:
             # Without this a node that CUDA lacks, or a missing CUDA library, silently runs on the CPU.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            _load_cuda()
         provider_options = {} if gpu is None else {"device_id": str(gpu), **_CUDA_OPTIONS}
         try:
             self._session = onnxruntime.InferenceSession(
-                model, options, providers=[wanted], provider_options=[provider_options]
+                model, options, providers=[wanted], provider_options=[provider_options], enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             reason = str(error).splitlines()[0]
@@ -88,6 +92,16 @@ class OnnxRuntimeBackend:
             except Exception as error:  # no base class of its own here either
                 raise BackendError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
             yield probabilities
+
+
+def _load_cuda() -> None:
+    """Load the CUDA libraries that pip installed beside ONNX Runtime, where the system's linker does not look.
+
+    What it fails to find it prints; the session that does not start then says what is missing.
+    """
+    if hasattr(onnxruntime, "preload_dlls"):
+        with redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
 
 
 def check_provider(active: list[str], wanted: str) -> None:

@@ -1,7 +1,7 @@
 """TensorRT on an NVIDIA GPU: the only module that touches CUDA, through cuda-core and TensorRT itself.
 
-A thread has two slots, each with a stream, an execution context and its buffers. While one slot computes a window, the
-other takes the next one's copy, so copies hide behind the compute. Every call's failure is an error here: cuda-core
+A scan borrows two slots, each with a stream, an execution context and its buffers. While one slot computes a window,
+the other takes the next one's copy, so copies hide behind the compute. Every call's failure is an error here: cuda-core
 raises by itself, and what TensorRT returns is looked at.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from petseg_runtime.backends.compiled import CompiledNetworks
 from petseg_runtime.engine import EngineFile
-from petseg_runtime.errors import BackendError, ModelError
+from petseg_runtime.errors import BackendError, ModelError, PetsegError
 from petseg_runtime.volume import FloatArray
 
 _SLOTS = 2
@@ -41,11 +42,12 @@ class TensorRtBackend:
     ----------
     engine : from `petseg_runtime.engine.read_engine`, which has checked its digest.
     gpu : index of the GPU.
-    cache : file that keeps what TensorRT for RTX compiles for this GPU at first use; None keeps it in memory only.
+    cache : folder that keeps what TensorRT for RTX compiles for this GPU at the first window of a size; None keeps it
+        in memory only.
 
     Raises
     ------
-    BackendError : if the flavour of TensorRT, the driver or the GPU is absent.
+    BackendError : if the flavour of TensorRT, the driver or the GPU is absent, or the GPU has no room.
     ModelError : if the engine does not fit this version of TensorRT or this GPU, with the command that rebuilds it.
     """
 
@@ -53,19 +55,21 @@ class TensorRtBackend:
         info = engine.info
         self._trt = _module(info.flavour)
         check_fit(engine, self._trt.__version__, compute_capability(gpu))
-        self._gpu, self._cache_file = gpu, cache
-        self._shape = (1, 1, *engine.manifest.patch_size)
-        device = _device(gpu)
-        device.set_current()
-        self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
-        self._engine = self._runtime.deserialize_cuda_engine(engine.engine)
-        if self._engine is None:
-            raise ModelError(f"TensorRT refuses the engine on this GPU. {info.rebuild}")
-        self._input, self._output = _tensor_names(self._trt, self._engine)
-        self._config, self._cache = self._runtime_config()
-        self._threads = threading.local()
-        self._slots: list[_Slot] = []
+        self._gpu, self._shape = gpu, (1, 1, *engine.manifest.patch_size)
         self._lock = threading.Lock()
+        with _as_backend_error(f"TensorRT does not work on GPU {gpu}"):
+            device = _device(gpu)
+            device.set_current()
+            self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
+            self._engine = self._runtime.deserialize_cuda_engine(engine.engine)
+            if self._engine is None:
+                raise ModelError(f"TensorRT refuses the engine on this GPU. {info.rebuild}")
+            self._input, self._output = _tensor_names(self._trt, self._engine)
+            self._kept = None if cache is None else CompiledNetworks(cache, repr((engine.sha256, device.name)))
+            self._config, self._cache = self._runtime_config()
+            self._compiled_shapes: set[tuple[int, ...]] = set()
+            # At once, so that a GPU without room is passed over before it is chosen.
+            self._idle = [self._new_slots(device)]
         self.device = f"gpu:{gpu}"
         self.name = f"{info.flavour} {info.version}, {device.name}, {info.precision}"
 
@@ -76,48 +80,61 @@ class TensorRtBackend:
         self.close()
 
     def close(self) -> None:
-        """Free the buffers of every thread, and keep what TensorRT compiled."""
-        self._save_cache()
+        """Free the buffers that no scan is using."""
+        _device(self._gpu).set_current()
         with self._lock:
-            while self._slots:
-                self._slots.pop().close()
-        self._threads = threading.local()
+            while self._idle:
+                for slot in self._idle.pop():
+                    slot.close()
 
     def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
         """Probabilities `(1, 1, z, y, x)` of each window, in order; one window is on its way while another computes."""
-        slots = self._own_slots()
-        waiting: list[_Slot] = []
-        try:
-            for count, window in enumerate(windows):
-                if len(waiting) == len(slots):
+        with _as_backend_error(f"TensorRT cannot run the model on GPU {self._gpu}"), self._borrowed() as slots:
+            waiting: list[_Slot] = []
+            shapes = set()
+            try:
+                for count, window in enumerate(windows):
+                    if len(waiting) == len(slots):
+                        yield waiting.pop(0).result()
+                    slot = slots[count % len(slots)]
+                    slot.start(window)
+                    waiting.append(slot)
+                    shapes.add(window.shape)
+                while waiting:
                     yield waiting.pop(0).result()
-                slot = slots[count % len(slots)]
-                slot.start(window)
-                waiting.append(slot)
-            while waiting:
-                yield waiting.pop(0).result()
-        except (BackendError, ModelError):
-            raise
-        except Exception as error:  # cuda-core's errors share no base class
-            raise BackendError(f"TensorRT cannot run the model on GPU {self._gpu}: {_line(error)}") from error
-        finally:
-            for slot in waiting:  # the consumer stopped early: nothing may still write into the buffers
-                with suppress(Exception):
-                    slot.result()
+            finally:
+                for slot in waiting:  # the consumer stopped early: nothing may still write into the buffers
+                    with suppress(Exception):
+                        slot.result()
+            self._keep_compiled(shapes)
 
-    def _own_slots(self) -> list[_Slot]:
+    @contextmanager
+    def _borrowed(self) -> Iterator[list[_Slot]]:
+        """Slots that nobody else uses. They come back unless something failed: then they are not to be trusted."""
         device = _device(self._gpu)
         device.set_current()  # the current device belongs to the thread
-        if not hasattr(self._threads, "slots"):
-            try:
-                slots = [_Slot(device, self._context(), self._input, self._output, self._shape) for _ in range(_SLOTS)]
-            except Exception as error:  # cuda-core's errors share no base class
-                raise BackendError(f"GPU {self._gpu} has no room for the model: {_line(error)}") from error
-            self._threads.slots = slots
-            with self._lock:
-                self._slots += slots
-        own: list[_Slot] = self._threads.slots
-        return own
+        with self._lock:
+            slots = self._idle.pop() if self._idle else None
+        slots = slots or self._new_slots(device)
+        try:
+            yield slots
+        except Exception:
+            for slot in slots:
+                with suppress(Exception):
+                    slot.close()
+            raise
+        except GeneratorExit:  # the consumer stopped early, and nothing is on its way
+            self._give_back(slots)
+            raise
+        self._give_back(slots)
+
+    def _give_back(self, slots: list[_Slot]) -> None:
+        with self._lock:
+            self._idle.append(slots)
+
+    def _new_slots(self, device: Any) -> list[_Slot]:
+        with _as_backend_error(f"GPU {self._gpu} has no room for the model"):
+            return [_Slot(device, self._context(), self._input, self._output, self._shape) for _ in range(_SLOTS)]
 
     def _context(self) -> Any:
         with self._lock:
@@ -130,23 +147,34 @@ class TensorRtBackend:
         return context
 
     def _runtime_config(self) -> tuple[Any, Any]:
-        """TensorRT for RTX compiles for the GPU at first use; the cache keeps that for all contexts and in the file."""
+        """TensorRT for RTX compiles for the GPU at first use; the cache keeps that for all contexts and on the disk.
+
+        It compiles for a window's size before it computes that, and not while it already does with other kernels:
+        results do not change between two windows, or two runs.
+        """
         if not hasattr(self._engine, "create_runtime_config"):
             return None, None
         config = self._engine.create_runtime_config()
+        if hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
         if not hasattr(config, "create_runtime_cache"):
             return config, None
         cache = config.create_runtime_cache()
-        if self._cache_file is not None and self._cache_file.is_file():
-            cache.deserialize(self._cache_file.read_bytes())
+        kept = None if self._kept is None else self._kept.read(self._shape)
+        if kept is not None:
+            cache.deserialize(kept)
         config.set_runtime_cache(cache)
         return config, cache
 
-    def _save_cache(self) -> None:
-        if self._cache is None or self._cache_file is None:
+    def _keep_compiled(self, shapes: set[tuple[int, ...]]) -> None:
+        """Keep what was compiled for windows of these sizes, if any of them is new."""
+        if self._cache is None or self._kept is None or shapes <= self._compiled_shapes:
             return
-        with suppress(OSError):  # a model folder that cannot be written costs seconds at the next start, no more
-            self._cache_file.write_bytes(bytes(self._cache.serialize()))
+        with self._lock, suppress(Exception):  # costs seconds at the next start, no more
+            self._compiled_shapes |= shapes
+            self._kept.write(self._shape, bytes(self._cache.serialize()))
 
 
 def check_fit(engine: EngineFile, version: str, capability: str) -> None:
@@ -211,6 +239,17 @@ class _Slot:
         for buffer in (self._host_in, self._host_out):
             buffer.close()
         self._stream.close()
+
+
+@contextmanager
+def _as_backend_error(what: str) -> Iterator[None]:
+    """Any failure as a `BackendError`: those of cuda-core and TensorRT share no base class."""
+    try:
+        yield
+    except PetsegError:
+        raise
+    except Exception as error:
+        raise BackendError(f"{what}: {_line(error)}") from error
 
 
 def _module(flavour: str) -> Any:

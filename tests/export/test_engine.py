@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,9 +23,9 @@ from petseg_export.to_onnx import write_model
 from petseg_export.verify import segmenters_of
 
 from petseg_runtime import Segmenter
-from petseg_runtime.backends import open_backend
+from petseg_runtime.backends import has_gpu_build, open_backend
 from petseg_runtime.backends.tensorrt import TensorRtBackend, check_fit
-from petseg_runtime.engine import EngineInfo, check_origin, engine_content, read_engine
+from petseg_runtime.engine import EngineFile, EngineInfo, check_origin, engine_content, read_engine
 from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.manifest import read_model
 from petseg_runtime.segmenter import BUNDLED_MODEL
@@ -248,18 +252,111 @@ def test_the_command_builds_and_tells(known_model: Path, tmp_path: Path) -> None
     assert isinstance(info, EngineInfo)
 
 
+# --- what surrounds CUDA, with a CUDA that is not one ------------------------------------------------------------
+
+
+class FakeSlot:
+    """Adds 1 to a window; stands for stream, context and buffers. Refuses a window of NaN, as a GPU that fails."""
+
+    room = 4
+
+    def __init__(self, *_: object) -> None:
+        type(self).room -= 1
+        if self.room < 0:
+            raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY")
+
+    def start(self, window: np.ndarray) -> None:
+        if np.isnan(window).any():
+            raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+        self.window = window
+
+    def result(self) -> np.ndarray:
+        return self.window + 1
+
+    def close(self) -> None:
+        type(self).room += 1
+
+
+@pytest.fixture
+def fake_gpu(engine_file: Path, monkeypatch: pytest.MonkeyPatch) -> EngineFile:
+    """A GPU with room for four slots, and TensorRT for it."""
+    engine, backend = read_engine(engine_file), "petseg_runtime.backends.tensorrt"
+    device = SimpleNamespace(
+        name="Fake", compute_capability=SimpleNamespace(major=8, minor=6), set_current=lambda: None
+    )
+    cuda_engine = SimpleNamespace(
+        num_io_tensors=2,
+        get_tensor_name=lambda index: ("image", "probabilities")[index],
+        get_tensor_mode=lambda name: name == "image",
+        create_execution_context=lambda *_: object(),
+    )
+    trt = SimpleNamespace(
+        __version__=engine.info.version,
+        Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda *_: None}),
+        Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=lambda _: cuda_engine),
+        TensorIOMode=SimpleNamespace(INPUT=True),
+    )
+    monkeypatch.setattr(f"{backend}._device", lambda _: device)
+    monkeypatch.setattr(f"{backend}._module", lambda _: trt)
+    monkeypatch.setattr(f"{backend}._Slot", FakeSlot)
+    monkeypatch.setattr(FakeSlot, "room", 4)
+    return engine
+
+
+WINDOWS = [np.full((1, 1, 2, 2, 2), number, np.float32) for number in range(7)]
+
+
+def test_windows_keep_their_order_and_slots_are_used_again(fake_gpu: EngineFile) -> None:
+    with TensorRtBackend(fake_gpu) as backend:
+        for _ in range(5):  # and a thread for each scan takes no more
+            with ThreadPoolExecutor(1) as pool:
+                found = pool.submit(lambda: list(backend.predict(WINDOWS))).result()
+            np.testing.assert_array_equal(np.stack(found), np.stack(WINDOWS) + 1)
+        stopped = backend.predict(WINDOWS)
+        next(stopped)
+        stopped.close()
+        assert FakeSlot.room == 2
+        one, other = backend.predict(WINDOWS), backend.predict(WINDOWS)  # two scans at once, in one thread
+        for window in WINDOWS:
+            np.testing.assert_array_equal(next(one), window + 1)
+            np.testing.assert_array_equal(next(other), window + 1)
+        with pytest.raises(BackendError, match="no room"):
+            next(backend.predict(WINDOWS))
+    del one, other
+
+
+def test_what_fails_on_the_gpu_is_a_backend_error_and_its_slots_are_not_used_again(fake_gpu: EngineFile) -> None:
+    backend = TensorRtBackend(fake_gpu)
+    with pytest.raises(BackendError, match="cannot run the model on GPU 0: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        list(backend.predict([WINDOWS[0], WINDOWS[0] * np.nan]))
+    assert FakeSlot.room == 4
+    assert len(list(backend.predict(WINDOWS))) == len(WINDOWS)
+
+
+def test_auto_passes_over_a_gpu_without_room(fake_gpu: EngineFile, engine_file: Path, monkeypatch) -> None:
+    monkeypatch.setattr(FakeSlot, "room", 1)
+    segmenter = Segmenter(engine_file.with_suffix(".onnx"))
+    assert segmenter.device == "cpu"
+    assert "GPU 0 has no room for the model: CUDA_ERROR_OUT_OF_MEMORY" in segmenter.choice
+
+
 # --- on a GPU --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def own_engine(tmp_path: Path) -> Path:
-    """The bundled model's engine for this machine's GPU."""
+def own_engine(tmp_path: Path) -> Callable[[str], Path]:
+    """Builds the bundled model's engine for this machine's GPU, in a precision."""
     from petseg_runtime.backends.tensorrt import compute_capability
 
-    here = compute_capability(0)
-    flavour = "tensorrt_rtx" if here in PORTABLE else "tensorrt"
-    build_engine(BUNDLED, tmp_path / "own.engine", flavour, "f32", [here])
-    return tmp_path / "own.engine"
+    def build(precision: str) -> Path:
+        here = compute_capability(0)
+        flavour = "tensorrt_rtx" if here in PORTABLE else "tensorrt"
+        if importlib.util.find_spec(flavour) is None:
+            pytest.skip(f"a GPU of {here} takes {flavour}, which is not installed")
+        build_engine(BUNDLED, tmp_path / "own.engine", flavour, precision, [here])
+        return tmp_path / "own.engine"
+
+    return build
 
 
 @without_gpu
@@ -278,21 +375,38 @@ def test_an_engine_of_a_model_whose_windows_fit_the_body_is_built(tmp_path: Path
 
 
 @pytest.mark.gpu
-def test_the_gpu_gives_the_probabilities_of_the_cpu(own_engine: Path) -> None:
+@pytest.mark.parametrize(("precision", "apart"), [("f32", 1e-3), ("fp16", 2e-2)])
+@pytest.mark.parametrize("shape", [(40, 60, 60), (60, 40, 50)], ids=["a window", "a window of another size"])
+def test_the_gpu_gives_the_probabilities_of_the_cpu(
+    precision: str, apart: float, shape: tuple[int, int, int], own_engine: Callable[[str], Path]
+) -> None:
+    geometry = Geometry(shape, (4.0, 4.0, 4.0))
+    volume = Volume(body_array(geometry.shape), geometry)
+    expected = Segmenter(BUNDLED, "cpu").segment(volume).probabilities
+    backend = TensorRtBackend(read_engine(own_engine(precision)))
+    gpu = Segmenter.from_backend(read_model(BUNDLED).manifest, backend)
+    np.testing.assert_allclose(gpu.segment(volume).probabilities, expected, atol=apart)
+
+
+@pytest.mark.gpu
+def test_cuda_through_onnx_runtime_gives_the_probabilities_of_the_cpu() -> None:
+    if not has_gpu_build():
+        pytest.skip("onnxruntime-gpu is not installed in place of onnxruntime")
     geometry = Geometry((40, 60, 60), (4.0, 4.0, 4.0))
     volume = Volume(body_array(geometry.shape), geometry)
-    cpu, gpu = Segmenter(BUNDLED, "cpu").segment(volume), Segmenter(own_engine, "gpu").segment(volume)
+    cpu, gpu = (Segmenter(BUNDLED, device, "onnxruntime").segment(volume) for device in ("cpu", "gpu"))
     np.testing.assert_allclose(gpu.probabilities, cpu.probabilities, atol=1e-3)
 
 
 @pytest.mark.gpu
-def test_threads_share_an_engine_and_windows_keep_their_order(own_engine: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    engine = read_engine(own_engine)
+def test_threads_share_an_engine_and_windows_keep_their_order(own_engine: Callable[[str], Path]) -> None:
+    file = own_engine("f32")
+    engine = read_engine(file)
     windows = [np.full((1, 1, *engine.manifest.patch_size), value, np.float32) for value in np.linspace(-1, 3, 9)]
-    with TensorRtBackend(engine, 0, own_engine.with_suffix(".cache")) as backend:
+    with TensorRtBackend(engine, 0, file.parent) as backend:
         alone = list(backend.predict(windows))
+        if engine.info.flavour == "tensorrt_rtx":
+            assert list(file.parent.glob("*.compiled"))  # for the next start
         with ThreadPoolExecutor(4) as pool:
             for together in pool.map(lambda _: list(backend.predict(windows)), range(8)):
                 for one, other in zip(alone, together, strict=True):
