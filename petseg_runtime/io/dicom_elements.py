@@ -75,14 +75,14 @@ class Elements:
 
     def binary(self, tag: int) -> int | None:
         """An unsigned binary integer (US or UL), or a signed one that is not negative."""
-        raw = self._bytes(tag)
+        raw, element = self._bytes(tag), self._dataset.get_item(tag)
         if not raw:
             return None
+        if not isinstance(element, RawDataElement):  # pydicom has converted what it needs itself
+            return self.whole(tag)
         if len(raw) not in (2, 4):
             raise MalformedValueError(tag, "a binary number")
-        element = self._dataset.get_item(tag)
-        little = not isinstance(element, RawDataElement) or element.is_little_endian
-        return int.from_bytes(raw, "little" if little else "big")
+        return int.from_bytes(raw, "little" if element.is_little_endian else "big")
 
     def clock(self, tag: int) -> time | None:
         """A time of day (TM) of at least hours and minutes."""

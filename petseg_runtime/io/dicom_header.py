@@ -14,12 +14,13 @@ import pydicom
 from pydicom.dataset import FileDataset
 
 from petseg_runtime.io.dicom_elements import Elements, MalformedValueError
+from petseg_runtime.io.dicom_frames import ENHANCED_TAGS, slices_of
 from petseg_runtime.io.suv_attributes import Frame, SuvAttributes
 
 DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax in which even the header is compressed
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
-# Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, attributes in functional groups.
+# Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, see `dicom_frames`.
 ENHANCED_PET_STORAGE = frozenset({"1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"})
 _PREAMBLE = 132  # bytes, of which the last four say DICM
 _DICOMDIR = "1.2.840.10008.1.3.10"
@@ -50,6 +51,7 @@ _TAGS = (
     *(0x00281052, 0x00281053, 0x00282110),
     *(_INJECTIONS, 0x00540081, 0x00541000, 0x00541001, 0x00541006, 0x00541101, 0x00541102, 0x00541300, 0x00710010),
     *(0x00711022, 0x70530010, 0x70531000, 0x70531009),
+    *ENHANCED_TAGS,
 )
 
 
@@ -93,6 +95,8 @@ class Header:
     suv : with the timing of this slice in `suv.frames`.
     file_bytes : size of the file.
     damage : why the file cannot be used, as a message; empty for a sound file.
+    frame : number of the slice among those of its file, from 0; None where it is the only one.
+    pixels_at : byte of the file at which the pixels of the first slice begin.
     unreadable : the damage is that the disk did not give the file just now.
     blank : the damage is that it is empty or begins with zeros, and its name does not say that it is DICOM.
     """
@@ -121,18 +125,20 @@ class Header:
     declared_slices: int | None = None
     suv: SuvAttributes = field(default_factory=SuvAttributes)
     file_bytes: int = 0
+    frame: int | None = None
+    pixels_at: int = 0
     damage: str = ""
     unreadable: bool = False
     blank: bool = False
 
 
 def read_headers(files: Iterable[Path]) -> list[Header]:
-    """Headers of the DICOM files among `files`, in their order; other files and DICOMDIRs are left out.
+    """Headers of the slices in the DICOM files among `files`, in their order; other files and DICOMDIRs are left out.
 
     A file that is DICOM but cannot be read comes back too, with the reason in `damage`: whether that stops
     anything depends on the study it belongs to. Pixels are not read.
     """
-    return [header for header in map(_read_header, files) if header is not None]
+    return [header for path in files for header in _read_headers(path)]
 
 
 def group_by_study(headers: Iterable[Header]) -> list[list[Header]]:
@@ -162,7 +168,7 @@ def _lie_together(one: Header, damaged: Header) -> bool:
     return one.path.parent == damaged.path.parent and (not damaged.blank or one.path.suffix == damaged.path.suffix)
 
 
-def _read_header(path: Path) -> Header | None:
+def _read_headers(path: Path) -> list[Header]:
     try:
         with path.open("rb") as stream:
             begin = stream.read(_PREAMBLE)
@@ -177,28 +183,36 @@ def _read_header(path: Path) -> Header | None:
             end_of_header = stream.tell()  # where the pixels begin, or the end of the file
             file_bytes = stream.seek(0, os.SEEK_END)
         if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == _DICOMDIR:
-            return None
-        header = _parse(
-            Header(path, transfer_syntax=_transfer_syntax(dataset), file_bytes=file_bytes), Elements(dataset)
-        )
-        cut = end_of_header >= file_bytes and header.transfer_syntax != DEFLATED
-        if header.sop_class == PET_IMAGE_STORAGE and cut and not header.damage:
-            return Header(path, damage=f"{path.name} ends before its pixels, it is truncated. Get the file again.")
-        return header
+            return []
+        file = Header(path, transfer_syntax=_transfer_syntax(dataset), file_bytes=file_bytes)
+        return _parse_file(replace(file, pixels_at=end_of_header), dataset)
     except Exception as error:  # pydicom lets any exception out of a damaged file
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         unreadable = isinstance(error, OSError) and error.errno is not None
         damage = f"{path.name} cannot be read as DICOM ({reason}). Get the file again."
-        return Header(path, damage=damage, unreadable=unreadable)
+        return [Header(path, damage=damage, unreadable=unreadable)]
 
 
-def _foreign(path: Path, begin: bytes) -> Header | None:
+def _parse_file(file: Header, dataset: FileDataset) -> list[Header]:
+    name, header = file.path.name, _parse(file, Elements(dataset))
+    cut = file.pixels_at >= file.file_bytes and file.transfer_syntax != DEFLATED
+    if header.sop_class in (PET_IMAGE_STORAGE, *ENHANCED_PET_STORAGE) and cut and not header.damage:
+        return [Header(file.path, damage=f"{name} ends before its pixels, it is truncated. Get the file again.")]
+    if header.sop_class not in ENHANCED_PET_STORAGE or header.modality != "PT" or header.damage:
+        return [header]
+    file = replace(file, pixels_at=file.pixels_at + (8 if file.transfer_syntax == IMPLICIT else 12))  # the tag's own
+    slices = [_parse(replace(file, frame=number), Elements(one)) for number, one in enumerate(slices_of(dataset))]
+    no_slices = f"{name} is Enhanced PET without the functional groups of its slices. Get the file again."
+    return slices or [replace(header, damage=no_slices)]
+
+
+def _foreign(path: Path, begin: bytes) -> list[Header]:
     """A file that is no DICOM: damaged, if its name or its zeros (of a copy that broke off) say that it was one."""
     blank = not any(begin)
     if not blank and path.suffix.lower() not in _DICOM_SUFFIXES:
-        return None
+        return []
     damage = f"{path.name} is no DICOM file{', it is blank' if blank else ''}. Get it again, or remove it."
-    return Header(path, damage=damage, blank=blank and path.suffix.lower() not in _DICOM_SUFFIXES)
+    return [Header(path, damage=damage, blank=blank and path.suffix.lower() not in _DICOM_SUFFIXES)]
 
 
 def _transfer_syntax(dataset: FileDataset) -> str:
@@ -224,7 +238,8 @@ def _parse(header: Header, elements: Elements) -> Header:
     )
     try:
         numbered = replace(header, series_number=elements.whole(0x00200011))
-        is_pet = header.modality == "PT" and header.sop_class == PET_IMAGE_STORAGE  # raw data says PT as well
+        # Raw data of the scanner says PT as well; and an Enhanced PET says of each frame what is parsed here.
+        is_pet = header.modality == "PT" and (header.sop_class == PET_IMAGE_STORAGE or header.frame is not None)
         return _parse_pet(numbered, elements) if is_pet else numbered
     except MalformedValueError as error:
         return replace(header, damage=f"{error} in {name}. Get the file again, or pass another series.")
@@ -281,12 +296,14 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
         injections=len(injections),
         injection_datetime=_sound(lambda: injection.moment(0x00181078, zone, utc_is_local=injection_time is not None)),
         injection_time=injection_time,
+        decay_corrected_to=_sound(lambda: elements.moment(0x00189701, zone)),
         series_start=_sound(lambda: elements.date_and_time(0x00080021, 0x00080031)),
         private_scan_start=_private_scan_start(elements),
         frames=(
             Frame(
                 acquisition=_sound(lambda: _acquisition(elements, zone)),
                 frame_reference_s=_milliseconds(_sound(lambda: elements.number(0x00541300), math.nan)),
+                average=_sound(lambda: elements.moment(0x00189151, zone)),
                 duration_s=_milliseconds(_sound(lambda: elements.number(0x00181242), math.nan)),
                 philips_suv=_philips_factor(elements, 0x70531000),
                 philips_activity=_philips_factor(elements, 0x70531009),

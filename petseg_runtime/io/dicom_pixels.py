@@ -59,7 +59,9 @@ def check_pixel_format(header: Header) -> None:
             f"{name} has RescaleSlope (0028,1053) {_said(header.slope)} and RescaleIntercept (0028,1052) "
             f"{_said(header.intercept)}, expected a positive slope and an intercept. Pass a series that carries them."
         )
-    if header.transfer_syntax in _NATIVE and header.transfer_syntax != DEFLATED:
+    if header.frame is not None:
+        _check_frame(header)
+    elif header.transfer_syntax in _NATIVE and header.transfer_syntax != DEFLATED:
         _check_length(header, header.file_bytes)
 
 
@@ -98,14 +100,8 @@ def read_slice(header: Header) -> npt.NDArray[np.float64]:
 
 
 def _stored(header: Header) -> npt.NDArray[np.integer[Any]]:
-    dataset = pydicom.dcmread(header.path, specific_tags=[_PIXEL_DATA], force=True)  # its header has passed
-    element = dataset.get_item(_PIXEL_DATA)
-    if not isinstance(element, RawDataElement) or not element.value:
-        raise InputError(f"{header.path.name} has no PixelData (7FE0,0010). Get the file again.")
-    if header.transfer_syntax == RLELossless:
-        stored = _decode_rle(header, element.value)
-    else:
-        stored = _decode_native(header, element.value)
+    value = _pixel_data(header)
+    stored = _decode_rle(header, value) if header.transfer_syntax == RLELossless else _decode_native(header, value)
     # Bits above HighBit may hold anything (overlays, once); shifting up and down clears them and keeps the sign.
     unused = (header.pixels.bits_allocated or 0) - (header.pixels.bits_stored or 0)
     return stored << unused >> unused if unused else stored
@@ -118,6 +114,19 @@ def _without_padding(values: npt.NDArray[np.float64], header: Header) -> npt.NDA
         half = header.slope / 2  # stored numbers are whole, and GDCM has rescaled already
         values[(values > first - half) & (values < last + half)] = 0.0
     return values
+
+
+def _pixel_data(header: Header) -> bytes:
+    """The bytes of a slice's pixels."""
+    if header.frame is not None:
+        with header.path.open("rb") as stream:
+            stream.seek(header.pixels_at + header.frame * _slice_bytes(header))
+            return stream.read(_slice_bytes(header))
+    dataset = pydicom.dcmread(header.path, specific_tags=[_PIXEL_DATA], force=True)  # its header has passed
+    element = dataset.get_item(_PIXEL_DATA)
+    if not isinstance(element, RawDataElement) or not element.value:
+        raise InputError(f"{header.path.name} has no PixelData (7FE0,0010). Get the file again.")
+    return bytes(element.value)
 
 
 def _decode_native(header: Header, value: bytes) -> npt.NDArray[np.integer[Any]]:
@@ -160,8 +169,22 @@ def _values_by_itk(header: Header) -> npt.NDArray[np.float64]:
     return values.reshape(header.rows or 0, header.columns or 0)
 
 
+def _slice_bytes(header: Header) -> int:
+    return (header.rows or 0) * (header.columns or 0) * ((header.pixels.bits_allocated or 0) // 8)
+
+
+def _check_frame(header: Header) -> None:
+    """Refuse a frame that this module cannot find in its file."""
+    if header.transfer_syntax not in (IMPLICIT, EXPLICIT):
+        raise InputError(
+            f"{header.path.name} is Enhanced PET in transfer syntax {header.transfer_syntax or 'absent'}, expected "
+            "uncompressed. Export it uncompressed, or as single slices."
+        )
+    _check_length(header, header.file_bytes - header.pixels_at - (header.frame or 0) * _slice_bytes(header))
+
+
 def _check_length(header: Header, length: int) -> None:
-    expected = (header.rows or 0) * (header.columns or 0) * ((header.pixels.bits_allocated or 0) // 8)
+    expected = _slice_bytes(header)
     if length < expected:
         raise InputError(
             f"{header.path.name} is truncated: {length} bytes, expected {expected} for {header.rows} x "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from petseg_runtime.errors import InputError
-from petseg_runtime.io.dicom_header import ENHANCED_PET_STORAGE, PET_IMAGE_STORAGE, Header
+from petseg_runtime.io.dicom_header import PET_IMAGE_STORAGE, Header
 from petseg_runtime.io.suv import is_convertible, is_direct
 from petseg_runtime.io.suv_attributes import CORRECTED_IMAGE, UNITS
 
@@ -61,9 +61,7 @@ class _Series:
 
 def _flaw(header: Header) -> str:
     """Why a PET file is not a slice of a volume; empty if it is one."""
-    if header.sop_class in ENHANCED_PET_STORAGE:
-        return "Enhanced PET, all slices in one file"
-    if header.sop_class != PET_IMAGE_STORAGE:
+    if header.sop_class != PET_IMAGE_STORAGE and header.frame is None:
         return "not PET Image Storage"
     if (header.frames or 1) > 1:
         return "several frames in one file"
@@ -80,7 +78,7 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
     """The PET series of a study that is to be segmented, and a sentence that says which it is and what was left out.
 
     Files form a series if they agree in SeriesInstanceUID (which may be absent), modality, series number,
-    unit, attenuation correction, size and orientation. The series must be PET in single-frame slices,
+    unit, attenuation correction, size and orientation. The series must be PET in slices,
     corrected for attenuation (or not say whether it is, where none is); of several such series the only static one in a
     convertible unit is taken, activity and SUVbw before other SUVs.
 
@@ -105,8 +103,8 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
     volumes = [series for series in pet if not _flaw(series.first)]
     if not volumes:
         raise InputError(
-            f"There is no PET series of single-frame slices (PET Image Storage) here, only {_listed(pet)}. "
-            "Pass the reconstructed slices, one to a file."
+            f"There is no PET series of slices (PET Image Storage, or Enhanced) here, only {_listed(pet)}. "
+            "Pass the reconstructed slices."
         )
     corrected = [series for series in volumes if series.first.attenuation_corrected]
     corrected = corrected or [series for series in volumes if series.first.attenuation_corrected is None]

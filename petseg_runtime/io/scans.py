@@ -48,7 +48,7 @@ class Scan:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that it was found by."""
-        return tuple(header.path for header in self.dicom) if self.image is None else (self.image,)
+        return tuple(dict.fromkeys(header.path for header in self.dicom)) if self.image is None else (self.image,)
 
     def sha256(self) -> str:
         """Digest of what the scan is read from: the image file, or the study's PET files by their names.
@@ -57,7 +57,8 @@ class Scan:
         ------
         InputError : if a file cannot be read.
         """
-        files = [self.image] if self.image is not None else [h.path for h in self.dicom if h.modality in ("", "PT")]
+        pet = (header.path for header in self.dicom if header.modality in ("", "PT"))
+        files = [self.image] if self.image is not None else list(dict.fromkeys(pet))
         digest = hashlib.sha256()
         for file in files:
             try:

@@ -290,8 +290,10 @@ def _decays(attributes: SuvAttributes) -> tuple[tuple[float, ...], str, tuple[st
     delays_s: list[float] = []
     warnings: list[str] = []
     for frame in frames:
-        into_frame_s = average_activity_time_s(required(frame.duration_s, FRAME_DURATION), half_life_s)
-        average = acquisition_of(frame) + timedelta(seconds=into_frame_s)
+        average = frame.average
+        if average is None:
+            into_frame_s = average_activity_time_s(required(frame.duration_s, FRAME_DURATION), half_life_s)
+            average = acquisition_of(frame) + timedelta(seconds=into_frame_s)
         delay_s, warning = injection_delay_s(attributes, average, half_life_s)
         delays_s.append(delay_s)
         warnings += [warning] if warning and not warnings else []  # once for all frames

@@ -21,6 +21,7 @@ UNITS = "Units (0054,1001)"
 SUV_TYPE = "SUVType (0054,1006)"
 DECAY_CORRECTION = "DecayCorrection (0054,1102)"
 CORRECTED_IMAGE = "CorrectedImage (0028,0051)"
+DECAY_CORRECTED_TO = "DecayCorrectionDateTime (0018,9701)"
 SERIES_TIME = "SeriesTime (0008,0031)"
 ACQUISITION_TIME = "AcquisitionTime (0008,0032)"
 FRAME_REFERENCE_TIME = "FrameReferenceTime (0054,1300)"
@@ -41,6 +42,7 @@ class Frame:
     ----------
     acquisition : AcquisitionDate and AcquisitionTime (0008,0022), (0008,0032), local time.
     frame_reference_s : FrameReferenceTime (0054,1300) in s (the header has ms).
+    average : FrameReferenceDateTime (0018,9151) of an Enhanced PET, the moment that its values stand for.
     duration_s : ActualFrameDuration (0018,1242) in s (the header has ms).
     philips_suv : (7053,1000), SUVbw for each unit of the rescaled voxels; 0 where Philips did not compute it.
     philips_activity : (7053,1009), Bq/ml for each unit of the rescaled voxels; likewise.
@@ -49,6 +51,7 @@ class Frame:
     acquisition: datetime | None = None
     frame_reference_s: float | None = None
     duration_s: float | None = None
+    average: datetime | None = None
     philips_suv: float | None = None
     philips_activity: float | None = None
 
@@ -67,6 +70,7 @@ class SuvAttributes:
     injections : number of items in RadiopharmaceuticalInformationSequence (0054,0016).
     injection_datetime : RadiopharmaceuticalStartDateTime (0018,1078), local time.
     injection_time : RadiopharmaceuticalStartTime (0018,1072), local time.
+    decay_corrected_to : DecayCorrectionDateTime (0018,9701) of an Enhanced PET, local time.
     series_start : SeriesDate and SeriesTime (0008,0021), (0008,0031), local time.
     private_scan_start : GE (0009,100D) or Siemens (0071,1022), local time.
     frames : of every slice, in the order of the slices.
@@ -86,6 +90,7 @@ class SuvAttributes:
     injections: int = 1
     injection_datetime: datetime | None = None
     injection_time: time | None = None
+    decay_corrected_to: datetime | None = None
     series_start: datetime | None = None
     private_scan_start: datetime | None = None
     frames: tuple[Frame, ...] = ()
@@ -120,12 +125,13 @@ NAMES = {
     "injections": RADIOPHARMACEUTICAL,
     "injection_datetime": INJECTION_DATETIME,
     "injection_time": INJECTION_TIME,
+    "decay_corrected_to": DECAY_CORRECTED_TO,
     "series_start": SERIES_TIME,
     "private_scan_start": PRIVATE_SCAN_START,
 }
 
 
-_TIMES = ("injection_datetime", "injection_time", "series_start", "private_scan_start")
+_TIMES = ("decay_corrected_to", "injection_datetime", "injection_time", "series_start", "private_scan_start")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """When a PET scan started and how long before it the tracer was injected. Pure.
 
-The start of the scan is not written in one place. The order here is that of the IBSI SUV manual
+An Enhanced PET says what its voxels are corrected to. In other files the start of the scan is not written in one
+place. The order here is that of the IBSI SUV manual
 (oncoray.github.io/suv_computation, version 3), and of QIBA's pseudocode where the manual has no answer:
 
 1. The vendor's private scan date-time, GE (0009,100D) or Siemens (0071,1022), which post-processing
@@ -24,6 +25,7 @@ from datetime import datetime, time, timedelta
 
 from petseg_runtime.io.suv_attributes import (
     ACQUISITION_TIME,
+    DECAY_CORRECTED_TO,
     FRAME_DURATION,
     FRAME_REFERENCE_TIME,
     INJECTION_DATETIME,
@@ -62,6 +64,8 @@ def scan_start(attributes: SuvAttributes, half_life_s: float) -> tuple[datetime,
     ------
     InputError : if the attributes that tell are absent or contradict each other.
     """
+    if attributes.decay_corrected_to is not None:
+        return attributes.decay_corrected_to, DECAY_CORRECTED_TO
     acquisitions = [acquisition_of(frame) for frame in attributes.frames or (Frame(),)]
     first, series, private = min(acquisitions), attributes.series_start, attributes.private_scan_start
     if private is not None and -CLOCK_TOLERANCE_S <= _seconds(private, first) <= _DAY_S:

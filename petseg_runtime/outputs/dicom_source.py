@@ -81,6 +81,11 @@ def read_source(files: Sequence[str], geometry: Geometry) -> Source:
     ------
     InputError : if the study or a slice has no valid UID, or two slices have the same.
     """
+    if len(set(files)) < len(files):
+        raise InputError(
+            "The scan is an Enhanced PET, all slices in one file; DICOM results are written for single slices only. "
+            "Leave out --output-type."
+        )
     with quiet():
         originals = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
         about, notes = _patient_and_study(originals[0])

@@ -310,7 +310,6 @@ def test_a_lonely_series_is_said_to_be_the_only_one(tmp_path: Path) -> None:
         (put(SeriesType=["WHOLE BODY", "REPROJECTION"]), "a projection or screen capture"),
         (put(ImageType=["DERIVED", "SECONDARY", "MIP"]), "a projection or screen capture"),
         (put(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "not PET Image Storage"),
-        (put(SOPClassUID="1.2.840.10008.5.1.4.1.1.130"), "Enhanced PET"),
         (put(NumberOfFrames=3), "several frames in one file"),
         (put(AttenuationCorrectionMethod="none"), "not attenuation corrected"),
     ],
@@ -453,12 +452,6 @@ def test_a_series_without_attenuation_correction_is_refused(tmp_path: Path) -> N
     message = refusal_of(edited(pet_series(), put(CorrectedImage=["NORM", "DECY"])), tmp_path)
     assert "ATTN in CorrectedImage (0028,0051)" in message
     assert "PET series 1 (4 slices, not attenuation corrected)" in message
-
-
-@pytest.mark.parametrize("sop_class", ["1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"])
-def test_enhanced_pet_is_refused(sop_class: str, tmp_path: Path) -> None:
-    message = refusal_of(edited(pet_series(), put(SOPClassUID=sop_class)), tmp_path)
-    assert "PET series 1 (4 slices, Enhanced PET, all slices in one file)" in message
 
 
 def test_two_corrected_series_are_refused_with_a_list(tmp_path: Path) -> None:

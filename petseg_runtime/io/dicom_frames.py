@@ -1,0 +1,130 @@
+"""Enhanced PET: all slices in one file, their attributes in functional groups (PS3.3 C.7.6.16 and C.8.22).
+
+Each frame becomes a data set of its own with the attributes that a slice of PET Image Storage has, so that all the rest
+reads one kind of slice. Of a Legacy Converted file these are the very attributes of the slices that it was made from.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
+
+from petseg_runtime.io.dicom_elements import Elements
+
+SHARED_GROUPS, FRAME_GROUPS = 0x52009229, 0x52009230
+# Of the whole file, to be read beside those of a slice: DecayCorrected, AttenuationCorrected, DecayCorrectionDateTime.
+ENHANCED_TAGS = (SHARED_GROUPS, FRAME_GROUPS, 0x00189758, 0x00189759, 0x00189701)
+
+_UNITS, _SUV_TYPE, _SLOPE, _INTERCEPT, _RESCALE_TYPE = 0x00541001, 0x00541006, 0x00281053, 0x00281052, 0x00281054
+_DECAY_CORRECTION, _CORRECTED_IMAGE, _ATTENUATION_METHOD = 0x00541102, 0x00280051, 0x00541101
+_DECAY_CORRECTED, _ATTENUATION_CORRECTED = 0x00189758, 0x00189759
+_FRAME_ACQUISITION, _ACQUISITION_DATE, _ACQUISITION_TIME, _ACQUISITION = 0x00189074, 0x00080022, 0x00080032, 0x0008002A
+_FRAME_DURATION, _DURATION, _NUMBER_OF_FRAMES = 0x00189220, 0x00181242, 0x00280008
+_REAL_WORLD, _REAL_WORLD_UNITS, _REAL_WORLD_SLOPE, _REAL_WORLD_INTERCEPT = (
+    *(0x00409096, 0x004008EA),
+    *(0x00409225, 0x00409224),
+)
+# Units and SUVType of a slice by the code of a real-world value (UCUM; PS3.16 CID 84 and 85), the most direct first.
+_CODES = {
+    "BQ/ML": ("BQML", ""),
+    "{SUVBW}G/ML": ("GML", "BW"),
+    "G/ML{SUVBW}": ("GML", "BW"),
+    "{SUVLBM}G/ML": ("GML", "LBM"),
+    "{SUVLBM(JAMES128)}G/ML": ("GML", "LBMJAMES128"),
+    "{SUVLBM(JANMA)}G/ML": ("GML", "LBMJANMA"),
+    "{SUVIBW}G/ML": ("GML", "IBW"),
+    "{SUVBSA}CM2/ML": ("CM2ML", "BSA"),
+    "G/ML": ("GML", ""),
+}
+
+
+def slices_of(dataset: Dataset) -> list[Dataset]:
+    """A data set for each frame of an Enhanced PET, with the attributes of a slice; none without functional groups."""
+    shared = next(iter(_items(dataset, SHARED_GROUPS)), Dataset())
+    return [_slice(dataset, shared, own) for own in _items(dataset, FRAME_GROUPS)]
+
+
+def _slice(file: Dataset, shared: Dataset, own: Dataset) -> Dataset:
+    flat = Dataset()
+    groups = [item for source in (shared, own) for tag in sorted(source.keys()) for item in _items(source, tag)]
+    own_tags = (SHARED_GROUPS, FRAME_GROUPS, _NUMBER_OF_FRAMES)
+    for source in (file, *groups):  # what a frame says of itself goes before what is said of all
+        for tag in sorted(source.keys()):
+            if tag not in own_tags:
+                flat[tag] = source.get_item(tag)
+    elements = Elements(flat)
+    # There may be several in a frame, one a unit.
+    worlds = next((worlds for source in (own, shared, file) if (worlds := list(_items(source, _REAL_WORLD)))), [])
+    _put_unit(flat, elements, worlds)
+    _put_corrections(flat, elements)
+    if elements.text(_FRAME_ACQUISITION):
+        flat.pop(_ACQUISITION_DATE, None)
+        flat.pop(_ACQUISITION_TIME, None)
+        _put(flat, _ACQUISITION, elements.text(_FRAME_ACQUISITION))
+    duration = _double(flat, _FRAME_DURATION)
+    if duration is not None:
+        _put(flat, _DURATION, repr(duration))
+    return flat
+
+
+def _put_unit(flat: Dataset, elements: Elements, worlds: list[Dataset]) -> None:
+    """Units by the slice's own attribute, the rescaling's or a real-world value, and the scale that goes with it."""
+    if elements.text(_UNITS):
+        return
+    if elements.text(_RESCALE_TYPE).upper() in ("BQML", "GML", "CM2ML", "CNTS"):
+        _put(flat, _UNITS, elements.text(_RESCALE_TYPE))
+        return
+    found: dict[str, Dataset] = {}
+    for world in worlds:
+        code = next((Elements(item).text(0x00080100) for item in _items(world, _REAL_WORLD_UNITS)), "")
+        found.setdefault(code.upper().replace(" ", ""), world)
+    for code, (units, suv_type) in _CODES.items():
+        if code in found:
+            slope, intercept = (_double(found[code], tag) for tag in (_REAL_WORLD_SLOPE, _REAL_WORLD_INTERCEPT))
+            if slope is not None and intercept is not None:
+                for tag, text in (
+                    (_UNITS, units),
+                    (_SUV_TYPE, suv_type),
+                    (_SLOPE, repr(slope)),
+                    (_INTERCEPT, repr(intercept)),
+                ):
+                    _put(flat, tag, text)
+                return
+
+
+def _put_corrections(flat: Dataset, elements: Elements) -> None:
+    decay, attenuation = (elements.text(tag).upper() for tag in (_DECAY_CORRECTED, _ATTENUATION_CORRECTED))
+    if not elements.text(_DECAY_CORRECTION) and decay in ("YES", "NO"):
+        _put(flat, _DECAY_CORRECTION, "START" if decay == "YES" else "NONE")
+    if not elements.texts(_CORRECTED_IMAGE) and attenuation in ("YES", "NO"):
+        if attenuation == "NO":
+            _put(flat, _ATTENUATION_METHOD, "NONE")
+        listed = [name for name, said in (("ATTN", attenuation), ("DECY", decay)) if said == "YES"]
+        _put(flat, _CORRECTED_IMAGE, "\\".join(listed))
+
+
+def _items(dataset: Dataset, tag: int | BaseTag) -> Iterator[Dataset]:
+    element = dataset.get_item(tag)
+    with suppress(KeyError):  # of a private attribute
+        if element is not None and (element.VR or dictionary_VR(tag)) == "SQ":
+            yield from dataset[tag].value or ()
+
+
+def _put(dataset: Dataset, tag: int, text: str) -> None:
+    value = text.encode("latin-1", "replace")
+    dataset[tag] = RawDataElement(BaseTag(tag), "LO", len(value), value, 0, False, True)
+
+
+def _double(dataset: Dataset, tag: int) -> float | None:
+    """The first value of an FD element."""
+    element = dataset.get_item(tag)
+    if isinstance(element, RawDataElement):
+        raw = element.value or b""
+        return struct.unpack(f"{'<' if element.is_little_endian else '>'}d", raw[:8])[0] if len(raw) >= 8 else None
+    return None if element is None or element.value is None else float(element.value)

@@ -1,0 +1,197 @@
+"""Enhanced PET: what stands in functional groups gives the numbers that the same slices give one by one."""
+
+from __future__ import annotations
+
+import copy
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from highdicom.legacy import LegacyConvertedEnhancedPETImage
+from pydicom.dataset import Dataset
+from pydicom.uid import ImplicitVRLittleEndian, RLELossless
+from runtime.dicom_factory import DAY, FACTOR, HALF_LIFE_S, INJECTION, SCAN, default_voxels, pet_series
+from runtime.test_dicom import ORIENTATIONS
+
+from petseg_runtime.cli import main
+from petseg_runtime.errors import InputError
+from petseg_runtime.io.dicom import read_headers, read_pet_series
+from petseg_runtime.io.scans import find_scans
+
+ENHANCED_PET = "1.2.840.10008.5.1.4.1.1.130"
+SLOPES = (1.0, 2.0, 0.5, 4.0)
+
+
+def item(**values: object) -> Dataset:
+    made = Dataset()
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
+
+
+def real_world(slope: float, unit: str = "Bq/ml") -> Dataset:
+    code = item(CodeValue=unit, CodingSchemeDesignator="UCUM", CodeMeaning=unit)
+    return item(RealWorldValueSlope=slope, RealWorldValueIntercept=0.0, MeasurementUnitsCodeSequence=[code])
+
+
+def enhanced(
+    folder: Path,
+    *,
+    slopes: tuple[float, ...] = SLOPES,
+    unit: str = "Bq/ml",
+    orientation: tuple = ORIENTATIONS["axial"],
+    frames: list[dict[str, object]] | None = None,
+    syntax: str | None = None,
+    **changes: object,
+) -> Path:
+    """The series of the factory as an Enhanced PET, frames from head to feet; attributes as in PS3.3 A.56."""
+    series = pet_series(orientation=orientation)[::-1]
+    file = copy.deepcopy(series[0])
+    for name in (
+        *("Units", "DecayCorrection", "CorrectedImage", "SeriesType", "NumberOfSlices", "FrameReferenceTime"),
+        *("ActualFrameDuration", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"),
+        *("RescaleIntercept", "AcquisitionDate", "AcquisitionTime"),
+    ):
+        delattr(file, name)
+    file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = ENHANCED_PET
+    file.NumberOfFrames, file.PixelData = len(series), b"".join(one.PixelData for one in series)
+    file.DecayCorrected, file.AttenuationCorrected, file.DecayCorrectionDateTime = "YES", "YES", DAY + SCAN
+    file.SeriesTime = "150000"  # written anew an hour later
+    file.SharedFunctionalGroupsSequence = [
+        item(
+            PixelMeasuresSequence=[item(PixelSpacing=series[0].PixelSpacing, SliceThickness=99)],
+            PlaneOrientationSequence=[item(ImageOrientationPatient=series[0].ImageOrientationPatient)],
+            PixelValueTransformationSequence=[item(RescaleSlope=7, RescaleIntercept=0, RescaleType="US")],
+        )
+    ]
+    file.PerFrameFunctionalGroupsSequence = [
+        item(
+            PlanePositionSequence=[item(ImagePositionPatient=one.ImagePositionPatient)],
+            RealWorldValueMappingSequence=[real_world(99.0, "{counts}"), real_world(slope, unit)],
+            FrameContentSequence=[item(FrameAcquisitionDateTime=DAY + SCAN, **(frames[index] if frames else {}))],
+        )
+        for index, (one, slope) in enumerate(zip(series, slopes, strict=True))
+    ]
+    for name, value in changes.items():
+        if value is None:
+            delattr(file, name)
+        else:
+            setattr(file, name, value)
+    if syntax:
+        file.file_meta.TransferSyntaxUID = syntax
+    folder.mkdir(parents=True, exist_ok=True)
+    file.save_as(folder / "enhanced.dcm", enforce_file_format=True)
+    return folder / "enhanced.dcm"
+
+
+def expected(slopes: tuple[float, ...] = SLOPES) -> np.ndarray:
+    """From feet to head, as axis z runs; the file's frames run the other way."""
+    return default_voxels() * np.array(slopes[::-1])[:, None, None]
+
+
+@pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian], ids=["explicit", "implicit"])
+def test_each_slice_has_its_own_real_world_value(syntax: str | None, tmp_path: Path) -> None:
+    volume = read_pet_series([enhanced(tmp_path, syntax=syntax)])
+    np.testing.assert_allclose(volume.array, expected() * FACTOR, rtol=1e-6)
+    assert "DecayCorrectionDateTime (0018,9701)" in volume.notes[1]
+    assert "Took PET series 1 (4 slices, attenuation corrected, BQML)" in volume.notes[0]
+
+
+@pytest.mark.parametrize("unit", ["{SUVbw}g/ml", "g/ml{SUVbw}", "g/ml"])
+def test_suv_is_taken_as_it_is(unit: str, tmp_path: Path) -> None:
+    np.testing.assert_allclose(read_pet_series([enhanced(tmp_path, unit=unit)]).array, expected(), rtol=1e-6)
+
+
+def test_slices_that_are_not_corrected_for_decay_refer_to_their_own_moment(tmp_path: Path) -> None:
+    """A half-life after the injection, and four more seconds for each frame."""
+    injected = datetime.strptime(DAY + INJECTION, "%Y%m%d%H%M%S.%f")
+    delays = [HALF_LIFE_S + 4 * index for index in range(4)]
+    moments = [injected + timedelta(seconds=delay) for delay in delays]
+    frames = [{"FrameReferenceDateTime": moment.strftime("%Y%m%d%H%M%S.%f")} for moment in moments]
+    path = enhanced(tmp_path, frames=frames, DecayCorrected="NO", DecayCorrectionDateTime=None)
+    factors = [70_000 / (350e6 * 2 ** (-delay / HALF_LIFE_S)) for delay in delays][::-1]
+    np.testing.assert_allclose(read_pet_series([path]).array, expected() * np.array(factors)[:, None, None], rtol=1e-5)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS.values(), ids=ORIENTATIONS.keys())
+def test_slices_lie_where_they_lie_one_by_one(orientation: tuple, tmp_path: Path) -> None:
+    single = tmp_path / "single"
+    single.mkdir()
+    for number, one in enumerate(pet_series(orientation=orientation, slopes=SLOPES[::-1])):
+        one.save_as(single / f"{number}", enforce_file_format=True)
+    other = read_pet_series([enhanced(tmp_path, orientation=orientation)])
+    same = read_pet_series(sorted(single.iterdir()))
+    np.testing.assert_allclose(other.array, same.array, rtol=1e-6)
+    corners = [[0, 0, 0], [3, 1, 2], [3, 0, 0]]
+    np.testing.assert_allclose(other.geometry.to_lps_mm(corners), same.geometry.to_lps_mm(corners), atol=1e-5)
+
+
+def test_simpleitk_reads_the_same_slices(tmp_path: Path) -> None:
+    path = enhanced(tmp_path)
+    stored = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    assert stored.shape == read_pet_series([path]).array.shape
+
+
+def test_a_legacy_converted_series_gives_what_its_slices_gave(tmp_path: Path) -> None:
+    """Made by highdicom, whose author wrote the standard's conversion."""
+    slices = pet_series(slopes=SLOPES)
+    for one in slices:
+        one.StudyDate, one.StudyTime, one.PatientBirthDate, one.PatientSex = DAY, "100000", "", "F"
+        one.StudyID = one.AccessionNumber = one.ReferringPhysicianName = ""
+        one.SliceThickness = 3
+    converted = LegacyConvertedEnhancedPETImage(slices, "1.2.9", 1, "1.2.9.1", 1)
+    converted.save_as(tmp_path / "converted.dcm", enforce_file_format=True)
+    volume = read_pet_series([tmp_path / "converted.dcm"])
+    np.testing.assert_allclose(volume.array, default_voxels() * np.array(SLOPES)[:, None, None] * FACTOR, rtol=1e-6)
+
+
+def test_a_file_of_many_slices_is_one_file_of_one_scan(tmp_path: Path) -> None:
+    path = enhanced(tmp_path / "study")
+    (scan,) = find_scans(path.parent)
+    assert scan.files == (path,)
+    assert len(read_headers([path])) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"PerFrameFunctionalGroupsSequence": None}, "without the functional groups of its slices"),
+        ({"AttenuationCorrected": "NO"}, "not attenuation corrected"),
+        ({"unit": "{counts}"}, r"Units \(0054,1001\) is absent"),
+        ({"PixelData": b"\0" * 40}, "is truncated"),
+        ({"syntax": RLELossless}, "expected uncompressed"),
+        ({"DecayCorrected": None}, r"DecayCorrection \(0054,1102\) is absent"),
+    ],
+    ids=str,
+)
+def test_refused(changes: dict, says: str, tmp_path: Path) -> None:
+    if changes.get("syntax"):
+        path = enhanced(tmp_path)
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0"))
+    else:
+        path = enhanced(tmp_path, **changes)
+    with pytest.raises(InputError, match=says):
+        read_pet_series([path])
+
+
+def test_frames_of_several_times_are_refused(tmp_path: Path) -> None:
+    """Which a dynamic or gated scan is: nothing says which of them to take."""
+    path = enhanced(tmp_path)
+    from pydicom.filereader import dcmread
+
+    file = dcmread(path)
+    groups = file.PerFrameFunctionalGroupsSequence
+    groups[1].PlanePositionSequence = groups[0].PlanePositionSequence
+    file.save_as(path)
+    with pytest.raises(InputError, match="4 slices lie at 3 positions"):
+        read_pet_series([path])
+
+
+def test_dicom_results_of_it_are_refused_before_any_work(known_model: Path, tmp_path: Path, capsys) -> None:
+    enhanced(tmp_path / "study")
+    arguments = [tmp_path / "study", "-m", known_model, "-o", tmp_path / "out", "--output-type", "dicom-seg"]
+    assert main([str(argument) for argument in arguments]) == 3
+    assert "Enhanced PET, all slices in one file" in capsys.readouterr().err
