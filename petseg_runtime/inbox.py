@@ -11,7 +11,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,10 @@ SUBMITTED = ".submitted"
 POLL_S = 1.0
 # After trouble that is not the scan's own, such as a full disk, before it is tried again.
 RETRY_S = 30.0
+
+# So often the process may have ended, one time after the other, with the same scan in hand: by kills and power cuts a
+# few times, by a file that ends the process each time.
+MOST_ATTEMPTS = 5
 
 # Errors of the machine and its folders: a full disk, a share that is away, a GPU that does not answer.
 _NOT_ITS_FAULT = (UsageError, BackendError)
@@ -106,7 +110,8 @@ def _do(
         if state != TAKEN:
             return None
         scan = replace(scan, name=name)
-        result = _result(scan, segmenter, settings)
+        result = _result(scan, segmenter, settings) if journal.begin(digest) <= MOST_ATTEMPTS else _ENDS_THE_PROCESS
+        journal.survived(digest)
         note = output / FAILURES / scan.folder / f"{name}.json"
         if isinstance(result, ScanResult):
             if deliver is not None:
@@ -123,6 +128,11 @@ def _do(
     except (OSError, sqlite3.Error) as error:
         return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk.")
     return result
+
+
+_ENDS_THE_PROCESS = InputError(
+    f"{MOST_ATTEMPTS} times the process ended with this scan in hand, so it is passed over. Check its files."
+)
 
 
 def _result(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanResult | PetsegError:
@@ -153,8 +163,11 @@ class Journal:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(
             "CREATE TABLE IF NOT EXISTS scans (digest TEXT PRIMARY KEY, folder TEXT NOT NULL, name TEXT, "
-            "state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', changed TEXT NOT NULL, UNIQUE (folder, name))"
+            "state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', changed TEXT NOT NULL, "
+            "attempts INTEGER NOT NULL DEFAULT 0, UNIQUE (folder, name))"
         )
+        with suppress(sqlite3.OperationalError):  # has it already, unless it is of before
+            connection.execute("ALTER TABLE scans ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0")
 
     @classmethod
     @contextmanager
@@ -216,6 +229,16 @@ class Journal:
         except sqlite3.Error as error:
             raise UsageError(f"The journal {path.name} cannot be read: {error}.") from error
         return Entry(found[0], Path(found[1]), found[2] or "", found[3]) if found else None
+
+    def begin(self, digest: str) -> int:
+        """Note that a scan is taken in hand; how often it was since the process last survived that."""
+        self._connection.execute("UPDATE scans SET attempts = attempts + 1 WHERE digest = ?", (digest,))
+        found = self._connection.execute("SELECT attempts FROM scans WHERE digest = ?", (digest,)).fetchone()
+        return int(found[0])
+
+    def survived(self, digest: str) -> None:
+        """Note that the process has not ended with the scan in hand."""
+        self._connection.execute("UPDATE scans SET attempts = 0 WHERE digest = ?", (digest,))
 
     def done(self, digest: str) -> None:
         """Note that a scan's results are in their place."""

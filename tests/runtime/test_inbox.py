@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 
@@ -19,7 +21,7 @@ from runtime.watched import PATIENCE_S, SETTLE_S, Watched, put_scan, save_dicom,
 import petseg_runtime.inbox
 from petseg_runtime import Segmenter
 from petseg_runtime.errors import InputError, PetsegError, UsageError
-from petseg_runtime.inbox import JOURNAL, watch
+from petseg_runtime.inbox import JOURNAL, MOST_ATTEMPTS, TAKEN, watch
 from petseg_runtime.io.scans import Scan
 from petseg_runtime.runner import RunSettings, ScanResult
 
@@ -233,6 +235,23 @@ def test_options_that_an_inbox_cannot_take_are_refused(arguments: list[str], tmp
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_scan_that_ends_the_process_each_time_is_passed_over(new: Callable[[], Watched], tmp_path: Path) -> None:
+    """As a file would on which a library crashes: else the inbox would never do another."""
+    with new() as watched:
+        poison = put_scan(watched.inbox / "poison.nii.gz")
+        watched.wait_for(1)
+    with closing(sqlite3.connect(watched.output / JOURNAL)) as journal, journal:
+        journal.execute("UPDATE scans SET state = ?, attempts = ?", (TAKEN, MOST_ATTEMPTS))
+    poison.touch()
+    with new() as again:
+        put_scan(again.inbox / "sound.nii.gz", seed=1)
+        again.wait_for(2)
+    outcomes = dict(again.reported)
+    assert isinstance(outcomes["poison"], InputError)
+    assert "5 times the process ended" in str(outcomes["poison"])
+    assert isinstance(outcomes["sound"], ScanResult)
 
 
 def test_a_note_that_cannot_be_written_holds_up_no_other(new: Callable[[], Watched]) -> None:
