@@ -162,9 +162,9 @@ class TensorRtBackend:
         if not hasattr(config, "create_runtime_cache"):
             return config, None
         cache = config.create_runtime_cache()
-        kept = None if self._kept is None else self._kept.read(self._shape)
-        if kept is not None:
-            cache.deserialize(kept)
+        self._on_disk = None if self._kept is None else self._kept.read(self._shape)
+        if self._on_disk is not None:
+            cache.deserialize(self._on_disk)
         config.set_runtime_cache(cache)
         return config, cache
 
@@ -174,7 +174,10 @@ class TensorRtBackend:
             return
         with self._lock, suppress(Exception):  # costs seconds at the next start, no more
             self._compiled_shapes |= shapes
-            self._kept.write(self._shape, bytes(self._cache.serialize()))
+            compiled = bytes(self._cache.serialize())
+            if compiled != self._on_disk:
+                self._kept.write(self._shape, compiled)
+                self._on_disk = compiled
 
 
 def check_fit(engine: EngineFile, version: str, capability: str) -> None:

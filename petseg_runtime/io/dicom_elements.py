@@ -94,13 +94,18 @@ class Elements:
         date, clock = self.text(date_tag), self.clock(time_tag)
         return None if not date or clock is None else datetime.combine(_midnight(date, date_tag), clock)
 
-    def moment(self, tag: int, zone: str, utc_is_local: bool = True) -> datetime | None:
+    def offset(self, tag: int) -> str:
+        """The offset from UTC that a date-time carries, as `+0100`; empty if it carries none."""
+        match = _MOMENT.fullmatch(self.text(tag))
+        return f"{match[3]}{match[4]}" if match and match[3] else ""
+
+    def moment(self, tag: int, zone: str, utc_is_local: bool = True, local_is_sure: bool = True) -> datetime | None:
         """A date-time (DT) of at least minutes, without time zone, as the clocks of the site showed it.
 
         A DT may carry its offset from UTC; dates and times never do, theirs is `zone`, the value of
         TimezoneOffsetFromUTC (0008,0201). Where both are given, the DT is brought to `zone`; otherwise it
-        is taken as it is written; but one in UTC only where `utc_is_local`, as one that was brought to UTC says
-        the same.
+        is taken as it is written: one in UTC only where `utc_is_local`, as one that was brought to UTC says the same,
+        and one without offset only where `local_is_sure`.
         """
         text = self.text(tag)
         if not text:
@@ -112,6 +117,8 @@ class Elements:
         local = _ZONE.fullmatch(zone)
         if match[3] and not local and not utc_is_local and not _offset(match[3], match[4]):
             raise MalformedValueError(tag, "a date and time of the site's own clock")
+        if not match[3] and not local_is_sure:
+            raise MalformedValueError(tag, "a date and time with its offset from UTC")
         if match[3] and local:
             moment += _offset(local[1], local[2]) - _offset(match[3], match[4])
         return moment

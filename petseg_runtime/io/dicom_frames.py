@@ -15,7 +15,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
-from petseg_runtime.io.dicom_elements import Elements
+from petseg_runtime.io.dicom_elements import Elements, MalformedValueError
 
 SHARED_GROUPS, FRAME_GROUPS = 0x52009229, 0x52009230
 # Of the whole file, to be read beside those of a slice: DecayCorrected, AttenuationCorrected, DecayCorrectionDateTime.
@@ -23,7 +23,7 @@ ENHANCED_TAGS = (SHARED_GROUPS, FRAME_GROUPS, 0x00189758, 0x00189759, 0x00189701
 
 _UNITS, _SUV_TYPE, _SLOPE, _INTERCEPT, _RESCALE_TYPE = 0x00541001, 0x00541006, 0x00281053, 0x00281052, 0x00281054
 _DECAY_CORRECTION, _CORRECTED_IMAGE, _ATTENUATION_METHOD = 0x00541102, 0x00280051, 0x00541101
-_DECAY_CORRECTED, _ATTENUATION_CORRECTED = 0x00189758, 0x00189759
+_DECAY_CORRECTED, _ATTENUATION_CORRECTED, _CORRECTED_TO = 0x00189758, 0x00189759, 0x00189701
 _FRAME_ACQUISITION, _ACQUISITION_DATE, _ACQUISITION_TIME, _ACQUISITION = 0x00189074, 0x00080022, 0x00080032, 0x0008002A
 _FRAME_DURATION, _DURATION, _NUMBER_OF_FRAMES = 0x00189220, 0x00181242, 0x00280008
 _REAL_WORLD, _REAL_WORLD_UNITS, _REAL_WORLD_SLOPE, _REAL_WORLD_INTERCEPT = (
@@ -52,7 +52,13 @@ def slices_of(dataset: Dataset) -> list[Dataset]:
 
 def _slice(file: Dataset, shared: Dataset, own: Dataset) -> Dataset:
     flat = Dataset()
-    groups = [item for source in (shared, own) for tag in sorted(source.keys()) for item in _items(source, tag)]
+    groups = [
+        item
+        for source in (shared, own)
+        for tag in sorted(source.keys())
+        if not tag.is_private  # whose copies of the standard's attributes are none of ours
+        for item in _items(source, tag)
+    ]
     own_tags = (SHARED_GROUPS, FRAME_GROUPS, _NUMBER_OF_FRAMES)
     for source in (file, *groups):  # what a frame says of itself goes before what is said of all
         for tag in sorted(source.keys()):
@@ -60,7 +66,7 @@ def _slice(file: Dataset, shared: Dataset, own: Dataset) -> Dataset:
                 flat[tag] = source.get_item(tag)
     elements = Elements(flat)
     # There may be several in a frame, one a unit.
-    worlds = next((worlds for source in (own, shared, file) if (worlds := list(_items(source, _REAL_WORLD)))), [])
+    worlds = next((worlds for source in (own, shared) if (worlds := list(_items(source, _REAL_WORLD)))), [])
     _put_unit(flat, elements, worlds)
     _put_corrections(flat, elements)
     if elements.text(_FRAME_ACQUISITION):
@@ -80,13 +86,14 @@ def _put_unit(flat: Dataset, elements: Elements, worlds: list[Dataset]) -> None:
     if elements.text(_RESCALE_TYPE).upper() in ("BQML", "GML", "CM2ML", "CNTS"):
         _put(flat, _UNITS, elements.text(_RESCALE_TYPE))
         return
-    found: dict[str, Dataset] = {}
+    scales: dict[str, set[tuple[float | None, float | None]]] = {}
     for world in worlds:
         code = next((Elements(item).text(0x00080100) for item in _items(world, _REAL_WORLD_UNITS)), "")
-        found.setdefault(code.upper().replace(" ", ""), world)
+        scale = _double(world, _REAL_WORLD_SLOPE), _double(world, _REAL_WORLD_INTERCEPT)
+        scales.setdefault(code.upper().replace(" ", ""), set()).add(scale)
     for code, (units, suv_type) in _CODES.items():
-        if code in found:
-            slope, intercept = (_double(found[code], tag) for tag in (_REAL_WORLD_SLOPE, _REAL_WORLD_INTERCEPT))
+        if len(scales.get(code, ())) == 1:  # several are for ranges of numbers, which nobody scales PET by
+            ((slope, intercept),) = scales[code]
             if slope is not None and intercept is not None:
                 for tag, text in (
                     (_UNITS, units),
@@ -100,13 +107,21 @@ def _put_unit(flat: Dataset, elements: Elements, worlds: list[Dataset]) -> None:
 
 def _put_corrections(flat: Dataset, elements: Elements) -> None:
     decay, attenuation = (elements.text(tag).upper() for tag in (_DECAY_CORRECTED, _ATTENUATION_CORRECTED))
-    if not elements.text(_DECAY_CORRECTION) and decay in ("YES", "NO"):
+    known = decay == "NO" or (decay == "YES" and _is_moment(elements, _CORRECTED_TO))
+    if not elements.text(_DECAY_CORRECTION) and known:
         _put(flat, _DECAY_CORRECTION, "START" if decay == "YES" else "NONE")
     if not elements.texts(_CORRECTED_IMAGE) and attenuation in ("YES", "NO"):
         if attenuation == "NO":
             _put(flat, _ATTENUATION_METHOD, "NONE")
         listed = [name for name, said in (("ATTN", attenuation), ("DECY", decay)) if said == "YES"]
         _put(flat, _CORRECTED_IMAGE, "\\".join(listed))
+
+
+def _is_moment(elements: Elements, tag: int) -> bool:
+    try:
+        return elements.moment(tag, "") is not None
+    except MalformedValueError:
+        return False
 
 
 def _items(dataset: Dataset, tag: int | BaseTag) -> Iterator[Dataset]:

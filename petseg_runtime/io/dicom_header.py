@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import pydicom
 from pydicom.dataset import FileDataset
@@ -165,20 +165,21 @@ def group_by_study(headers: Iterable[Header]) -> list[list[Header]]:
 
 
 def _lie_together(one: Header, damaged: Header) -> bool:
-    return one.path.parent == damaged.path.parent and (not damaged.blank or one.path.suffix == damaged.path.suffix)
+    return one.path.parent == damaged.path.parent and (not damaged.blank or _kind(one.path) == _kind(damaged.path))
+
+
+def _kind(path: Path) -> str:
+    """The suffix, unless it is the end of a UID."""
+    return "" if path.suffix[1:].isdigit() else path.suffix.lower()
 
 
 def _read_headers(path: Path) -> list[Header]:
     try:
         with path.open("rb") as stream:
             begin = stream.read(_PREAMBLE)
-            bare = begin[128:] != b"DICM"
-            # A data set without the preamble of a file begins with a low element of group 0002 or 0008.
-            if bare and not (begin[:2] in (b"\x02\0", b"\x08\0") and begin[3:4] == b"\0"):
-                return _foreign(path, begin)
             stream.seek(0)
-            dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
-            if bare and 0x00080016 not in dataset:  # something else, that begins alike
+            dataset = _dataset(stream, begin)
+            if dataset is None:
                 return _foreign(path, begin)
             end_of_header = stream.tell()  # where the pixels begin, or the end of the file
             file_bytes = stream.seek(0, os.SEEK_END)
@@ -191,6 +192,21 @@ def _read_headers(path: Path) -> list[Header]:
         unreadable = isinstance(error, OSError) and error.errno is not None
         damage = f"{path.name} cannot be read as DICOM ({reason}). Get the file again."
         return [Header(path, damage=damage, unreadable=unreadable)]
+
+
+def _dataset(stream: IO[bytes], begin: bytes) -> FileDataset | None:
+    """The data set of a DICOM file, with the preamble of one or without; None of anything else."""
+    bare = begin[128:] != b"DICM"
+    # Without it, it begins with a low element of group 0002 or 0008.
+    if bare and not (begin[:2] in (b"\x02\0", b"\x08\0") and begin[3:4] == b"\0"):
+        return None
+    try:
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
+    except Exception as error:  # pydicom's share no base class
+        if bare and not isinstance(error, OSError):  # something else, that begins alike
+            return None
+        raise
+    return None if bare and 0x00080016 not in dataset else dataset
 
 
 def _parse_file(file: Header, dataset: FileDataset) -> list[Header]:
@@ -208,11 +224,12 @@ def _parse_file(file: Header, dataset: FileDataset) -> list[Header]:
 
 def _foreign(path: Path, begin: bytes) -> list[Header]:
     """A file that is no DICOM: damaged, if its name or its zeros (of a copy that broke off) say that it was one."""
-    blank = not any(begin)
-    if not blank and path.suffix.lower() not in _DICOM_SUFFIXES:
+    named, blank = path.suffix.lower() in _DICOM_SUFFIXES, not any(begin)
+    numbered = any(letter.isdigit() for letter in path.name)  # as slices are, and locks and marks are not
+    if not named and not (blank and numbered):
         return []
     damage = f"{path.name} is no DICOM file{', it is blank' if blank else ''}. Get it again, or remove it."
-    return [Header(path, damage=damage, blank=blank and path.suffix.lower() not in _DICOM_SUFFIXES)]
+    return [Header(path, damage=damage, blank=not named)]
 
 
 def _transfer_syntax(dataset: FileDataset) -> str:
@@ -276,11 +293,13 @@ def _parse_pet(header: Header, elements: Elements) -> Header:
 
 
 def _suv_attributes(elements: Elements) -> SuvAttributes:
-    injections, zone = elements.items(_INJECTIONS), elements.text(_TIME_ZONE)
+    injections, zone, zone_is_sure = elements.items(_INJECTIONS), *_zone(elements)
     injection = injections[0] if injections else Elements(pydicom.Dataset())
     codes = [code for tag in (0x00540300, 0x00540304) for code in injection.items(tag)]
     names = [injection.text(0x00180031), *(code.text(tag) for code in codes for tag in (0x00080100, 0x00080104))]
-    injection_time = _sound(lambda: injection.clock(0x00181072))
+    injection_time = _sound(lambda: injection.clock(0x00181072)) if zone_is_sure else None
+    has_clock = injection_time is not None
+    injected = _sound(lambda: injection.moment(0x00181078, zone, has_clock, zone_is_sure))
     return SuvAttributes(
         units=elements.text(0x00541001).upper(),
         suv_type=elements.text(0x00541006).upper(),
@@ -294,7 +313,7 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
         half_life_s=_sound(lambda: injection.number(0x00181075), math.nan),
         radionuclide=tuple(name for name in names if name),
         injections=len(injections),
-        injection_datetime=_sound(lambda: injection.moment(0x00181078, zone, utc_is_local=injection_time is not None)),
+        injection_datetime=injected,
         injection_time=injection_time,
         decay_corrected_to=_sound(lambda: elements.moment(0x00189701, zone)),
         series_start=_sound(lambda: elements.date_and_time(0x00080021, 0x00080031)),
@@ -321,12 +340,20 @@ def _sound(read: Callable[[], T | None], otherwise: T | None = None) -> T | None
 
 
 def _acquisition(elements: Elements, zone: str) -> datetime | None:
-    """AcquisitionDate and -Time, or AcquisitionDateTime; anonymisation leaves the time alone, now and then."""
-    return (
-        elements.date_and_time(0x00080022, 0x00080032)
-        or elements.moment(0x0008002A, zone)
-        or elements.date_and_time(0x00080021, 0x00080032)
-    )
+    """AcquisitionDate and -Time, or AcquisitionDateTime."""
+    return elements.date_and_time(0x00080022, 0x00080032) or elements.moment(0x0008002A, zone)
+
+
+def _zone(elements: Elements) -> tuple[str, bool]:
+    """The offset from UTC of the scan's moments, "" where nothing says it; and whether the site's clocks showed it.
+
+    Where TimezoneOffsetFromUTC (0008,0201) is absent, a moment of the scan may carry its own; one of zero may stem from
+    a program that brings moments to UTC, so nothing without an offset may be held against it.
+    """
+    if elements.text(_TIME_ZONE):
+        return elements.text(_TIME_ZONE), True
+    offset = next(filter(None, (elements.offset(tag) for tag in (0x00189701, 0x00189151, 0x0008002A))), "")
+    return offset, offset.strip("+-0") != "" or not offset
 
 
 def _padding(elements: Elements) -> tuple[int, int] | None:

@@ -17,9 +17,9 @@ from petseg_runtime.io.dicom_header import DEFLATED, EXPLICIT, IMPLICIT, Header
 
 # Uncompressed transfer syntaxes, and the byte order of the pixels in them (PS3.5 section 10 and annex A).
 _NATIVE = {IMPLICIT: "<", EXPLICIT: "<", DEFLATED: "<", "1.2.840.10008.1.2.2": ">"}
-# JPEG in the two syntaxes that always lose something, and JPEG-LS in that which may (PS3.5 section 10).
+# JPEG in the two syntaxes that always lose something, and JPEG-LS and JPEG 2000 in those that may (PS3.5 section 10).
 _LOSSY = frozenset({"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"})
-_NEAR_LOSSLESS = "1.2.840.10008.1.2.4.81"
+_MAYBE_LOSSY = frozenset({"1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91"})
 _PIXEL_DATA = 0x7FE00010
 
 
@@ -49,7 +49,7 @@ def check_pixel_format(header: Header) -> None:
             "numbers are signed is unknown. Pass another series."
         )
     syntax = header.transfer_syntax
-    if pixels.lossy == "01" or syntax in _LOSSY or (syntax == _NEAR_LOSSLESS and pixels.lossy != "00"):
+    if pixels.lossy == "01" or syntax in _LOSSY or (syntax in _MAYBE_LOSSY and pixels.lossy != "00"):
         raise InputError(
             f"{name} is compressed with loss (LossyImageCompression (0028,2110) {pixels.lossy or 'absent'}, transfer "
             f"syntax {syntax}), so its values are not what was measured. Pass the original series."

@@ -106,6 +106,7 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
             f"There is no PET series of slices (PET Image Storage, or Enhanced) here, only {_listed(pet)}. "
             "Pass the reconstructed slices."
         )
+    _refuse_mixture([series for series in volumes if series.first.attenuation_corrected is not False])
     corrected = [series for series in volumes if series.first.attenuation_corrected]
     corrected = corrected or [series for series in volumes if series.first.attenuation_corrected is None]
     if not corrected:
@@ -113,7 +114,6 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
             f"No PET series here is corrected for attenuation (ATTN in {CORRECTED_IMAGE}), so SUV cannot be computed: "
             f"{_listed(volumes)}. Pass the attenuation-corrected series."
         )
-    _refuse_mixture(corrected)
     chosen = _the_one(corrected)
     return list(chosen.headers), _note(chosen, everything)
 
@@ -152,7 +152,7 @@ def _the_one(corrected: list[_Series]) -> _Series:
         candidates = [series for series in candidates if is_wanted(series)] or candidates
     if len(candidates) > 1:
         raise InputError(
-            f"{len(candidates)} PET series here are corrected for attenuation, and nothing says which to segment: "
+            f"{len(candidates)} PET series here may be segmented, and nothing says which to segment: "
             f"{_listed(candidates)}. Pass the files of one of them."
         )
     return candidates[0]
@@ -172,6 +172,7 @@ def _refuse_mixture(corrected: list[_Series]) -> None:
 def _difference(one: _Series, two: _Series) -> str:
     looks: tuple[tuple[str, Callable[[Header], object]], ...] = (
         (UNITS, lambda header: header.suv.units or "absent"),
+        (CORRECTED_IMAGE, lambda header: "said" if header.attenuation_corrected else "absent"),
         ("Rows (0028,0010) x Columns (0028,0011)", lambda header: f"{header.rows} x {header.columns}"),
         ("ImageOrientationPatient (0020,0037)", lambda header: list(header.orientation or ())),
         ("SeriesType (0054,1000)", lambda header: "\\".join(header.series_type)),

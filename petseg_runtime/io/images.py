@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ _FORMATS = {
 IMAGE_SUFFIXES = tuple(_FORMATS)
 # Largest deviation of a cosine from the nearest straight grid: the rounding of three decimals.
 RIGHT_ANGLE_TOLERANCE = 1e-3
+_TWO_SPACES = "The file's qform and sform state two spaces; the sform's was taken."
 # Axes within this of right angles stay as they are written, so that a mask has the scan's own.
 _SAME_AXES = 5e-4
 _STRAIGHTENED = "The scan's axes are off the right angle by a rounding of decimals; the nearest straight grid is used."
@@ -95,12 +97,13 @@ def _read(path: Path, pixel_type: int, max_voxels: int = MAX_VOXELS) -> _Image:
         str(path).encode()
     except UnicodeEncodeError as error:  # ITK would end the process
         raise InputError("A file or folder name is not valid UTF-8. Rename it.") from error
-    check, reader_name = _FORMATS[image_suffix(path)]
-    check(path)
-    notes: tuple[str, ...] = ()
+    check, reader_name = _FORMATS[suffix]
+    has_two_spaces = check(path)
+    notes: tuple[str, ...] = (_TWO_SPACES,) if has_two_spaces else ()
     try:
         try:
-            reader = _header(path, reader_name, pixel_type)
+            with straightened(path) if has_two_spaces else nullcontext(path) as header:
+                reader = _header(header, reader_name, pixel_type)
         except RuntimeError as error:
             if "orthonormal" not in str(error):
                 raise
@@ -108,7 +111,7 @@ def _read(path: Path, pixel_type: int, max_voxels: int = MAX_VOXELS) -> _Image:
                 reader = _header(copy, reader_name, pixel_type)
             notes = (_STRAIGHTENED,)
         geometry, straight = _geometry(reader, path.name, max_voxels)
-        notes = notes if straight else (_STRAIGHTENED,)
+        notes = notes if straight else (*notes, _STRAIGHTENED)
         if reader_name == _NIFTI:
             return _Image(read_nifti_voxels(path, geometry.shape), geometry, notes)
         return _Image(sitk.GetArrayFromImage(reader.Execute()), geometry, notes)

@@ -21,7 +21,7 @@ _ELEMENT_BYTES = {
     **{"MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4, "MET_DOUBLE": 8},
 }
 # Numbers of an MHA's header beside the voxel size, by which it lies in space.
-_PLACE = ("offset", "position", "origin", "transformmatrix", "orientation", "rotation")
+_PLACE = ("Offset", "Position", "Origin", "TransformMatrix", "Orientation", "Rotation")
 
 
 def check_mha(path: Path) -> None:
@@ -35,21 +35,21 @@ def check_mha(path: Path) -> None:
         fields = {}
         for _ in range(_MAX_HEADER_LINES):
             key, _, value = stream.readline().decode("latin-1").partition("=")
-            fields[key.strip().lower()] = value.strip()
-            if key.strip().lower() == "elementdatafile":
+            fields[key.strip()] = value.strip()  # MetaIO takes a name as it is written
+            if key.strip() == "ElementDataFile":
                 break
-        if fields.get("elementdatafile", "").upper() != "LOCAL":
+        if fields.get("ElementDataFile", "").upper() != "LOCAL":
             raise InputError(f"{path.name} keeps its voxels in another file, or is no MHA. Save it as one .mha file.")
         expected = _stated_bytes(fields, path.name)
-        _require_numbers(fields.get("elementspacing") or fields.get("elementsize"), "ElementSpacing", path.name)
+        _require_numbers(fields.get("ElementSpacing") or fields.get("ElementSize"), "ElementSpacing", path.name)
         for field in _PLACE:
             if field in fields:
                 _numbers(fields, field, path.name)
-        unit = fields.get("distanceunits", "mm")
+        unit = fields.get("DistanceUnits", "mm")
         if unit.lower() not in ("mm", "?", ""):
             raise InputError(f"{path.name} is in {unit}, expected mm. Save it in mm.")
-        if _numbers(fields, "elementtointensityfunctionslope", path.name, 1.0)[0] != 1.0 or any(
-            _numbers(fields, "elementtointensityfunctionoffset", path.name, 0.0)
+        if _numbers(fields, "ElementToIntensityFunctionSlope", path.name, 1.0)[0] != 1.0 or any(
+            _numbers(fields, "ElementToIntensityFunctionOffset", path.name, 0.0)
         ):
             raise InputError(f"{path.name} scales its voxels (ElementToIntensityFunction). Save it with the values.")
         _check_voxels(stream, fields, expected, path)
@@ -58,29 +58,29 @@ def check_mha(path: Path) -> None:
 def _stated_bytes(fields: dict[str, str], name: str) -> int:
     """Bytes of the voxels that an MHA's header states."""
     try:
-        rank, sides = int(fields.get("ndims", "")), [int(side) for side in fields.get("dimsize", "").split()]
+        rank, sides = int(fields.get("NDims", "")), [int(side) for side in fields.get("DimSize", "").split()]
     except ValueError:
         rank, sides = 0, []
     if rank not in (2, 3, 4) or len(sides) != rank or min(sides) < 1:
         raise InputError(
-            f"{name} has NDims {fields.get('ndims', 'absent')} and DimSize {fields.get('dimsize', 'absent')}, expected "
+            f"{name} has NDims {fields.get('NDims', 'absent')} and DimSize {fields.get('DimSize', 'absent')}, expected "
             "three dimensions. Get the file again."
         )
-    kind, channels = fields.get("elementtype", "absent"), _numbers(fields, "elementnumberofchannels", name, 1.0)[0]
+    kind, channels = fields.get("ElementType", "absent"), _numbers(fields, "ElementNumberOfChannels", name, 1.0)[0]
     if kind not in _ELEMENT_BYTES or channels != 1:
         raise InputError(f"{name} has ElementType {kind} and {channels:g} numbers a voxel, expected one real number.")
-    if not _is_true(fields.get("binarydata", "true")) or fields.get("headersize", "0") not in ("0", "-1"):
+    if not _is_true(fields.get("BinaryData", "true")) or fields.get("HeaderSize", "0") not in ("0", "-1"):
         raise InputError(f"{name} keeps its voxels as text, or apart from its header. Save it anew as binary .mha.")
     return math.prod(sides) * _ELEMENT_BYTES[kind]
 
 
 def _check_voxels(stream: IO[bytes], fields: dict[str, str], expected: int, path: Path) -> None:
     begin = stream.tell()
-    if not _is_true(fields.get("compresseddata", "false")):
+    if not _is_true(fields.get("CompressedData", "false")):
         found = path.stat().st_size - begin
     else:
         found, taken = _check_stream(stream, zlib.decompressobj(), path.name, begin)
-        stated = _numbers(fields, "compresseddatasize", path.name, math.nan)[0]
+        stated = _numbers(fields, "CompressedDataSize", path.name, math.nan)[0]
         if stated != taken:
             raise InputError(
                 f"{path.name} has {taken} bytes of compressed voxels and states {stated:g} (CompressedDataSize). "

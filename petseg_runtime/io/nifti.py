@@ -79,8 +79,12 @@ class _Header:
         return np.column_stack([turn * size_mm, self.values("3f", _QOFFSET)])
 
 
-def check_nifti(path: Path) -> None:
+def check_nifti(path: Path) -> bool:
     """Refuse a header of which ITK would make another size or geometry than it states.
+
+    Returns
+    -------
+    Whether qform and sform state two spaces; then the sform counts, as for nibabel, and it is for `straightened`.
 
     Raises
     ------
@@ -88,11 +92,12 @@ def check_nifti(path: Path) -> None:
     """
     with _stream(path) as stream:
         header = _read_header(stream, path.name)
-        _check_geometry(header, path.name)
+        has_two_spaces = _check_geometry(header, path.name)
         _stored_type(header, path.name)
         rank = int(header.values("h", _DIM)[0])
         if not 1 <= rank <= _MOST_DIMENSIONS:
             raise InputError(f"{path.name} states {rank} dimensions, expected three. Get the file again.")
+    return has_two_spaces
 
 
 def read_nifti_voxels(path: Path, shape: Shape) -> FloatArray:
@@ -169,16 +174,17 @@ def _read_header(stream: IO[bytes], name: str) -> _Header:
     return _Header(content, order)
 
 
-def _check_geometry(header: _Header, name: str) -> None:
+def _check_geometry(header: _Header, name: str) -> bool:
+    """Refuse a header that contradicts itself; whether it states two spaces."""
     size_mm = np.abs(header.values("3f", _PIXDIM + 4))
     if not (np.isfinite(size_mm).all() and size_mm.min() > 0):
         raise InputError(f"{name} states a voxel size (pixdim) of {size_mm.tolist()} mm, expected positive numbers.")
-    has_qform, has_sform = (header.values("h", code)[0] > 0 for code in (_QFORM_CODE, _SFORM_CODE))
-    placed = (*(header.values("6f", _QUATERNION) if has_qform else ()), *(header.affine[:, 3] if has_sform else ()))
+    qform, sform = (header.values("h", code)[0] for code in (_QFORM_CODE, _SFORM_CODE))
+    placed = (*(header.values("6f", _QUATERNION) if qform > 0 else ()), *(header.affine[:, 3] if sform > 0 else ()))
     if not np.isfinite(placed).all():
         raise InputError(f"{name} does not say where it lies: its qform or sform holds NaN. Get the file again.")
-    if not has_sform:
-        return
+    if sform <= 0:
+        return False
     axes = header.affine[:, :3]
     norms = np.linalg.norm(axes, axis=0)
     if not np.allclose(norms, size_mm, rtol=_SAME_SIZE):
@@ -194,14 +200,17 @@ def _check_geometry(header: _Header, name: str) -> None:
             f"The axes of {name} are {degrees:.1f} degrees off the right angle, as with a tilted gantry. "
             "Resample it to a straight grid."
         )
-    if has_qform:
+    if qform > 0:
         corners = np.array([(*where, 1) for where in np.ndindex(2, 2, 2)]) * (*header.values("3h", _DIM + 2), 1)
         apart_mm = np.linalg.norm((header.affine - header.quaternion_affine) @ corners.T, axis=0).max()
         if apart_mm > _SAME_PLACE * size_mm.min():
+            if qform != sform:  # as where another scan was aligned to
+                return True
             raise InputError(
                 f"{name} says twice where it lies, in its qform and its sform, {apart_mm:.1f} mm apart, and programs "
                 "take one or the other. Save it anew with the right one."
             )
+    return False
 
 
 def _stored_type(header: _Header, name: str) -> np.dtype[Any]:

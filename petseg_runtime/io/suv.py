@@ -14,12 +14,13 @@ where dose and concentration must refer to the same moment. DecayCorrection (005
 Units (0054,1001) BQML is activity concentration. CNTS is turned into it, or into SUVbw, by Philips' private factors.
 GML and CM2ML are SUVs already; those that refer to lean mass, ideal weight or body surface are turned to body weight.
 
-Whatever does not fit is refused: no value is assumed, moved or repaired. The single exception is a dose
-that can only be meant in MBq, and the note says so.
+Whatever does not fit is refused: no value is assumed, moved or repaired. There are two exceptions, a dose that can only
+be meant in MBq and a date that anonymisation moved by months; a note or a warning says so.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,7 +36,9 @@ from petseg_runtime.io.suv_attributes import (
     FRAME_DURATION,
     HALF_LIFE,
     HEIGHT,
+    INJECTION_DATETIME,
     NO_OVERRIDES,
+    OPTIONS,
     PHILIPS_ACTIVITY,
     PHILIPS_SUV,
     RADIOPHARMACEUTICAL,
@@ -264,6 +267,8 @@ def _from_activity(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFac
     weight_kg = _weight_kg(attributes)
     dose_bq, how = _dose_bq(attributes)
     decays, when, warnings = _decays(attributes)
+    if overrides.injection is not None and warnings:
+        raise InputError(f"{OPTIONS[INJECTION_DATETIME]} is months away from the scan. Pass the right date.")
     factors = tuple(1000.0 * weight_kg / (dose_bq * decay) for decay in decays)
     note = f"SUVbw is {_range(factors)} times the Bq/ml of the voxels: {weight_kg:g} kg / {how}, {when}."
     contradiction = attributes.decay_correction == "NONE" and "DECY" in attributes.corrected_image
@@ -315,7 +320,8 @@ def _check_decay_correction(attributes: SuvAttributes) -> None:
 
 
 def _check_half_life(attributes: SuvAttributes) -> None:
-    if attributes.half_life_s is None:
+    unneeded = attributes.decay_correction == "ADMIN" and math.isnan(attributes.half_life_s or 0.0)
+    if attributes.half_life_s is None or unneeded:
         return
     half_life_s = required(attributes.half_life_s, HALF_LIFE)
     if half_life_s <= 0:

@@ -19,6 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom_elements import Elements, MalformedValueError, tag_name
+from petseg_runtime.io.dicom_header import ENHANCED_PET_STORAGE
 from petseg_runtime.volume import Geometry
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -81,12 +82,13 @@ def read_source(files: Sequence[str], geometry: Geometry) -> Source:
     ------
     InputError : if the study or a slice has no valid UID, or two slices have the same.
     """
-    if len(set(files)) < len(files):
-        raise InputError(
-            "The scan is an Enhanced PET, all slices in one file; DICOM results are written for single slices only. "
-            "Leave out --output-type."
-        )
     with quiet():
+        kind = pydicom.dcmread(files[0], specific_tags=["SOPClassUID"]).get("SOPClassUID", "")
+        if str(kind) in ENHANCED_PET_STORAGE:
+            raise InputError(
+                "The scan is an Enhanced PET, and DICOM results are written for single slices only. Leave out "
+                "the DICOM --output-type."
+            )
         originals = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
         about, notes = _patient_and_study(originals[0])
         slices = tuple(_slice(original, about, geometry, index) for index, original in enumerate(originals))

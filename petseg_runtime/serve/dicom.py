@@ -33,9 +33,9 @@ from pynetdicom.events import EVT_C_STORE, EVT_CONN_CLOSE, EVT_CONN_OPEN, EVT_DA
 
 from petseg_runtime.errors import UsageError
 from petseg_runtime.io.dicom_elements import Elements
+from petseg_runtime.io.dicom_header import ENHANCED_PET_STORAGE, PET_IMAGE_STORAGE
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings, sync, whole_file
 
-PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
 VERIFICATION = "1.2.840.10008.1.1"
 
 # Those that `io.dicom_pixels` reads, but for the deflated one, which a few bytes can make into gigabytes. A sender with
@@ -125,6 +125,8 @@ def dicom_listener(inbox: Path, title: str, address: str, port: int, callers: Se
     entity.require_calling_aet = [checked_title(caller) for caller in callers]
     entity.add_supported_context(VERIFICATION)
     entity.add_supported_context(PET_IMAGE_STORAGE, _TRANSFER_SYNTAXES)
+    for enhanced in sorted(ENHANCED_PET_STORAGE):  # of which the uncompressed are read
+        entity.add_supported_context(enhanced, _TRANSFER_SYNTAXES[:2])
     prepare_folder(inbox)
     for study in inbox.glob("study-*/"):
         remove_leavings(study)

@@ -402,6 +402,31 @@ def test_a_blank_file_among_slices_of_its_suffix_stops_the_study(content: bytes,
         read_pet_series(files)
 
 
+def test_slices_are_told_by_their_numbers(tmp_path: Path) -> None:
+    """Where names end with a UID the suffix differs; and an empty lock beside the slices is none."""
+    for number, dataset in enumerate(pet_series()):
+        dataset.save_as(tmp_path / f"PT.1.2.840.{100 + number}", enforce_file_format=True)
+    (tmp_path / "LOCKFILE").touch()
+    assert read_pet_series(sorted(tmp_path.iterdir())).array.shape == (4, 2, 3)
+    (tmp_path / "PT.1.2.840.103").write_bytes(b"\0" * 500)
+    with pytest.raises(InputError, match="is blank"):
+        read_pet_series(sorted(tmp_path.iterdir()))
+
+
+def test_what_only_begins_like_dicom_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "raw.img").write_bytes(b"\x02\0\0\0" + bytes(range(256)) * 4)
+    assert len(read_headers([tmp_path / "raw.img", *write(pet_series(), tmp_path / "a")])) == 4
+
+
+def test_a_series_of_which_half_says_nothing_of_attenuation_is_refused(tmp_path: Path) -> None:
+    series = pet_series()
+    for dataset in series[:2]:
+        dataset.CorrectedImage = None
+    for dataset in series:
+        del dataset.NumberOfSlices
+    assert "CorrectedImage (0028,0051) is absent in 2 slices and said in 2 slices" in refusal_of(series, tmp_path)
+
+
 def test_a_file_that_is_dicom_by_its_name_only_stops_the_study(tmp_path: Path) -> None:
     files = write(pet_series(), tmp_path)
     (tmp_path / "slice.DCM").write_text("<html>not found</html>")
@@ -600,9 +625,13 @@ def test_the_user_stands_in_for_a_malformed_weight(tmp_path: Path) -> None:
     assert read_pet_series(files, SuvOverrides(weight_kg=70.0)).array.max() == pytest.approx(123 * FACTOR)
 
 
-def test_an_acquisition_without_a_date_is_of_the_day_of_the_series(tmp_path: Path) -> None:
-    series = edited(pet_series(), drop("AcquisitionDate"))
-    assert read_pet_series(write(series, tmp_path)).array.max() == pytest.approx(123 * FACTOR)
+def test_a_malformed_half_life_does_not_stop_what_is_corrected_to_the_injection(tmp_path: Path) -> None:
+    files = write(edited(pet_series(), put(DecayCorrection="ADMIN")), tmp_path)
+    for file in files:
+        raw = file.read_bytes()
+        assert b"6586.2" in raw
+        file.write_bytes(raw.replace(b"6586.2", b"6586,2"))
+    assert read_pet_series(files).array.max() == pytest.approx(123 * FACTOR / 2)  # a half-life less of decay
 
 
 def test_times_that_suv_does_not_need_may_differ_between_slices(tmp_path: Path) -> None:
@@ -657,7 +686,9 @@ def test_a_series_that_does_not_say_whether_it_is_corrected_is_taken_and_warned_
     assert "ATTN in CorrectedImage" in refusal_of(denied, tmp_path / "d")
 
 
-@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81"])
+@pytest.mark.parametrize(
+    "syntax", ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.4.91"]
+)
 def test_a_transfer_syntax_with_loss_is_refused_whatever_else_is_said(syntax: str, tmp_path: Path) -> None:
     series = pet_series()
     for dataset in series:

@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 from highdicom.legacy import LegacyConvertedEnhancedPETImage
 from pydicom.dataset import Dataset
+from pydicom.filereader import dcmread
 from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 from runtime.dicom_factory import DAY, FACTOR, HALF_LIFE_S, INJECTION, SCAN, default_voxels, pet_series
 from runtime.test_dicom import ORIENTATIONS
@@ -163,6 +164,9 @@ def test_a_file_of_many_slices_is_one_file_of_one_scan(tmp_path: Path) -> None:
         ({"PixelData": b"\0" * 40}, "is truncated"),
         ({"syntax": RLELossless}, "expected uncompressed"),
         ({"DecayCorrected": None}, r"DecayCorrection \(0054,1102\) is absent"),
+        ({"DecayCorrectionDateTime": None}, r"DecayCorrection \(0054,1102\) is absent"),
+        ({"DecayCorrectionDateTime": DAY}, r"DecayCorrection \(0054,1102\) is absent"),
+        ({"DecayCorrectionDateTime": DAY + SCAN + "+0000"}, "own clock"),  # and the injection without an offset
     ],
     ids=str,
 )
@@ -177,11 +181,38 @@ def test_refused(changes: dict, says: str, tmp_path: Path) -> None:
         read_pet_series([path])
 
 
+def test_two_offsets_from_utc_are_brought_together(tmp_path: Path) -> None:
+    """The reference, with the injection written in the site's zone and the correction in UTC."""
+    file = dcmread(enhanced(tmp_path))
+    injected = file.RadiopharmaceuticalInformationSequence[0]
+    injected.RadiopharmaceuticalStartDateTime = DAY + INJECTION + "+0100"
+    file.DecayCorrectionDateTime = DAY + "104946.200000+0000"
+    del injected.RadiopharmaceuticalStartTime
+    file.save_as(tmp_path / "enhanced.dcm")
+    np.testing.assert_allclose(read_pet_series([tmp_path / "enhanced.dcm"]).array, expected() * FACTOR, rtol=1e-6)
+
+
+def test_a_vendors_private_copies_do_not_count(tmp_path: Path) -> None:
+    file = dcmread(enhanced(tmp_path))
+    for group in file.PerFrameFunctionalGroupsSequence:
+        copies = item(RescaleSlope=1000, Units="BQML", ImagePositionPatient=[0, 0, 0])
+        group.private_block(0x7053, "Philips PET Private Group", create=True).add_new(0x40, "SQ", [copies])
+    file.save_as(tmp_path / "enhanced.dcm")
+    np.testing.assert_allclose(read_pet_series([tmp_path / "enhanced.dcm"]).array, expected() * FACTOR, rtol=1e-6)
+
+
+def test_scales_for_ranges_of_numbers_are_refused(tmp_path: Path) -> None:
+    file = dcmread(enhanced(tmp_path))
+    for group in file.PerFrameFunctionalGroupsSequence:
+        group.RealWorldValueMappingSequence.append(real_world(10.0))
+    file.save_as(tmp_path / "enhanced.dcm")
+    with pytest.raises(InputError, match=r"Units \(0054,1001\) is absent"):
+        read_pet_series([tmp_path / "enhanced.dcm"])
+
+
 def test_frames_of_several_times_are_refused(tmp_path: Path) -> None:
     """Which a dynamic or gated scan is: nothing says which of them to take."""
     path = enhanced(tmp_path)
-    from pydicom.filereader import dcmread
-
     file = dcmread(path)
     groups = file.PerFrameFunctionalGroupsSequence
     groups[1].PlanePositionSequence = groups[0].PlanePositionSequence
@@ -194,4 +225,4 @@ def test_dicom_results_of_it_are_refused_before_any_work(known_model: Path, tmp_
     enhanced(tmp_path / "study")
     arguments = [tmp_path / "study", "-m", known_model, "-o", tmp_path / "out", "--output-type", "dicom-seg"]
     assert main([str(argument) for argument in arguments]) == 3
-    assert "Enhanced PET, all slices in one file" in capsys.readouterr().err
+    assert "Enhanced PET, and DICOM results are written for single slices only" in capsys.readouterr().err

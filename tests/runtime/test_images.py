@@ -290,6 +290,14 @@ def test_without_a_slope_the_shift_does_not_count(scale: float, tmp_path: Path) 
     )
 
 
+def test_of_two_spaces_the_sforms_is_taken_and_said(tmp_path: Path) -> None:
+    """As SPM leaves a scan that it aligned: the qform of the scanner, an sform of code 2. nibabel takes the sform."""
+    moved = {"codes": ("2h", 252, (1, 2)), "sform": ("12f", 280, (-2, 0, 0, 130, 0, -3, 0, 5, 0, 0, 4, 7))}
+    volume = read_volume(nifti(tmp_path / "scan.nii", **moved))
+    np.testing.assert_allclose(volume.geometry.origin_lps_mm, (-130, -5, 7), atol=1e-4)
+    assert "the sform's was taken" in volume.notes[0]
+
+
 @pytest.mark.parametrize("turn", [*np.eye(4)[:, :3].tolist(), [0.5, -0.5, 0.5], [0.1, 0.2, -0.7]], ids=str)
 def test_qform_and_sform_that_agree_are_read(turn: list[float], tmp_path: Path) -> None:
     """SciPy's rotation is the reference: NIfTI's quaternion is (a, b, c, d), with a >= 0."""
@@ -324,9 +332,10 @@ def mha(path: Path, compress: bool = False, **changes: str) -> Path:
         ({"ElementType": "MET_UCHAR"}, "contradicts itself"),
         ({"ElementType": "MET_NONE"}, "ElementType MET_NONE"),
         ({"ElementNumberOfChannels": "3"}, "3 numbers a voxel"),
-        ({"Offset": "0 nan 0"}, "offset that is no number"),
-        ({"TransformMatrix": "1 0 0 0 1 0 0 0 inf"}, "transformmatrix that is no number"),
+        ({"Offset": "0 nan 0"}, "Offset that is no number"),
+        ({"TransformMatrix": "1 0 0 0 1 0 0 0 inf"}, "TransformMatrix that is no number"),
         ({"DistanceUnits": "cm"}, "in cm"),
+        ({"ElementSpacing": "", "elementspacing": "2 3 4"}, "does not state its voxel size"),
         ({"ElementToIntensityFunctionSlope": "0.5"}, "scales its voxels"),
         ({"BinaryData": "False"}, "as text"),
     ],

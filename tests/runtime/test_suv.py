@@ -177,6 +177,11 @@ def test_of_a_date_that_anonymisation_moved_the_time_of_day_counts(days: int) ->
     assert suvbw_factors(at_night).per_frame[0] == pytest.approx(1000 * 70 / (350e6 * 2 ** (-3600 / HALF_LIFE_S)))
 
 
+def test_a_date_that_the_user_gives_is_never_taken_for_a_moved_one() -> None:
+    with pytest.raises(InputError, match="--injection-time is months away"):
+        suvbw_factors(START, SuvOverrides(injection=INJECTION - timedelta(days=366)))
+
+
 def test_of_a_nuclide_of_long_life_no_moved_date_is_believed() -> None:
     """IBSI SUV manual, DRO_error 4_2."""
     with pytest.raises(InputError, match="anonymisation shifts dates apart"):
