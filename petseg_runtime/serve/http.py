@@ -215,7 +215,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                     shutil.copyfileobj(packed, stream, 2**20)  # at most file_size bytes, or zipfile refuses
                 with temporary.open("rb") as stream:
                     digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                temporary.replace(folder / f"{digest}.dcm")
+                temporary.replace(folder / digest)  # no suffix: it may be a note beside the slices
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise InputError(
             "The upload is not a ZIP archive that can be unpacked. Send the files of one study."
