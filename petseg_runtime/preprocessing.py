@@ -92,6 +92,22 @@ def preprocess(volume: Volume, spec: PreprocessingSpec, max_voxels: int = MAX_NE
         )
     array = _resample(cropped, geometry.canonical_spacing_mm, spec.spacing_mm, shape)
 
+    mean, std = normalise(array, threshold)
+    frame = Frame(geometry, box, spec.spacing_mm, shape)
+    return NetworkInput(array, -mean / std, frame, (threshold - mean) / std)
+
+
+def normalise(array: FloatArray, threshold: float) -> tuple[float, float]:
+    """Turn activity into its z-score over the body, in place; returns the body's mean and standard deviation.
+
+    Parameters
+    ----------
+    threshold : above it is body, see `body_threshold`.
+
+    Raises
+    ------
+    InputError : if there are too few voxels above it, or they are all alike.
+    """
     body = array[array > threshold].astype(np.float64)
     mean, std = (float(body.mean()), float(body.std())) if body.size else (0.0, 0.0)
     if body.size < _MIN_BODY_VOXELS or not std > 0:
@@ -100,8 +116,7 @@ def preprocess(volume: Volume, spec: PreprocessingSpec, max_voxels: int = MAX_NE
         )
     array -= np.float32(mean)
     array /= np.float32(std)
-    frame = Frame(geometry, box, spec.spacing_mm, shape)
-    return NetworkInput(array, -mean / std, frame, (threshold - mean) / std)
+    return mean, std
 
 
 def resample_mask(mask: MaskArray, frame: Frame) -> MaskArray:

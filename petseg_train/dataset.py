@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from petseg_runtime.errors import InputError
+from petseg_runtime.manifest import PreprocessingSpec
+from petseg_runtime.preprocessing import body_threshold, normalise
 from petseg_runtime.sliding_window import fitted_window
 from petseg_train.augmentation import (
     Augmentation,
@@ -18,6 +22,9 @@ from petseg_train.augmentation import (
     extract_patch,
 )
 from petseg_train.cohort import TrainingCase
+
+# What a scan that was cut around its tumour keeps on each side, as in the real patients of the model's training.
+CROP_MARGIN_MM = (10.0, 50.0)
 
 
 class PatchSampler(Sampler[tuple[int, int]]):
@@ -54,13 +61,15 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
     With probability `tumour_share` the patch holds a tumour voxel, at a random place in it; otherwise it lies
     anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
+
+    With probability `crop_share` the scan is first cut around its tumour (`cut_around_tumour`).
     """
 
     def __init__(
         self,
         cases: Sequence[TrainingCase],
         patch_size: Shape,
-        spacing_mm: tuple[float, float, float],
+        preprocessing: PreprocessingSpec,
         augmentation: Augmentation,
         seed: int,
         patches_per_epoch: int | None = None,
@@ -68,19 +77,17 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         centres_take_turns: bool = False,
         fit_multiple: int = 0,
         pairs: bool = False,
+        crop_share: float = 0.0,
     ) -> None:
         groups: dict[str, list[int]] = {}
         for index, case in enumerate(cases):
             groups.setdefault(case.centre if centres_take_turns else "", []).append(index)
         self._turns = list(groups.values())
-        self.images = [torch.from_numpy(case.image) for case in cases]
-        self.masks = [torch.from_numpy(case.mask).float() for case in cases]
-        self.airs = [case.air for case in cases]
-        self.tumour_voxels = [np.argwhere(case.mask) for case in cases]
+        self.cases = list(cases)
         self.patch_size, self.fit_multiple = patch_size, fit_multiple
-        self.spacing_mm, self.augmentation = spacing_mm, augmentation
+        self.preprocessing, self.augmentation = preprocessing, augmentation
         self.seed, self.patches_per_epoch = seed, patches_per_epoch or len(cases)
-        self.tumour_share, self.pairs = tumour_share, pairs
+        self.tumour_share, self.crop_share, self.pairs = tumour_share, crop_share, pairs
 
     def __len__(self) -> int:
         return self.patches_per_epoch
@@ -89,7 +96,9 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         """`image` and `mask`, float32 `(windows, z, y, x)`, and `start`, their first voxels in the patch."""
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
-        case = self.case_of(epoch, index)
+        case = self.cases[self.case_of(epoch, index)]
+        if self.crop_share and rng.random() < self.crop_share:
+            case = cut_around_tumour(case, self.preprocessing, rng)
         window = self._draw_window(case, rng)
         starts = np.zeros((1, 3), dtype=np.int64)
         if self.pairs:
@@ -97,12 +106,13 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             starts -= starts.min(axis=0)
         z, y, x = (np.array(window) + starts.max(axis=0)).tolist()
         patch = (z, y, x)
-        patch_mm = tuple(side * step for side, step in zip(patch, self.spacing_mm))
+        spacing_mm = self.preprocessing.spacing_mm
+        patch_mm = tuple(side * step for side, step in zip(patch, spacing_mm))
         transform = draw_spatial_transform(self.augmentation, (patch_mm[0], patch_mm[1], patch_mm[2]), rng)
         with_tumour = bool(rng.random() < self.tumour_share)
         start = self._draw_start(case, patch, with_tumour, rng)
-        air = self.airs[case]
-        image, mask = extract_patch(self.images[case], self.masks[case], start, patch, self.spacing_mm, transform, air)
+        image, mask = torch.from_numpy(case.image), torch.from_numpy(case.mask).float()
+        image, mask = extract_patch(image, mask, start, patch, spacing_mm, transform, case.air)
         image = augment_intensity(image, self.augmentation, rng)
         windows = [tuple(slice(a, a + side) for a, side in zip(first, window)) for first in starts.tolist()]
         return {
@@ -116,7 +126,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         turn, group = divmod(epoch * self.patches_per_epoch + index, len(self._turns))
         return self._turns[group][turn % len(self._turns[group])]
 
-    def _draw_window(self, case: int, rng: np.random.Generator) -> Shape:
+    def _draw_window(self, case: TrainingCase, rng: np.random.Generator) -> Shape:
         """The window for a case, along each axis with chance 1/2 as if up to a patch of air lay around the scan.
 
         Where windows fit the body, the air in one depends on where the body is taken to end. The instance norm sees
@@ -125,17 +135,38 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         if not self.fit_multiple:
             return self.patch_size
         around = rng.integers(0, self.patch_size, endpoint=True) * (rng.random(3) < 0.5)
-        shape = tuple((np.array(self.images[case].shape) + around).tolist())
+        shape = tuple((np.array(case.image.shape) + around).tolist())
         return fitted_window(self.patch_size, self.fit_multiple, shape)
 
-    def _draw_start(self, case: int, window: Shape, with_tumour: bool, rng: np.random.Generator) -> Shape:
+    def _draw_start(self, case: TrainingCase, window: Shape, with_tumour: bool, rng: np.random.Generator) -> Shape:
         patch = np.array(window)
-        room = np.array(self.images[case].shape) - patch
+        room = np.array(case.image.shape) - patch
         # Up to a quarter of a window outside the scan, as far as a shifted grid of windows reaches.
         lowest, highest = np.minimum(room, 0) - patch // 4, np.maximum(room, 0) + patch // 4
-        voxels = self.tumour_voxels[case]
+        voxels = np.argwhere(case.mask)
         if with_tumour and len(voxels):
             start = np.clip(voxels[rng.integers(len(voxels))] - rng.integers(0, patch), lowest, highest)
         else:
             start = rng.integers(lowest, highest + 1)
         return int(start[0]), int(start[1]), int(start[2])
+
+
+def cut_around_tumour(case: TrainingCase, preprocessing: PreprocessingSpec, rng: np.random.Generator) -> TrainingCase:
+    """The case as it would be if its scan had been cut around the tumour, each side 10 to 50 mm from it.
+
+    Public collections and exports from radiotherapy planning come like that. The network's input then ends where
+    tissue goes on, and is normalised over what is left of the body; both are learned from whole scans by this.
+    A case without tumour comes back as it is, and so does one in which nothing would be left to normalise over.
+    """
+    voxels = np.argwhere(case.mask)
+    if not len(voxels):
+        return case
+    margin = np.round(rng.uniform(*CROP_MARGIN_MM, size=(2, 3)) / preprocessing.spacing_mm).astype(int)
+    first = np.maximum(voxels.min(axis=0) - margin[0], 0)
+    box = tuple(slice(start, end) for start, end in zip(first, voxels.max(axis=0) + 1 + margin[1]))
+    activity = case.image[box] - np.float32(case.air)  # proportional to it, and zero in air
+    try:
+        mean, std = normalise(activity, body_threshold(activity, preprocessing.body_threshold))
+    except InputError:
+        return case
+    return replace(case, image=activity, mask=np.ascontiguousarray(case.mask[box]), air=-mean / std)

@@ -140,7 +140,7 @@ class PatchDataModule(lightning.LightningDataModule):
         self.patches = PatchDataset(
             training,
             config.patch_size,
-            config.preprocessing.spacing_mm,
+            config.preprocessing,
             config.augmentation,
             config.seed,
             config.patches_per_epoch,
@@ -148,6 +148,7 @@ class PatchDataModule(lightning.LightningDataModule):
             config.centres_take_turns,
             config.fit_multiple,
             pairs=config.window_consistency > 0,
+            crop_share=config.crop_share,
         )
 
     def train_dataloader(self) -> DataLoader[list[dict[str, Tensor]]]:

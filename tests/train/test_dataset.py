@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from petseg_runtime.manifest import PreprocessingSpec
+from petseg_runtime.preprocessing import preprocess, resample_mask
+from petseg_runtime.volume import Geometry, Volume
 from petseg_train.augmentation import Augmentation
 from petseg_train.cohort import TrainingCase
-from petseg_train.dataset import PatchDataset, PatchSampler
+from petseg_train.dataset import PatchDataset, PatchSampler, cut_around_tumour
 
-SPACING_MM = (2.0, 4.0, 4.0)
+PREPROCESSING = PreprocessingSpec(spacing_mm=(2.0, 4.0, 4.0), body_threshold=0.2, body_margin_mm=20.0)
 PLAIN = Augmentation(probability=0.0)
 
 
@@ -25,9 +28,14 @@ def case(shape: tuple[int, int, int] = (24, 20, 28)) -> TrainingCase:
     return TrainingCase("one", image, mask, air=-3.0)
 
 
+def volume(array: np.ndarray) -> Volume:
+    z, y, x = array.shape
+    return Volume(array, Geometry((z, y, x), PREPROCESSING.spacing_mm))
+
+
 def dataset(**changes: object) -> PatchDataset:
     settings = {"augmentation": Augmentation(), "seed": 7, **changes}
-    return PatchDataset([case(), case((40, 18, 18))], (16, 16, 16), SPACING_MM, **settings)  # type: ignore[arg-type]
+    return PatchDataset([case(), case((40, 18, 18))], (16, 16, 16), PREPROCESSING, **settings)  # type: ignore[arg-type]
 
 
 def test_a_patch_follows_from_seed_epoch_and_index() -> None:
@@ -54,7 +62,7 @@ def test_shapes_and_types() -> None:
 
 
 def test_a_patch_is_as_wide_as_the_body_or_the_body_with_air_around_it() -> None:
-    patches = PatchDataset([case(), case((40, 18, 18))], (64, 64, 64), SPACING_MM, Augmentation(), 7, fit_multiple=8)
+    patches = PatchDataset([case(), case((40, 18, 18))], (64, 64, 64), PREPROCESSING, Augmentation(), 7, fit_multiple=8)
     for index, fitted in ((0, [24, 24, 32]), (1, [40, 24, 24])):
         sides = np.array([patches[epoch, index]["image"].shape[1:] for epoch in range(100)])
         assert sides.min(axis=0).tolist() == fitted
@@ -107,9 +115,9 @@ def test_every_epoch_has_its_own_order() -> None:
 
 def test_centres_may_take_turns_whatever_their_size() -> None:
     cases = [replace(case(), name=str(number), centre="small" if number == 0 else "large") for number in range(4)]
-    plain = PatchDataset(cases, (16, 16, 16), SPACING_MM, PLAIN, 0, 8)
+    plain = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 8)
     assert [plain.case_of(0, index) for index in range(8)] == [0, 1, 2, 3, 0, 1, 2, 3]
-    balanced = PatchDataset(cases, (16, 16, 16), SPACING_MM, PLAIN, 0, 8, centres_take_turns=True)
+    balanced = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 8, centres_take_turns=True)
     assert [balanced.case_of(0, index) for index in range(8)] == [0, 1, 0, 2, 0, 3, 0, 1]
     assert balanced.case_of(1, 0) == 0
 
@@ -129,3 +137,45 @@ def test_the_windows_of_a_pair_show_the_same_voxels_where_both_lie() -> None:
         ]
         torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
     assert moved == {0, 1, 2, 3, 4}  # up to a quarter of 16
+
+
+def test_a_scan_cut_around_its_tumour_is_normalised_as_the_runtime_would_the_cut_file() -> None:
+    """Preprocessing the cut scan itself is the independent way to the same voxels."""
+    rng = np.random.default_rng(0)
+    activity = np.zeros((90, 60, 64), np.float32)  # on the network's grid already
+    activity[:, 5:55, 6:58] = rng.lognormal(0.0, 0.7, (90, 50, 52))
+    activity[60:70, 20:40, 20:45] = 6.0  # a bladder, some of it beyond the cut
+    mask = np.zeros(activity.shape, np.uint8)
+    mask[40:50, 24:34, 28:36] = 1
+    activity[mask > 0] = rng.uniform(3.0, 5.0, int(mask.sum()))
+    whole = preprocess(volume(activity), PREPROCESSING)
+    case = TrainingCase("one", whole.array, resample_mask(mask, whole.frame), whole.air, "centre")
+    margins_mm = []
+    for seed in range(20):
+        cut = cut_around_tumour(case, PREPROCESSING, np.random.default_rng(seed))
+        assert cut.mask.sum() == mask.sum()
+        assert cut.centre == "centre"
+        first = np.argwhere(cut.mask).min(axis=0)
+        margins_mm += [*(first * PREPROCESSING.spacing_mm), *((cut.mask.shape - first - (10, 10, 8)) * (2.0, 4.0, 4.0))]
+        box = tuple(slice(a, a + n) for a, n in zip(np.array([40, 24, 28]) - first, cut.image.shape))
+        expected = preprocess(volume(activity[box]), PREPROCESSING)
+        np.testing.assert_allclose(cut.image, expected.array, atol=1e-4)
+        assert cut.air == pytest.approx(expected.air, abs=1e-4)
+    assert min(margins_mm) >= 8
+    assert max(margins_mm) <= 52
+    assert np.ptp(margins_mm) > 30
+
+
+def test_a_share_of_the_patches_comes_from_scans_cut_around_the_tumour() -> None:
+    # The tumour's box is 4 x 4 x 4 voxels; 50 mm around it are 54 x 28 x 28 at most.
+    large = replace(case((160, 80, 80)), name="large")
+    for share in (0.0, 0.5, 1.0):
+        patches = PatchDataset([large], (160, 80, 80), PREPROCESSING, PLAIN, 7, fit_multiple=2, crop_share=share)
+        patches._draw_window = lambda case, rng: case.image.shape  # type: ignore[method-assign]
+        cut = [patches[epoch, 0]["image"].shape[1] <= 54 for epoch in range(60)]
+        assert np.mean(cut) == pytest.approx(share, abs=0.2 if share == 0.5 else 0.0)
+
+
+def test_a_case_without_tumour_is_not_cut() -> None:
+    healthy = replace(case(), mask=np.zeros((24, 20, 28), np.uint8))
+    assert cut_around_tumour(healthy, PREPROCESSING, np.random.default_rng(0)) is healthy
