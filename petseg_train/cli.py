@@ -159,6 +159,7 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="the same seed makes the same patients")] = 2021,
     jobs: Annotated[int | None, typer.Option(min=1, help="processes; default one a CPU")] = None,
     dicom: Annotated[bool, typer.Option("--dicom", help="write each scan as a DICOM series as well")] = False,
+    trunk: Annotated[bool, typer.Option("--trunk", help="scans go on into thorax and head")] = False,
 ) -> None:
     """Simulate the five-centre cohort of cervical tumours, with its truth."""
     from petseg_train.cohort import read_cohort
@@ -166,7 +167,7 @@ def simulate(
     from petseg_train.simulation.calibration import calibration
     from petseg_train.simulation.cohort import simulate_cohort
 
-    csv = simulate_cohort(output, patients, seed, jobs, dicom)
+    csv = simulate_cohort(output, patients, seed, jobs, dicom, trunk)
     cohort_figure(read_cohort(csv), output / "cohort.png")
     _print_calibration(calibration(csv))
     print(f"wrote {csv} and {output / 'cohort.png'}")

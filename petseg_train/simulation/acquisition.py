@@ -19,8 +19,9 @@ from petseg_train.simulation.canvas import PLANE, SPACING_MM, Canvas, Label
 from petseg_train.simulation.centres import Scanner
 from petseg_train.simulation.projection import FIELD_OF_VIEW_MM, Projector, sigma
 
-# Linear attenuation at 511 keV in 1/mm (Hubbell and Seltzer, NIST): soft tissue; trabecular bone with its cortex.
-_MU_SOFT, _MU_BONE = 0.0096, 0.0125
+# Linear attenuation at 511 keV in 1/mm (Hubbell and Seltzer, NIST): soft tissue; trabecular bone with its cortex; lung,
+# of a third of the density.
+_MU_SOFT, _MU_BONE, _MU_LUNG = 0.0096, 0.0125, 0.003
 _SCATTER_MM = 120.0  # FWHM of the scatter's blur
 _SCATTER_ERROR = 0.1  # relative error of the scanner's estimate of it
 
@@ -93,6 +94,7 @@ def _slices(canvas: Canvas, values: FloatArray, scan: Scan) -> FloatArray:
 
 def _attenuation(canvas: Canvas) -> FloatArray:
     mu = np.where(canvas.labels == Label.BONE, np.float32(_MU_BONE), np.float32(_MU_SOFT))
+    mu[canvas.labels == Label.LUNG] = _MU_LUNG
     mu[canvas.labels == Label.AIR] = 0
     return mu
 

@@ -86,11 +86,11 @@ def _body(canvas: Canvas, habitus: Habitus, rng: np.random.Generator) -> None:
     cavity &= z > -60
     canvas.labels[cavity], canvas.uptake[cavity] = Label.FAT, suv_fat * rng.uniform(1.2, 2.0)
     for side in SIDES:  # psoas and the muscles along the spine
-        psoas = _mirrored(
+        psoas = mirrored(
             [(38, 30, 230), (45, 28, 130), (58, 12, 60), (75, -18, 10), (90, -15, -40)], side, habitus.size
         )
         canvas.tube(psoas, 17 * habitus.size, Label.MUSCLE, suv_muscle * 1.1, _SOFT)
-        erector = _mirrored([(34, 78, 330), (34, 80, 150), (30, 82, 60)], side, habitus.size)
+        erector = mirrored([(34, 78, 330), (34, 80, 150), (30, 82, 60)], side, habitus.size)
         canvas.tube(erector, 22 * habitus.size, Label.MUSCLE, suv_muscle, _SOFT)
 
 
@@ -132,7 +132,7 @@ def _hip_bone(canvas: Canvas, side: int, size: float, marrow: float) -> None:
         ([(88, 2, -3), (120, 8, -28)], 13, 0.45),
         ([(122, 8, -20), (116, 4, -90), (108, 0, -160)], 14, 0.35),
     ):
-        canvas.tube(_mirrored(points, side, size), radius * size, Label.BONE, share * marrow, _SOFT)
+        canvas.tube(mirrored(points, side, size), radius * size, Label.BONE, share * marrow, _SOFT)
 
 
 def _digestive_tract(canvas: Canvas, size: float, rng: np.random.Generator) -> None:
@@ -143,7 +143,7 @@ def _digestive_tract(canvas: Canvas, size: float, rng: np.random.Generator) -> N
         path = _wander(rng, (rng.uniform(-70, 70), rng.uniform(-55, 5), rng.uniform(40, 200)), 30, 18.0)
         path[:, 0], path[:, 1] = np.clip(path[:, 0], -95, 95), np.clip(path[:, 1], -75, 25)
         path[:, 2] = np.maximum(path[:, 2], 30)
-        canvas.tube(path * size, rng.uniform(9, 13), Label.BOWEL, base * _patches(rng, 14, 0.6), tissues)
+        canvas.tube(path * size, rng.uniform(9, 13), Label.BOWEL, base * patches(rng, 14, 0.6), tissues)
     base = rng.lognormal(np.log(1.2), 0.4)
     drift = rng.normal(0, 5, size=3)
     right = [(-92, 0, 50), (-104, 8, 110), (-106, 10, 190), (-90, -15, 225)]
@@ -153,9 +153,9 @@ def _digestive_tract(canvas: Canvas, size: float, rng: np.random.Generator) -> N
     sigmoid = [(92, 8, 70), (62, -10, 45), (20, -18, low + 45), (-28, 5, low + 35), (-8, 40, low + 30), (0, 62, 28)]
     for points, radius in ((right, 21), (across, 17), (left, 16), (sigmoid, 12)):
         path = (np.array(points) + drift) * size
-        canvas.tube(path, radius * rng.uniform(0.8, 1.15), Label.BOWEL, base * _patches(rng, 10, 0.5), tissues)
+        canvas.tube(path, radius * rng.uniform(0.8, 1.15), Label.BOWEL, base * patches(rng, 10, 0.5), tissues)
     rectum = np.array([(0, 62, 28), (rng.normal(0, 4), 58, 0), (0, 46, -30), (0, 52, -62)]) * size
-    suv = rng.lognormal(np.log(1.5), 0.3) * _patches(rng, 6, 0.35)
+    suv = rng.lognormal(np.log(1.5), 0.3) * patches(rng, 6, 0.35)
     canvas.tube(rectum, rng.uniform(12, 17), Label.RECTUM, suv, (Label.FAT, Label.MUSCLE, Label.BOWEL))
 
 
@@ -167,7 +167,7 @@ def _vessels_and_nodes(canvas: Canvas, size: float, rng: np.random.Generator) ->
     chain = [(8, 22, 150), (8, 24, 105), (36, 22, 62), (58, 0, 30), (72, -38, -8), (80, -62, -60), (84, -40, -150)]
     for side in SIDES:
         for shift, radius in (((0, 0, 0), 5.5), ((-4, 10, 0), 6.5)):
-            canvas.tube(_mirrored(np.array(chain[1:]) + shift, side, size), radius, Label.VESSEL, blood, _SOFT)
+            canvas.tube(mirrored(np.array(chain[1:]) + shift, side, size), radius, Label.VESSEL, blood, _SOFT)
         for _ in range(rng.poisson(0.8)):
             place = _along(np.array(chain[:5], dtype=float), rng.random()) + rng.normal(0, 5, 3) + (6, 0, 0)
             radius = rng.uniform(3.5, 8.5)
@@ -224,7 +224,8 @@ def _along(points: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.floa
     )
 
 
-def _mirrored(points: npt.ArrayLike, side: int, size: float) -> npt.NDArray[np.float64]:
+def mirrored(points: npt.ArrayLike, side: int, size: float) -> npt.NDArray[np.float64]:
+    """Points `(n, 3)` of a patient of average size, on one side of a patient of this size."""
     return np.asarray(points, dtype=float) * (side * size, size, size)
 
 
@@ -237,6 +238,6 @@ def _wander(rng: np.random.Generator, start: Point, steps: int, step_mm: float) 
     return np.array(places)
 
 
-def _patches(rng: np.random.Generator, count: int, spread: float) -> npt.NDArray[np.float64]:
+def patches(rng: np.random.Generator, count: int, spread: float) -> npt.NDArray[np.float64]:
     """Uptake along a bowel: log-normal stretches round 1."""
     return rng.lognormal(0, spread, count)

@@ -42,6 +42,9 @@ class Label(IntEnum):
     BLADDER = 14
     TUMOUR = 15
     NECROSIS = 16
+    LUNG = 17
+    HEART = 18
+    BRAIN = 19
 
 
 class Canvas:

@@ -31,11 +31,14 @@ from petseg_train.simulation.truth import paper_truth
 VERSION = 2
 
 
-def simulate_cohort(output: Path, patients: int, seed: int, jobs: int | None = None, dicom: bool = False) -> Path:
+def simulate_cohort(
+    output: Path, patients: int, seed: int, jobs: int | None = None, dicom: bool = False, trunk: bool = False
+) -> Path:
     """Make the cohort, or what is missing of it; returns its CSV.
 
     A patient's folder holds `PET.nii.gz` (SUVbw), the paper's truth `mask.nii.gz`, `exact.nii.gz`, `bladder.nii.gz`,
-    `patient.json` with what was drawn, and with `dicom` the scan as a DICOM series in `dicom`.
+    `patient.json` with what was drawn, and with `dicom` the scan as a DICOM series in `dicom`. With `trunk` the scans
+    go on into thorax and head, which the paper's do not.
 
     Raises
     ------
@@ -43,12 +46,13 @@ def simulate_cohort(output: Path, patients: int, seed: int, jobs: int | None = N
     """
     plan = cohort_plan(patients)
     prepare_folder(output)
-    _claim(output, {"patients": patients, "seed": seed, "dicom": dicom, "version": VERSION})
-    named = list(_named(plan))
+    settings = {"patients": patients, "seed": seed, "dicom": dicom, "version": VERSION}
+    _claim(output, settings | ({"trunk": True} if trunk else {}))
+    named = list(_named(plan, "trunk-" if trunk else ""))
     todo = [(index, *of) for index, of in enumerate(named) if not (output / of[0]).exists()]
     with _single_threaded_children(), ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn")) as pool:
         made = [
-            pool.submit(make_patient, output / name, index, centre, scanner, seed, dicom)
+            pool.submit(make_patient, output / name, index, centre, scanner, seed, dicom, trunk)
             for index, name, centre, scanner in todo
         ]
         try:
@@ -84,17 +88,19 @@ def _single_threaded_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _named(plan: list[tuple[Centre, Scanner]]) -> Iterator[tuple[str, Centre, Scanner]]:
+def _named(plan: list[tuple[Centre, Scanner]], prefix: str) -> Iterator[tuple[str, Centre, Scanner]]:
     counts: dict[str, int] = {}
     for centre, scanner in plan:
         counts[centre.name] = counts.get(centre.name, 0) + 1
-        yield f"{centre.name.lower()}-{counts[centre.name]:03d}", centre, scanner
+        yield f"{prefix}{centre.name.lower()}-{counts[centre.name]:03d}", centre, scanner
 
 
-def make_patient(folder: Path, index: int, centre: Centre, scanner: Scanner, seed: int, dicom: bool) -> None:
+def make_patient(
+    folder: Path, index: int, centre: Centre, scanner: Scanner, seed: int, dicom: bool = False, trunk: bool = False
+) -> None:
     """Make patient `index` of the cohort; its folder appears when it is whole."""
     rng = np.random.default_rng([seed, index])
-    patient = simulate_patient(centre, scanner, rng)
+    patient = simulate_patient(centre, scanner, rng, trunk)
     truth = paper_truth(patient, rng)
     partial = folder.with_name(f".{folder.name}-{os.getpid()}")
     prepare_folder(partial)

@@ -14,9 +14,12 @@ from petseg_train.simulation.anatomy import Habitus, paint_anatomy, vary
 from petseg_train.simulation.canvas import SPACING_MM, Canvas, Label
 from petseg_train.simulation.centres import Centre, Scanner
 from petseg_train.simulation.lesion import Lesion, draw_urine, paint_lesion
+from petseg_train.simulation.thorax import paint_above_the_abdomen
 
 F18_HALF_LIFE_S = 6586.2
 _SLICES = (77, 192)  # of the paper's scans
+# Where scans of the trunk end, and how many of 100 do: in the thorax, below the skull's base, at the top of the head.
+_TRUNK_TOPS_MM = (((400.0, 660.0), 30), ((720.0, 800.0), 80), ((930.0, 950.0), 100))
 _HOT = 0.5  # of the tumour's mean uptake: what an expert takes care to leave out
 
 
@@ -57,8 +60,11 @@ class Patient:
     noise: dict[str, float]
 
 
-def simulate_patient(centre: Centre, scanner: Scanner, rng: np.random.Generator) -> Patient:
-    """Draw a patient of the centre and scan it. All randomness comes from `rng`."""
+def simulate_patient(centre: Centre, scanner: Scanner, rng: np.random.Generator, trunk: bool = False) -> Patient:
+    """Draw a patient of the centre and scan it. All randomness comes from `rng`.
+
+    With `trunk` the scan goes on from the abdomen into the thorax, to the skull's base or over the whole head.
+    """
     habitus = Habitus.draw(rng)
     protocol = Protocol(
         scanner=scanner,
@@ -67,10 +73,12 @@ def simulate_patient(centre: Centre, scanner: Scanner, rng: np.random.Generator)
         uptake_s=60 * float(np.clip(rng.normal(65, 8), 50, 90)),
         bed_s=_draw(centre.bed_s, rng),
     )
-    z_mm = _slice_positions(scanner, rng)
+    z_mm = _trunk_positions(scanner, habitus, rng) if trunk else _slice_positions(scanner, rng)
     canvas = Canvas((float(z_mm[0]) - 15, float(z_mm[-1]) + 15), rng)
     urine_suv = draw_urine(centre.urine_suv, rng)
     paint_anatomy(canvas, habitus, urine_suv, rng)
+    if trunk:
+        paint_above_the_abdomen(canvas, habitus, rng)
     vary(canvas, rng)
     lesion = paint_lesion(canvas, urine_suv, rng)
     image = acquire(canvas, Scan(scanner, protocol.bed_s, protocol.becquerel_per_ml, z_mm), rng)
@@ -117,6 +125,14 @@ def _slice_positions(scanner: Scanner, rng: np.random.Generator) -> FloatArray:
     count = int(np.clip(round(rng.uniform(300, 390) / step), *_SLICES))
     lowest = min(-85.0, float(rng.normal(-112, 10)))
     return np.asarray(lowest + step * np.arange(count), dtype=np.float32)
+
+
+def _trunk_positions(scanner: Scanner, habitus: Habitus, rng: np.random.Generator) -> FloatArray:
+    """Likewise, from the upper thighs to a place of `_TRUNK_TOPS_MM`."""
+    of_100 = rng.uniform(0, 100)
+    tops = next(tops for tops, share in _TRUNK_TOPS_MM if of_100 <= share)
+    lowest = min(-85.0, float(rng.normal(-112, 10)))
+    return np.arange(lowest, habitus.size * rng.uniform(*tops), scanner.voxel_mm[1], dtype=np.float32)
 
 
 def _geometry(scanner: Scanner, z_mm: FloatArray) -> Geometry:
