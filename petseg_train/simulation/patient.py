@@ -73,7 +73,7 @@ def simulate_patient(centre: Centre, scanner: Scanner, rng: np.random.Generator,
         uptake_s=60 * float(np.clip(rng.normal(65, 8), 50, 90)),
         bed_s=_draw(centre.bed_s, rng),
     )
-    z_mm = _trunk_positions(scanner, habitus, rng) if trunk else _slice_positions(scanner, rng)
+    z_mm = trunk_positions(scanner, habitus, rng) if trunk else _slice_positions(scanner, rng)
     canvas = Canvas((float(z_mm[0]) - 15, float(z_mm[-1]) + 15), rng)
     urine_suv = draw_urine(centre.urine_suv, rng)
     paint_anatomy(canvas, habitus, urine_suv, rng)
@@ -127,7 +127,7 @@ def _slice_positions(scanner: Scanner, rng: np.random.Generator) -> FloatArray:
     return np.asarray(lowest + step * np.arange(count), dtype=np.float32)
 
 
-def _trunk_positions(scanner: Scanner, habitus: Habitus, rng: np.random.Generator) -> FloatArray:
+def trunk_positions(scanner: Scanner, habitus: Habitus, rng: np.random.Generator) -> FloatArray:
     """Likewise, from the upper thighs to a place of `_TRUNK_TOPS_MM`."""
     of_100 = rng.uniform(0, 100)
     tops = next(tops for tops, share in _TRUNK_TOPS_MM if of_100 <= share)

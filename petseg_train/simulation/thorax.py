@@ -79,7 +79,7 @@ def _lungs(canvas: Canvas, size: float, rng: np.random.Generator) -> None:
     for side in SIDES:
         top = (388 if side < 0 else 372) * size  # of the dome of the diaphragm
         middle: Point = (side * 74 * size, 4.0, 480 * size)
-        whole = ellipsoid(middle, (62 * size, 84 * size, 150 * size))
+        whole = ellipsoid(middle, (58 * size, 80 * size, 142 * size))
 
         canvas.paint(_above_a_dome(whole, middle, top, size), middle, 160 * size, Label.LUNG, suv, _WALL)
 

@@ -21,6 +21,7 @@ from petseg_train.cohort import read_cohort
 from petseg_train.metrics import dice
 from petseg_train.simulation import cohort as cohort_module
 from petseg_train.simulation.acquisition import Scan, acquire, first_pixel_mm
+from petseg_train.simulation.anatomy import Habitus
 from petseg_train.simulation.canvas import Canvas, Label, ellipsoid
 from petseg_train.simulation.centres import (
     BIOGRAPH,
@@ -33,8 +34,9 @@ from petseg_train.simulation.centres import (
     cohort_plan,
 )
 from petseg_train.simulation.cohort import make_patient, simulate_cohort
-from petseg_train.simulation.patient import Patient, on_grid, simulate_patient
+from petseg_train.simulation.patient import Patient, on_grid, simulate_patient, trunk_positions
 from petseg_train.simulation.projection import Projector
+from petseg_train.simulation.thorax import paint_above_the_abdomen
 from petseg_train.simulation.truth import expert_voi, paper_truth
 
 MONTREAL = CENTRES[2]
@@ -195,6 +197,51 @@ def test_the_papers_truth_is_near_the_exact_mask(patient: Patient) -> None:
 
 
 @pytest.fixture(scope="module")
+def trunk() -> Canvas:
+    """From the diaphragm to the skull's base, without warp, of an average patient."""
+    canvas = Canvas((330.0, 780.0))
+    paint_above_the_abdomen(canvas, Habitus(size=1.0, fat_mm=20.0, belly_mm=15.0), np.random.default_rng(1))
+    return canvas
+
+
+def test_the_organs_of_the_thorax_have_a_womans_size(trunk: Canvas) -> None:
+    """Lungs 2-5 l at quiet breathing, heart with its blood 0.4-0.8 l; the body stays within the canvas."""
+    litres = np.bincount(trunk.labels.ravel(), minlength=len(Label)) * 2.0**3 / 1e6
+    assert 2 < litres[Label.LUNG] < 5
+    assert 0.3 < litres[Label.HEART] < 0.8
+    for face in (trunk.labels[:, 0], trunk.labels[:, -1], trunk.labels[:, :, 0], trunk.labels[:, :, -1]):
+        assert not face.any()
+
+
+def test_the_heart_lies_left_and_in_front_between_the_lungs(trunk: Canvas) -> None:
+    z, y, x = (axis[places].mean() for axis, places in zip(trunk.axes, np.nonzero(trunk.labels == Label.HEART)))
+    assert 390 < z < 460
+    assert y < 0
+    assert 15 < x < 60
+    lungs = trunk.axes[2][np.nonzero(trunk.labels == Label.LUNG)[2]]
+    assert (lungs < 0).mean() == pytest.approx(0.5, abs=0.1)
+    assert trunk.uptake[trunk.labels == Label.LUNG].mean() < 0.65
+
+
+def test_the_brain_is_the_hottest_and_only_there_where_the_scan_holds_it(trunk: Canvas) -> None:
+    assert trunk.uptake[trunk.labels == Label.BRAIN].mean() > 4
+    thorax = Canvas((330.0, 640.0))
+    paint_above_the_abdomen(thorax, Habitus(1.0, 20.0, 15.0), np.random.default_rng(1))
+    assert not (thorax.labels == Label.BRAIN).any()
+    assert (thorax.labels == Label.HEART).sum() == (trunk.labels == Label.HEART).sum()
+
+
+def test_scans_of_the_trunk_end_above_the_abdomen() -> None:
+    ends = [
+        trunk_positions(DISCOVERY_ST, Habitus(1.0, 20.0, 15.0), np.random.default_rng(seed))[[0, -1]]
+        for seed in range(60)
+    ]
+    assert max(low for low, _ in ends) <= -85
+    assert min(high for _, high in ends) > 390
+    assert 920 < max(high for _, high in ends) < 960
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A patient's folder, with DICOM."""
     folder = tmp_path_factory.mktemp("simulated") / "montreal-001"
@@ -223,7 +270,7 @@ def test_a_finished_cohort_is_not_made_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = json.loads((folder / "patient.json").read_text())
-    monkeypatch.setattr(cohort_module, "_named", lambda plan: [("montreal-001", *plan[0])])
+    monkeypatch.setattr(cohort_module, "_named", lambda plan, prefix: [(f"{prefix}montreal-001", *plan[0])])
     (tmp_path / "montreal-001").mkdir()
     for file in folder.glob("*.*"):
         (tmp_path / "montreal-001" / file.name).write_bytes(file.read_bytes())
@@ -235,6 +282,8 @@ def test_a_finished_cohort_is_not_made_again(
     assert (tmp_path / "cohort.png").stat().st_size > 5000
     with pytest.raises(UsageError, match="simulated with other settings"):
         simulate_cohort(tmp_path, 10, seed=6)
+    with pytest.raises(UsageError, match="simulated with other settings"):
+        simulate_cohort(tmp_path, 10, seed=5, trunk=True)
     (tmp_path / "simulation.json").write_text("{")
     with pytest.raises(UsageError, match="simulated with other settings"):
         simulate_cohort(tmp_path, 10, seed=5)
