@@ -14,6 +14,7 @@ from petseg_runtime.errors import InputError
 from petseg_runtime.manifest import PreprocessingSpec
 from petseg_runtime.preprocessing import body_threshold, normalise
 from petseg_runtime.sliding_window import fitted_window
+from petseg_runtime.volume import Box
 from petseg_train.augmentation import (
     Augmentation,
     Shape,
@@ -25,6 +26,8 @@ from petseg_train.cohort import TrainingCase
 
 # What a scan that was cut around its tumour keeps on each side, as in the real patients of the model's training.
 CROP_MARGIN_MM = (10.0, 50.0)
+# The shortest stretch that a scan is cut to.
+STRETCH_MM = 150.0
 
 
 class PatchSampler(Sampler[tuple[int, int]]):
@@ -62,7 +65,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     With probability `tumour_share` the patch holds a tumour voxel, at a random place in it; otherwise it lies
     anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
 
-    With probability `crop_share` the scan is first cut around its tumour (`cut_around_tumour`).
+    With probability `crop_share` the scan is first cut around its tumour (`cut_around_tumour`), with `stretch_share` to
+    a part of its length (`cut_to_a_stretch`).
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         fit_multiple: int = 0,
         pairs: bool = False,
         crop_share: float = 0.0,
+        stretch_share: float = 0.0,
     ) -> None:
         groups: dict[str, list[int]] = {}
         for index, case in enumerate(cases):
@@ -87,7 +92,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         self.patch_size, self.fit_multiple = patch_size, fit_multiple
         self.preprocessing, self.augmentation = preprocessing, augmentation
         self.seed, self.patches_per_epoch = seed, patches_per_epoch or len(cases)
-        self.tumour_share, self.crop_share, self.pairs = tumour_share, crop_share, pairs
+        self.tumour_share, self.pairs = tumour_share, pairs
+        self.crop_share, self.stretch_share = crop_share, stretch_share
 
     def __len__(self) -> int:
         return self.patches_per_epoch
@@ -96,9 +102,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         """`image` and `mask`, float32 `(windows, z, y, x)`, and `start`, their first voxels in the patch."""
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
-        case = self.cases[self.case_of(epoch, index)]
-        if self.crop_share and rng.random() < self.crop_share:
-            case = cut_around_tumour(case, self.preprocessing, rng)
+        case = self._perhaps_cut(self.cases[self.case_of(epoch, index)], rng)
         window = self._draw_window(case, rng)
         starts = np.zeros((1, 3), dtype=np.int64)
         if self.pairs:
@@ -125,6 +129,16 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         """The case that a key's patch shows: they take turns, also from epoch to epoch."""
         turn, group = divmod(epoch * self.patches_per_epoch + index, len(self._turns))
         return self._turns[group][turn % len(self._turns[group])]
+
+    def _perhaps_cut(self, case: TrainingCase, rng: np.random.Generator) -> TrainingCase:
+        if not self.crop_share and not self.stretch_share:
+            return case
+        chance = rng.random()
+        if chance < self.crop_share:
+            return cut_around_tumour(case, self.preprocessing, rng)
+        if chance < self.crop_share + self.stretch_share:
+            return cut_to_a_stretch(case, self.preprocessing, rng)
+        return case
 
     def _draw_window(self, case: TrainingCase, rng: np.random.Generator) -> Shape:
         """The window for a case, along each axis with chance 1/2 as if up to a patch of air lay around the scan.
@@ -156,14 +170,30 @@ def cut_around_tumour(case: TrainingCase, preprocessing: PreprocessingSpec, rng:
 
     Public collections and exports from radiotherapy planning come like that. The network's input then ends where
     tissue goes on, and is normalised over what is left of the body; both are learned from whole scans by this.
-    A case without tumour comes back as it is, and so does one in which nothing would be left to normalise over.
+    A case without tumour comes back as it is.
     """
     voxels = np.argwhere(case.mask)
     if not len(voxels):
         return case
     margin = np.round(rng.uniform(*CROP_MARGIN_MM, size=(2, 3)) / preprocessing.spacing_mm).astype(int)
     first = np.maximum(voxels.min(axis=0) - margin[0], 0)
-    box = tuple(slice(start, end) for start, end in zip(first, voxels.max(axis=0) + 1 + margin[1]))
+    z, y, x = (slice(start, end) for start, end in zip(first, voxels.max(axis=0) + 1 + margin[1]))
+    return _cut(case, (z, y, x), preprocessing)
+
+
+def cut_to_a_stretch(case: TrainingCase, preprocessing: PreprocessingSpec, rng: np.random.Generator) -> TrainingCase:
+    """The case as if the scan had covered a random part of its length, of `STRETCH_MM` at least.
+
+    Where a scan begins and ends differs from one clinic to the next, and what it holds shifts the z-score of all of it.
+    """
+    slices = len(case.image)
+    count = int(rng.integers(min(slices, round(STRETCH_MM / preprocessing.spacing_mm[0])), slices, endpoint=True))
+    first = int(rng.integers(0, slices - count, endpoint=True))
+    return _cut(case, (slice(first, first + count), slice(None), slice(None)), preprocessing)
+
+
+def _cut(case: TrainingCase, box: Box, preprocessing: PreprocessingSpec) -> TrainingCase:
+    """A part of the case, normalised as the runtime does; the case itself where nothing is left to normalise over."""
     activity = case.image[box] - np.float32(case.air)  # proportional to it, and zero in air
     try:
         mean, std = normalise(activity, body_threshold(activity, preprocessing.body_threshold))

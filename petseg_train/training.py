@@ -149,6 +149,7 @@ class PatchDataModule(lightning.LightningDataModule):
             config.fit_multiple,
             pairs=config.window_consistency > 0,
             crop_share=config.crop_share,
+            stretch_share=config.stretch_share,
         )
 
     def train_dataloader(self) -> DataLoader[list[dict[str, Tensor]]]:

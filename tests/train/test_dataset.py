@@ -13,7 +13,7 @@ from petseg_runtime.preprocessing import preprocess, resample_mask
 from petseg_runtime.volume import Geometry, Volume
 from petseg_train.augmentation import Augmentation
 from petseg_train.cohort import TrainingCase
-from petseg_train.dataset import PatchDataset, PatchSampler, cut_around_tumour
+from petseg_train.dataset import PatchDataset, PatchSampler, cut_around_tumour, cut_to_a_stretch
 
 PREPROCESSING = PreprocessingSpec(spacing_mm=(2.0, 4.0, 4.0), body_threshold=0.2, body_margin_mm=20.0)
 PLAIN = Augmentation(probability=0.0)
@@ -179,3 +179,25 @@ def test_a_share_of_the_patches_comes_from_scans_cut_around_the_tumour() -> None
 def test_a_case_without_tumour_is_not_cut() -> None:
     healthy = replace(case(), mask=np.zeros((24, 20, 28), np.uint8))
     assert cut_around_tumour(healthy, PREPROCESSING, np.random.default_rng(0)) is healthy
+
+
+def test_a_scan_cut_to_a_stretch_is_normalised_as_the_runtime_would_the_cut_file() -> None:
+    rng = np.random.default_rng(0)
+    activity = np.zeros((200, 30, 32), np.float32)
+    activity[:, 5:25, 5:27] = rng.lognormal(0.0, 0.2, (200, 20, 22)) * np.linspace(1, 3, 200)[:, None, None]
+    mask = np.zeros(activity.shape, np.uint8)
+    mask[40:50, 14:18, 14:18] = 1
+    whole = preprocess(volume(activity), PREPROCESSING)
+    case = TrainingCase("one", whole.array, resample_mask(mask, whole.frame), whole.air, "centre")
+    stretches = set()
+    for seed in range(20):
+        cut = cut_to_a_stretch(case, PREPROCESSING, np.random.default_rng(seed))
+        first_slice = cut.image[0] - cut.air  # tells where the stretch begins, whatever its scale
+        alike = [np.corrcoef(first_slice.ravel(), activity[z].ravel())[0, 1] for z in range(200)]
+        stretch = slice(int(np.argmax(alike)), int(np.argmax(alike)) + len(cut.image))
+        expected = preprocess(volume(activity[stretch]), PREPROCESSING)
+        np.testing.assert_allclose(cut.image, expected.array, atol=1e-4)
+        np.testing.assert_array_equal(cut.mask, mask[stretch])
+        assert 75 <= len(cut.image) <= 200
+        stretches.add((stretch.start, stretch.stop))
+    assert len(stretches) > 10
