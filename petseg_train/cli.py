@@ -62,6 +62,9 @@ def fit(
     pretrained: Annotated[
         Path | None, typer.Option(help="checkpoint or ONNX file whose weights the training begins with")
     ] = None,
+    only_train: Annotated[
+        list[Path] | None, typer.Option(help="CSV of further cases, none of which watches the training; repeatable")
+    ] = None,
     devices: Annotated[int, typer.Option(min=1, help="processes of data-parallel training")] = 1,
     accelerator: Accelerator = "auto",
     threads: Threads = None,
@@ -72,9 +75,19 @@ def fit(
     from petseg_train.training import fit as train
 
     _set_threads(threads)
-    cases = _select(read_cohorts(cohort), leave_out or (), keep=False)
+    further = only_train or []
+    cases = _select(read_cohorts([*cohort, *further]), leave_out or (), keep=False)
+    never_watching = {case.name for case in read_cohorts(further)}
     changes = {} if network is None else {"network": network.value}
-    checkpoint = train(cases, load_config(config, **changes), output, devices, accelerator, pretrained=pretrained)
+    checkpoint = train(
+        [case for case in cases if case.name not in never_watching],
+        load_config(config, **changes),
+        output,
+        devices,
+        accelerator,
+        pretrained=pretrained,
+        only_train=[case for case in cases if case.name in never_watching],
+    )
     print(f"wrote {checkpoint}")
 
 

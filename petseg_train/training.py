@@ -211,6 +211,7 @@ def fit(
     cache: Path | None = None,
     cohort: str | None = None,
     pretrained: Path | None = None,
+    only_train: Sequence[Case] = (),
 ) -> Path:
     """Train on `cases`, resuming what `run_dir` holds; returns the final checkpoint.
 
@@ -221,6 +222,7 @@ def fit(
     cache : folder of preprocessed cases, see `load_training_cases`; default in `run_dir`.
     cohort : says which cases these are; default the digest of their files.
     pretrained : checkpoint or ONNX file of the same network, whose weights the training begins with.
+    only_train : further cases to train on, none of which watches.
 
     Raises
     ------
@@ -229,6 +231,7 @@ def fit(
     ModelError : if `pretrained` does not hold the same network.
     """
     training, tuning = split_tuning(cases, config)
+    training += only_train
     splits = {"training": [case.name for case in training], "tuning": [case.name for case in tuning]}
     patches = config.patches_per_epoch or len(training)
     if not training or patches < config.batch_size * devices:
@@ -237,7 +240,7 @@ def fit(
             f"{config.batch_size} on {devices} devices."
         )
     module = SegmentationModule(config.to_dict())  # before anything is written: it refuses what cannot be built
-    cohort = cohort_digest(cases) if cohort is None else cohort
+    cohort = cohort_digest([*cases, *only_train]) if cohort is None else cohort
     settings: dict[str, Any] = {"config": config.to_dict(), "cohort": cohort, "splits": splits}
     if pretrained is not None:
         _begin_with(module, pretrained)

@@ -21,6 +21,7 @@ import torch
 from petseg_export.to_onnx import export_onnx, write_model
 
 from petseg_runtime.errors import ModelError, UsageError
+from petseg_train.cli import fit as fit_command
 from petseg_train.cohort import read_cohort
 from petseg_train.comparators import ellipsoid
 from petseg_train.config import load_config
@@ -339,6 +340,22 @@ def test_rivals_by_hand(axial_volume) -> None:
     np.testing.assert_array_equal(t40(axial_volume) > 0, axial_volume.array >= 4.8)
     share = ellipsoid(axial_volume).mean()
     assert share == pytest.approx(4 / 3 * np.pi * 0.3**3, rel=0.05)  # semi-axes of 0.3 of the box's sides
+
+
+def test_cases_only_to_train_on_never_watch_and_do_not_move_the_others(
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    """A cohort that comes later leaves the watching cases what they were, so that models can be held against them."""
+    table = pd.read_csv(cohort_csv, dtype=str)
+    for column in ("image", "mask"):
+        table[column] = [str(cohort_csv.parent / name) for name in table[column]]
+    table[:3].to_csv(tmp_path / "first.csv", index=False)
+    table[3:].to_csv(tmp_path / "later.csv", index=False)
+    fit_command([tmp_path / "first.csv"], tmp_path / "run", str(tiny_config), only_train=[tmp_path / "later.csv"])
+    splits = json.loads((tmp_path / "run" / "run.json").read_text())["splits"]
+    _, watching = split_tuning(read_cohort(tmp_path / "first.csv"), load_config(str(tiny_config)))
+    assert splits["tuning"] == [case.name for case in watching] != []
+    assert set(splits["training"]) == set(table["case"]) - set(splits["tuning"])
 
 
 def test_training_may_begin_with_the_weights_of_another(
