@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import os
 import platform
 import zlib
@@ -78,8 +79,15 @@ class Record:
         """The record as JSON values, with what passed."""
         return {
             **{key: value for key, value in asdict(self).items() if key != "outcomes"},
-            "outcomes": [asdict(outcome) | {"passed": outcome.passed} for outcome in self.outcomes],
+            "outcomes": [_as_json(asdict(outcome)) | {"passed": outcome.passed} for outcome in self.outcomes],
         }
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """With None for NaN and infinity, which JSON does not have."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
 
 
 def self_test_windows(shape: Shape) -> list[FloatArray]:
@@ -132,7 +140,7 @@ def examine(name: str, precision: str, predict: Predict, expected: Sequence[Floa
     return Outcome(
         name,
         precision,
-        largest_difference=float(max(part.max() for part in apart)),
+        largest_difference=float(np.max([part.max() for part in apart])),  # which is NaN where a part is
         mean_difference=float(np.mean([part.mean(dtype=np.float64) for part in apart])),
         dsc=2 * both / total if total else 1.0,
     )
@@ -150,14 +158,15 @@ def kept(model_sha256: str) -> Record | None:
         if path is None:
             return None
         fields = json.loads(path.read_text(encoding="utf-8"))
-        outcomes = tuple(
-            Outcome(**{key: value for key, value in outcome.items() if key != "passed"})
-            for outcome in fields["outcomes"]
-        )
+        outcomes = tuple(_outcome(outcome) for outcome in fields["outcomes"])
         record = Record(fields["model_sha256"], fields["machine"], fields["date"], outcomes)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if (record.model_sha256, record.machine) == (model_sha256, machine()) else None
+
+
+def _outcome(fields: dict[str, Any]) -> Outcome:
+    return Outcome(**{key: math.nan if value is None else value for key, value in fields.items() if key != "passed"})
 
 
 def machine() -> str:

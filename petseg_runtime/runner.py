@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
@@ -288,6 +288,9 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         **({"radiomics": asdict(RadiomicsSettings())} if settings.radiomics else {}),
     }
     record = f"{scan.name}_run.json"
+    before = _record(folder / record)
+    if before.get("input_sha256", prepared.sha256) != prepared.sha256:
+        warnings += ("The results of another scan of this name, which lay in the output folder, were replaced.",)
     with staged(folder, last=record) as stage:
         files = _write_outputs(scan.name, volume, segmentation, stage, settings, segmenter, source)
         timings_s = {
@@ -301,7 +304,7 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         statistics = segmentation.statistics
         identity = _identity(volume, settings)
         key = _run_key(prepared.sha256, segmenter, settings)
-        content = run_record(segmenter, key, statistics, used, timings_s, outputs, decisions, warnings)
+        content = run_record(segmenter, key, prepared.sha256, statistics, used, timings_s, outputs, decisions, warnings)
         if identity:
             content["identity"] = identity
         if settings.report:
@@ -309,9 +312,9 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         timings_s["writing"] = round(perf_counter() - started, 4)
         content["bytes"] = {file.name: file.stat().st_size for file in files if file != last}
         write_json(content, files[-1])
-        stale = _outputs(folder / record) - set(outputs)
-    for name in stale:  # of a run before: numbers of another mask beside this one
-        (folder / name).unlink(missing_ok=True)
+    for name in set(before.get("outputs", ())) - set(outputs):  # numbers of another mask beside this one
+        if Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
     written = tuple(folder / file.name for file in files)
     label = str(scan.folder / scan.name)
     return ScanResult(scan.name, label, segmentation.statistics, written, timings_s, decisions, warnings, identity)
@@ -325,15 +328,15 @@ def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanRes
     InputError : if the input cannot be read.
     """
     folder = settings.folder_for(scan)
+    record = _record(folder / f"{scan.name}_run.json")
     try:
-        record = json.loads((folder / f"{scan.name}_run.json").read_text(encoding="utf-8"))
         files = tuple(folder / name for name in record["outputs"])
         sizes = {folder / name: int(size) for name, size in record["bytes"].items()}
         decisions = tuple(record["decisions"][1:])  # the first is the backend's, of that run
         statistics, timings_s = statistics_from(record["statistics"]), dict(record["timings_s"])
         key, warnings = record["run_key"], tuple(record["warnings"])
         identity = dict(record.get("identity", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     if key != _run_key(scan.sha256(), segmenter, settings) or not all(file.is_file() for file in files):
         return None
@@ -343,19 +346,22 @@ def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanRes
     return ScanResult(scan.name, label, statistics, files, timings_s, decisions, warnings, identity)
 
 
-def _outputs(record: Path) -> set[str]:
-    """The names of the files beside a record that its run wrote; none where there is no record."""
+def _record(path: Path) -> dict[str, Any]:
+    """What a run before wrote of itself; empty where there was none, or nobody can read it."""
     try:
-        names = json.loads(record.read_text(encoding="utf-8"))["outputs"]
-        return {name for name in names if Path(name).name == name}
+        record = json.loads(path.read_text(encoding="utf-8"))
+        names = record["outputs"]
+        sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        return dict(record) if sound else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return set()
+        return {}
 
 
 def _run_key(scan_sha256: str, segmenter: Segmenter, settings: RunSettings) -> str:
     """Digest of all that a result depends on: the input, the model, what was asked for, and this software."""
     asked = {name: value for name, value in asdict(settings).items() if name != "output"}
-    parts = (scan_sha256, segmenter.model_sha256, json.dumps(asked, sort_keys=True, default=str), __version__)
+    made_by = (segmenter.model_sha256, segmenter.backend_name, __version__)  # the backend's name tells its precision
+    parts = (scan_sha256, *made_by, json.dumps(asked, sort_keys=True, default=str))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

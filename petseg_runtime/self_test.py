@@ -32,7 +32,11 @@ def self_test(model: Path | None = None, threads: int | None = None) -> tuple[Re
     Raises
     ------
     ModelError : if the model carries no results to compare with.
+    UsageError : if `threads` is not positive.
+    BackendError : if no backend could be opened.
     """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}, expected at least 1.")
     with ExitStack() as stack:
         path = model or stack.enter_context(as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL))
         model_file = read_model(path)
@@ -48,6 +52,8 @@ def self_test(model: Path | None = None, threads: int | None = None) -> tuple[Re
                 outcomes.append(examine(backend.name, precision, backend.predict, expected, threshold))
             except (BackendError, ModelError) as error:
                 passed_over.append(str(error))
+    if not outcomes:
+        raise BackendError(f"No backend of this machine could be tested: {' '.join(passed_over)}")
     return new_record(model_file.sha256, outcomes), tuple(passed_over)
 
 

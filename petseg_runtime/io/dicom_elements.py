@@ -10,9 +10,11 @@ import math
 import re
 from datetime import datetime, time, timedelta
 
-from pydicom.datadict import keyword_for_tag
+from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
 _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)")  # the dots are of ACR-NEMA, as are the colons of a time
 _TIME = re.compile(r"(\d\d):?(\d\d)(?::?(\d\d)(?:\.(\d{1,6})\d*)?)?")
@@ -84,6 +86,11 @@ class Elements:
             raise MalformedValueError(tag, "a binary number")
         return int.from_bytes(raw, "little" if element.is_little_endian else "big")
 
+    def date(self, tag: int) -> datetime | None:
+        """A date (DA), as its midnight."""
+        text = self.text(tag)
+        return _midnight(text, tag) if text else None
+
     def clock(self, tag: int) -> time | None:
         """A time of day (TM) of at least hours and minutes."""
         text = self.text(tag)
@@ -122,6 +129,26 @@ class Elements:
         if match[3] and local:
             moment += _offset(local[1], local[2]) - _offset(match[3], match[4])
         return moment
+
+    def decoded(self, tag: int) -> str:
+        """A text of one value in Unicode, by the SpecificCharacterSet (0008,0005) of the data set.
+
+        In some of these a backslash is a part of a letter, so it is decoded before it is looked at.
+        """
+        element = self._dataset.get_item(tag)
+        try:
+            if isinstance(element, RawDataElement):
+                encodings = convert_encodings(self._dataset.get("SpecificCharacterSet") or None)
+                delimiters = PN_DELIMS if dictionary_VR(tag) == "PN" else TEXT_VR_DELIMS
+                text = decode_bytes(element.value or b"", encodings, delimiters)
+            else:  # pydicom has converted it
+                text = "" if element is None or element.value is None else str(element.value)
+        except (LookupError, UnicodeError, ValueError) as error:
+            raise MalformedValueError(tag, "a text of its character set") from error
+        text = text.strip(" \0")
+        if "\\" in text or not all(letter.isprintable() for letter in text):
+            raise MalformedValueError(tag, "one line of text")
+        return text
 
     def items(self, tag: int) -> list[Elements]:
         """The items of a sequence (SQ)."""

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 _UNIT_NAMES = {Unit.SUVBW: "SUVbw", Unit.BQML: "Bq/ml"}
 
-# Names that petseg-run itself writes; a second run over the same folder leaves them alone.
-RESULT_SUFFIXES = ("_petseg.nii.gz", "_prob.nii.gz", "_seg.dcm", "_prob_seg.dcm", "_sr.dcm", "_rtstruct.dcm")
+# Names that petseg-run itself writes; a second run over the same folder leaves them alone. None ends with another: the
+# results of two scans would have one name.
+RESULT_SUFFIXES = ("_petseg.nii.gz", "_prob.nii.gz", "_seg.dcm", "_probseg.dcm", "_sr.dcm", "_rtstruct.dcm")
 
 
 @dataclass(frozen=True)

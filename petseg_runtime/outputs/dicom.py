@@ -67,7 +67,7 @@ def _results(
         if "dicom-sr" in kinds:
             results["_sr.dcm"] = measurement_report(segmentation.statistics, lesions, slices, equipment)
     if "dicom-seg" in kinds and save_probabilities:
-        results["_prob_seg.dcm"] = probability_segmentation(segmentation.probabilities, slices, equipment)
+        results["_probseg.dcm"] = probability_segmentation(segmentation.probabilities, slices, equipment)
     if "dicom-rtstruct" in kinds:
         results["_rtstruct.dcm"] = structure_set(labels, geometry, slices, equipment)
     return results

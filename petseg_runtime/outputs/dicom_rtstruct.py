@@ -26,8 +26,9 @@ def structure_set(
 ) -> Dataset:
     """Each lesion as a region of its own; without lesions one region without contours says so.
 
-    The contours hold the centres of exactly the voxels of the lesion. Their interpreted type is left empty: it is the
-    physician who makes a gross tumour volume of an outline.
+    The contours hold the centres of exactly the voxels of the lesion. They cut its corners, so what they enclose is a
+    little less than its voxels: 2 % of a slice of 250 pixels, 8 % of one of 19, half of a single one. Their interpreted
+    type is left empty: it is the physician who makes a gross tumour volume of an outline.
 
     Parameters
     ----------

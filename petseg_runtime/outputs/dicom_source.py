@@ -12,8 +12,10 @@ from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import pydicom
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
+from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from petseg_runtime import __version__
@@ -25,7 +27,8 @@ from petseg_runtime.volume import Geometry
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _LONGEST_UID = 64
 
-# What a result takes over from the Patient and General Study modules, with the longest text that the standard allows.
+# What a result takes over from the Patient and General Study modules, with the longest text that the standard allows;
+# a name has three ways of writing, each of that length (PS3.5 table 6.2-1).
 _TEXTS = {
     "PatientName": 64,
     "PatientID": 64,
@@ -33,11 +36,12 @@ _TEXTS = {
     "AccessionNumber": 16,
     "ReferringPhysicianName": 64,
 }
+_ISSUER = "IssuerOfPatientID"  # whose the PatientID is; of type 3, so it is there or not
 _DATES = {"PatientBirthDate": 0x00100030, "StudyDate": 0x00080020}
 _STUDY_TIME, _SEX = 0x00080030, 0x00100040
 # What a record says of whose it is, where it is asked to.
 _IDENTITY = ("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID", "StudyDate")
-PATIENT_AND_STUDY = (*_TEXTS, *_DATES, "StudyTime", "PatientSex", "StudyInstanceUID")
+PATIENT_AND_STUDY = (*_TEXTS, _ISSUER, *_DATES, "StudyTime", "PatientSex", "StudyInstanceUID")
 
 
 @dataclass(frozen=True)
@@ -131,21 +135,19 @@ def _patient_and_study(first: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     elements, about, left_out = Elements(first), Dataset(), []
     about.StudyInstanceUID = _uid(elements.text(0x0020000D), "StudyInstanceUID (0020,000D)")
     for keyword, longest in _TEXTS.items():
-        text = _text(first, keyword)
-        if len(text) > longest:
+        text = _text(elements, keyword, longest)
+        left_out += [keyword] if text is None else []
+        setattr(about, keyword, text or "")
+    issuer = _text(elements, _ISSUER, 64)
+    left_out += [_ISSUER] if issuer is None else []
+    if issuer:
+        setattr(about, _ISSUER, issuer)
+    for keyword, tag in (*_DATES.items(), ("StudyTime", _STUDY_TIME)):
+        try:
+            setattr(about, keyword, _clock(elements) if keyword == "StudyTime" else _date(elements, tag))
+        except MalformedValueError:
+            setattr(about, keyword, "")
             left_out.append(keyword)
-        setattr(about, keyword, text if len(text) <= longest else "")
-    for keyword, tag in _DATES.items():
-        text = elements.text(tag)
-        valid = not text or re.fullmatch(r"\d{8}", text) is not None
-        left_out += [] if valid else [keyword]
-        setattr(about, keyword, text if valid else "")
-    try:
-        elements.clock(_STUDY_TIME)
-        about.StudyTime = elements.text(_STUDY_TIME)
-    except MalformedValueError:
-        about.StudyTime = ""
-        left_out.append("StudyTime")
     sex = elements.text(_SEX)
     about.PatientSex = sex if sex in ("M", "F", "O") else ""
     left_out += ["PatientSex"] if sex and not about.PatientSex else []
@@ -155,12 +157,26 @@ def _patient_and_study(first: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     return about, (f"Left empty in the DICOM results, because the series has it malformed or too long: {names}.",)
 
 
-def _text(dataset: Dataset, keyword: str) -> str:
-    """A text in Unicode, by the character set that the data set names; empty if it cannot be decoded."""
+def _date(elements: Elements, tag: int) -> str:
+    """A date as today's standard writes it, without the dots of the one before."""
+    date = elements.date(tag)
+    return "" if date is None else date.strftime("%Y%m%d")
+
+
+def _clock(elements: Elements) -> str:
+    clock = elements.clock(_STUDY_TIME)
+    return "" if clock is None else clock.strftime("%H%M%S.%f").removesuffix(".000000")
+
+
+def _text(elements: Elements, keyword: str, longest: int) -> str | None:
+    """A text in Unicode; None if it is malformed or too long."""
+    tag = Tag(keyword)
     try:
-        return str(dataset.get(keyword) or "").strip()
-    except (LookupError, UnicodeError, ValueError):
-        return ""
+        text = elements.decoded(tag)
+    except MalformedValueError:
+        return None
+    parts = text.split("=") if dictionary_VR(tag) == "PN" else [text]
+    return text if max(map(len, parts)) <= longest else None
 
 
 def _slice(original: Dataset, about: Dataset, geometry: Geometry, index: int) -> Dataset:

@@ -61,7 +61,7 @@ def measurement_report(
         title=codes.DCM.ImagingMeasurementReport,
     )
     return hd.sr.Comprehensive3DSR(
-        evidence=[segmentation, *source],
+        evidence=[*source, segmentation],  # highdicom names the equipment of the first as the scanner
         content=content[0],
         series_instance_uid=generate_uid(),
         series_number=SERIES_NUMBER,

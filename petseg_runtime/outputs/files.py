@@ -50,7 +50,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 def staged(folder: Path, last: str) -> Iterator[Path]:
     """A hidden folder to write the files of one scan into; they move to `folder` when all are whole and on the disk.
 
-    If anything fails, nothing of them is left. `last` is the file that moves last: where it lies, the others do.
+    If anything fails, nothing of them is left. `last` is the file that moves last: where it lies, the others do. One of
+    a run before goes first, so that it never lies beside files that it does not speak of.
 
     Raises
     ------
@@ -61,6 +62,9 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
         try:
             files = sorted(stage.iterdir(), key=lambda file: file.name == last)
             sync(*files)
+            if (folder / last).exists():
+                (folder / last).unlink()
+                sync(folder)
             for file in files:
                 os.replace(file, folder / file.name)
             sync(folder)

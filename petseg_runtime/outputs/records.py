@@ -74,6 +74,7 @@ def _plain(value: Any) -> Any:
 def run_record(
     segmenter: Segmenter,
     key: str,
+    input_sha256: str,
     statistics: ScanStatistics,
     settings: dict[str, Any],
     timings_s: dict[str, float],
@@ -85,6 +86,7 @@ def run_record(
     return {
         "petseg_version": __version__,
         "run_key": key,
+        "input_sha256": input_sha256,
         "python_version": platform.python_version(),
         "model": {
             "name": segmenter.manifest.name,

@@ -97,6 +97,36 @@ def test_a_mask_that_moved_fails_in_any_precision() -> None:
     assert not found.passed
 
 
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_a_probability_that_is_no_number_fails_and_is_null_in_the_record(window: int, state: Path) -> None:
+    expected = [np.full((1, 1, *PATCH), 0.2, np.float32) for _ in range(3)]
+    broken = [part.copy() for part in expected]
+    broken[window][..., 0] = np.nan
+    found = examine("x", "f32", lambda _: iter(broken), expected, 0.5)
+    assert not found.passed
+    record = new_record("ab" * 32, [found])
+    text = keep(record).read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["outcomes"][0]["largest_difference"] is None
+    again = kept("ab" * 32)
+    assert again is not None
+    assert again.passed("x") is False
+
+
+def test_a_machine_without_a_backend_is_not_commissioned(tested_model: Path, state: Path, monkeypatch, capsys) -> None:
+    def none(*_: object) -> None:
+        raise BackendError("It is not there.")
+
+    monkeypatch.setattr("petseg_runtime.self_test.candidates", lambda *_: [("f32", "openvino", none)])
+    assert main(["--self-test", "-m", str(tested_model)]) == 5
+    assert "It is not there." in capsys.readouterr().err
+    assert not state.exists()
+
+
+def test_threads_of_the_self_test_are_counted_from_one(tested_model: Path, capsys) -> None:
+    assert main(["--self-test", "-m", str(tested_model), "--threads", "-5"]) == 2
+    assert "threads is -5" in capsys.readouterr().err
+
+
 def test_the_command_tests_keeps_and_prints(tested_model: Path, state: Path, tmp_path: Path, capsys) -> None:
     assert main(["--self-test", "-m", str(tested_model), "-o", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out

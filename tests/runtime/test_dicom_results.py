@@ -15,13 +15,16 @@ import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.path import Path as Polygon
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
 from runtime.dicom_factory import pet_series, write
 from runtime.test_dicom import ORIENTATIONS, needs
 
 from petseg_runtime.cli import main
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom import read_pet_series
+from petseg_runtime.io.scans import RESULT_SUFFIXES
 from petseg_runtime.outputs.contours import outlines
 from petseg_runtime.outputs.dicom import write_dicom
 from petseg_runtime.outputs.dicom_source import Equipment, read_source
@@ -117,7 +120,7 @@ def test_probabilities_come_back_to_a_255th(tmp_path: Path) -> None:
     volume = scan_in(tmp_path / "in")
     files = results_of(volume, two_lesions(), tmp_path)
     read = np.zeros(SHAPE)
-    for index, pixels, _ in frames_of_seg(volume, files["_prob_seg.dcm"]):
+    for index, pixels, _ in frames_of_seg(volume, files["_probseg.dcm"]):
         read[index] = pixels / 255
     np.testing.assert_allclose(read, np.where(two_lesions() > 0, 0.8, 0.1), atol=0.501 / 255)
 
@@ -129,7 +132,7 @@ def test_the_validator_finds_no_error(lesions: int, orientation: str, tmp_path: 
     labels = two_lesions()
     labels[labels > lesions] = 0
     files = results_of(volume, labels, tmp_path)
-    assert set(files) == {"_seg.dcm", "_sr.dcm", "_prob_seg.dcm", "_rtstruct.dcm"}
+    assert set(files) == {"_seg.dcm", "_sr.dcm", "_probseg.dcm", "_rtstruct.dcm"}
     for file in files.values():
         assert errors_in(file) == []
 
@@ -160,7 +163,7 @@ def test_results_refer_to_the_slices_and_name_the_model(tmp_path: Path) -> None:
         assert result.PatientID == slices[0].PatientID
         assert result.StudyInstanceUID == slices[0].StudyInstanceUID
         assert result.SeriesInstanceUID != slices[0].SeriesInstanceUID
-        text = str(result)
+        text = result.to_json()
         assert "petseg-test" in text
         assert EQUIPMENT.model_sha256 in text
         assert all(one.SOPInstanceUID in text for one in slices[1:4])
@@ -283,6 +286,84 @@ def test_names_in_other_scripts_come_through(tmp_path: Path) -> None:
         assert errors_in(file) == []
 
 
+def raw_text(dataset: Dataset, tag: int, vr: str, value: bytes) -> None:
+    dataset[tag] = RawDataElement(BaseTag(tag), vr, len(value), value, 0, False, True)
+
+
+def test_a_letter_that_holds_a_backslash_is_a_letter(tmp_path: Path) -> None:
+    """In GB18030 the second byte of a letter may be 5CH (PS3.5 6.1.2.5.3)."""
+
+    name = "\u6b55^A".encode("gb18030")
+    assert b"\\" in name
+    volume = scan_in(tmp_path / "in")
+    spoilt(volume, lambda dataset, _: setattr(dataset, "SpecificCharacterSet", "GB18030"))
+    spoilt(volume, lambda dataset, _: raw_text(dataset, 0x00100010, "PN", name))
+    for file in results_of(volume, two_lesions(), tmp_path).values():
+        assert str(pydicom.dcmread(file).PatientName) == "\u6b55^A"
+        assert errors_in(file) == []
+
+
+@pytest.mark.parametrize("value", [b"KLINIK\\4711", b"47\n11 "])
+def test_a_text_that_is_not_one_line_is_left_empty_with_a_note(value: bytes, tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in")
+    spoilt(volume, lambda dataset, _: raw_text(dataset, 0x00100020, "LO", value))
+    assert "PatientID" in read_source(volume.source, volume.geometry).notes[0]
+    for file in results_of(volume, two_lesions(), tmp_path).values():
+        assert pydicom.dcmread(file).PatientID == ""
+
+
+def test_a_name_is_as_long_as_the_standard_allows_in_each_way_of_writing(tmp_path: Path) -> None:
+    name = "A" * 60 + "^B=" + "\u03a9" * 60 + "^B"
+
+    def long(dataset: Dataset, _: int) -> None:
+        dataset.SpecificCharacterSet, dataset.PatientName = "ISO_IR 192", name
+
+    volume = scan_in(tmp_path / "in")
+    spoilt(volume, long)
+    assert read_source(volume.source, volume.geometry).notes == ()
+    for file in results_of(volume, two_lesions(), tmp_path).values():
+        assert str(pydicom.dcmread(file).PatientName) == name
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "value", "written"),
+    [
+        (0x00100030, "DA", b"19500000", ""),
+        (0x00080020, "DA", b"00000000", ""),
+        (0x00080020, "DA", b"2020.03.04", "20200304"),
+        (0x00080030, "TM", b"10:11:12", "101112"),
+        (0x00080030, "TM", b"101112.1234567 ", "101112.123456"),
+        (0x00080030, "TM", b"995959", ""),
+    ],
+)
+def test_a_moment_that_is_none_costs_no_result(tag: int, vr: str, value: bytes, written: str, tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in")
+    spoilt(volume, lambda dataset, _: raw_text(dataset, tag, vr, value))
+    assert bool(read_source(volume.source, volume.geometry).notes) is (written == "")
+    for file in results_of(volume, two_lesions(), tmp_path).values():
+        assert str(pydicom.dcmread(file)[tag].value or "") == written
+        assert errors_in(file) == []
+
+
+def test_results_say_who_gave_the_patients_number(tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in")
+    spoilt(volume, lambda dataset, _: setattr(dataset, "IssuerOfPatientID", "HOSPITAL"))
+    for file in results_of(volume, two_lesions(), tmp_path).values():
+        assert pydicom.dcmread(file).IssuerOfPatientID == "HOSPITAL"
+
+
+def test_the_report_does_not_name_petseg_as_the_scanner(tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in")
+    report = pydicom.dcmread(results_of(volume, two_lesions(), tmp_path)["_sr.dcm"])
+    named = [item.Manufacturer for item in report.get("ContributingEquipmentSequence", [])]
+    assert "PETSeg" not in named
+
+
+def test_no_name_of_a_result_ends_with_another() -> None:
+    """Else two scans, a and a_prob, would write one file."""
+    assert not [(one, two) for one in RESULT_SUFFIXES for two in RESULT_SUFFIXES if one != two and one.endswith(two)]
+
+
 def test_a_long_outline_is_written_whole(tmp_path: Path) -> None:
     """More points than the two bytes of a length in Explicit VR can count."""
     stored = np.random.default_rng(0).integers(100, 9000, (2, 180, 180))
@@ -318,7 +399,7 @@ def test_results_of_real_scans_are_valid_and_come_back_voxel_for_voxel(folder: s
     kinds = [option for kind in ("nifti", *KINDS) for option in ("--output-type", kind)]
     assert main([str(path), "-o", str(tmp_path), "-q", "--save-probabilities", *kinds]) == 0
     name = path.name
-    for suffix in ("_seg.dcm", "_sr.dcm", "_prob_seg.dcm", "_rtstruct.dcm"):
+    for suffix in ("_seg.dcm", "_sr.dcm", "_probseg.dcm", "_rtstruct.dcm"):
         assert errors_in(tmp_path / f"{name}{suffix}") == []
     if shutil.which("plastimatch") is None:
         pytest.skip("plastimatch is not installed")

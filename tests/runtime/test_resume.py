@@ -103,6 +103,45 @@ def test_a_run_that_writes_less_leaves_nothing_of_the_one_before(
     assert set(files_in(out)) == {"scan0_petseg.nii.gz", "scan0_run.json", "scan0_notes.txt"}
 
 
+def test_another_backend_does_everything_again(batch: Path, run, tmp_path: Path) -> None:
+    """Its masks may differ, and whoever asks for it wants its masks."""
+    run(batch, "--backend", "openvino")
+    before = modified(tmp_path / "out")
+    run(batch, "--backend", "onnxruntime", "--resume")
+    after = modified(tmp_path / "out")
+    assert all(after[name] > before[name] for name in before)
+
+
+def test_who_replaces_the_results_of_another_scan_is_told(run, tmp_path: Path) -> None:
+    digests = []
+    for seed in (1, 2, 2):
+        scan = save(body_array(SMALL, seed=seed), tmp_path / f"p{seed}/PET.nii.gz")
+        code, _, said = run(scan)
+        assert code == 0
+        record = json.loads((tmp_path / "out/PET_run.json").read_text())
+        digests.append(record["input_sha256"])
+        warned = any("another scan of this name" in warning for warning in record["warnings"])
+        assert warned is (len(digests) == 2)
+        assert ("another scan of this name" in " ".join(said.split())) is warned
+    assert digests[0] != digests[1] == digests[2]
+
+
+def test_a_record_never_lies_beside_files_of_another_run(batch: Path, run, tmp_path: Path, monkeypatch) -> None:
+    """The process ends when the first of the new files is in its place."""
+    run(batch / "0/scan0.nii.gz")
+    real, record = os.replace, tmp_path / "out/scan0_run.json"
+    assert record.exists()
+
+    def ends(source: Path, target: Path) -> None:
+        real(source, target)
+        if Path(target).name == "scan0_petseg.nii.gz" and Path(target).parent.name == "out":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("petseg_runtime.outputs.files.os.replace", ends)
+    assert run(batch / "0/scan0.nii.gz", "--threshold", "0.9")[0] == 130
+    assert not record.exists()
+
+
 def test_another_model_does_everything_again(batch: Path, run, manifest, tmp_path: Path, capsys) -> None:
     from dataclasses import replace
 
