@@ -166,7 +166,8 @@ def kept(model_sha256: str) -> Record | None:
 
 
 def _outcome(fields: dict[str, Any]) -> Outcome:
-    return Outcome(**{key: math.nan if value is None else value for key, value in fields.items() if key != "passed"})
+    known: dict[str, Any] = {key: value for key, value in fields.items() if key != "passed"}
+    return Outcome(**known | {key: math.nan for key, value in known.items() if value is None})
 
 
 def machine() -> str:

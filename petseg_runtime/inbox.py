@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from petseg_runtime.errors import BackendError, InputError, PetsegError, UsageError, as_petseg_error
 from petseg_runtime.io.scans import Scan, scans_in
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings, write_json
-from petseg_runtime.runner import RunSettings, ScanResult, run_scan
+from petseg_runtime.runner import RunSettings, ScanResult, run_key, run_scan
 from petseg_runtime.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -79,12 +79,17 @@ def watch(
     if not inbox.is_dir():
         raise InputError(f"{inbox.name} is not a folder. Pass the folder that scans arrive in.")
     prepare_folder(output)
-    arrivals = _Arrivals(inbox, settle_s)
+    arrivals, reported = _Arrivals(inbox, settle_s), ""
     with Journal.opened(output / JOURNAL) as journal:
         for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
             remove_leavings(folder)
         while not stop.is_set():
-            for scan, signatures in arrivals.ready():
+            ready, trouble = arrivals.ready(), arrivals.trouble
+            if trouble != reported:
+                reported = trouble
+                if trouble:
+                    report(Scan(inbox.name, Path(), inbox), UsageError(trouble))
+            for scan, signatures in ready:
                 if stop.is_set():
                     return
                 outcome = _do(scan, segmenter, settings, journal, output, deliver)
@@ -99,6 +104,8 @@ def _do(
     scan: Scan, segmenter: Segmenter, settings: RunSettings, journal: Journal, output: Path, deliver: Deliver | None
 ) -> ScanResult | PetsegError | None:
     """Do one scan, unless the journal says that it is done; None then."""
+    if not _is_utf8(scan):
+        return _NO_UTF8
     try:
         digest = scan.sha256()
         if any(header.unreadable for header in scan.dicom):
@@ -106,7 +113,9 @@ def _do(
     except InputError:
         return UsageError(f"{scan.name} cannot be read just now. It is taken up when it can.")
     try:
-        name, state = journal.take(digest, scan)
+        budget = "" if segmenter.budget is None else segmenter.budget.gigabytes
+        attempt = f"{run_key(digest, segmenter, settings)} {budget}"
+        name, state = journal.take(digest, scan, attempt)
         if state != TAKEN:
             return None
         scan = replace(scan, name=name)
@@ -122,7 +131,7 @@ def _do(
             prepare_folder(note.parent)
             about = {"scan": str(scan.folder / name), "error": str(result), "exit_code": result.exit_code}
             write_json(about, note)
-            journal.failed(digest, str(result))
+            journal.failed(digest, str(result), attempt)
     except UsageError as error:
         return error
     except (OSError, sqlite3.Error) as error:
@@ -133,6 +142,18 @@ def _do(
 _ENDS_THE_PROCESS = InputError(
     f"{MOST_ATTEMPTS} times the process ended with this scan in hand, so it is passed over. Check its files."
 )
+
+
+_NO_UTF8 = InputError("Its name, or that of a folder that it lies in, is not valid UTF-8. Rename it.")
+
+
+def _is_utf8(scan: Scan) -> bool:
+    """Whether everybody can write its name: what Linux calls a file may be any bytes."""
+    try:
+        str(scan.folder / scan.name).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _result(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanResult | PetsegError:
@@ -164,10 +185,11 @@ class Journal:
         connection.execute(
             "CREATE TABLE IF NOT EXISTS scans (digest TEXT PRIMARY KEY, folder TEXT NOT NULL, name TEXT, "
             "state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', changed TEXT NOT NULL, "
-            "attempts INTEGER NOT NULL DEFAULT 0, UNIQUE (folder, name))"
+            "attempts INTEGER NOT NULL DEFAULT 0, attempt TEXT NOT NULL DEFAULT '', UNIQUE (folder, name))"
         )
-        with suppress(sqlite3.OperationalError):  # has it already, unless it is of before
-            connection.execute("ALTER TABLE scans ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0")
+        for column in ("attempts INTEGER NOT NULL DEFAULT 0", "attempt TEXT NOT NULL DEFAULT ''"):
+            with suppress(sqlite3.OperationalError):  # has it already, unless it is of before
+                connection.execute(f"ALTER TABLE scans ADD COLUMN {column}")
 
     @classmethod
     @contextmanager
@@ -193,8 +215,14 @@ class Journal:
                 ) from error
             yield journal
 
-    def take(self, digest: str, scan: Scan) -> tuple[str, str]:
-        """The name of a scan's results, which no other scan's have, and its state; a scan that is new is taken."""
+    def take(self, digest: str, scan: Scan, attempt: str) -> tuple[str, str]:
+        """The name of a scan's results, which no other scan's have, and its state; a scan that is new is taken.
+
+        So is one that failed with another model, version, budget or settings, which `attempt` stands for.
+        """
+        self._connection.execute(
+            "DELETE FROM scans WHERE digest = ? AND state = ? AND attempt != ?", (digest, FAILED, attempt)
+        )
         known = self._connection.execute("SELECT name, state FROM scans WHERE digest = ?", (digest,)).fetchone()
         number = 0
         while known is None:
@@ -244,11 +272,11 @@ class Journal:
         """Note that a scan's results are in their place."""
         self._connection.execute("UPDATE scans SET state = ?, changed = ? WHERE digest = ?", (DONE, _now(), digest))
 
-    def failed(self, digest: str, reason: str) -> None:
+    def failed(self, digest: str, reason: str, attempt: str) -> None:
         """Note that a scan was refused. It has no results, so its name is free: for itself, when the rest has come."""
         self._connection.execute(
-            "UPDATE scans SET state = ?, name = NULL, reason = ?, changed = ? WHERE digest = ?",
-            (FAILED, reason, _now(), digest),
+            "UPDATE scans SET state = ?, name = NULL, reason = ?, attempt = ?, changed = ? WHERE digest = ?",
+            (FAILED, reason, attempt, _now(), digest),
         )
 
 
@@ -263,6 +291,7 @@ class _Arrivals:
 
     def __init__(self, inbox: Path, settle_s: float) -> None:
         self._inbox, self._settle_s = inbox, settle_s
+        self.trouble = ""  # why nothing was found the last time
         self._since: dict[_Signature, float] = {}
         self._headers: dict[_Signature, list[Header]] = {}
         self._rests_until: dict[frozenset[_Signature], float] = {}
@@ -272,8 +301,11 @@ class _Arrivals:
         try:
             scans = scans_in(self._inbox, self._read_headers)
             submitted = self._submitted()
-        except (InputError, OSError):  # a share that went away comes back
+        except (InputError, OSError) as error:  # a share that went away comes back
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            self.trouble = f"The inbox cannot be read just now, so nothing is done: {reason}"
             return []
+        self.trouble = ""
         now, before = time.monotonic(), self._since
         self._since = {}
         ready = []

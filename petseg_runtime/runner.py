@@ -303,7 +303,7 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         outputs = [file.name for file in files]
         statistics = segmentation.statistics
         identity = _identity(volume, settings)
-        key = _run_key(prepared.sha256, segmenter, settings)
+        key = run_key(prepared.sha256, segmenter, settings)
         content = run_record(segmenter, key, prepared.sha256, statistics, used, timings_s, outputs, decisions, warnings)
         if identity:
             content["identity"] = identity
@@ -338,7 +338,7 @@ def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanRes
         identity = dict(record.get("identity", {}))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    if key != _run_key(scan.sha256(), segmenter, settings) or not all(file.is_file() for file in files):
+    if key != run_key(scan.sha256(), segmenter, settings) or not all(file.is_file() for file in files):
         return None
     if any(file.stat().st_size != size for file, size in sizes.items()):  # cut short by a power cut
         return None
@@ -357,7 +357,7 @@ def _record(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _run_key(scan_sha256: str, segmenter: Segmenter, settings: RunSettings) -> str:
+def run_key(scan_sha256: str, segmenter: Segmenter, settings: RunSettings) -> str:
     """Digest of all that a result depends on: the input, the model, what was asked for, and this software."""
     asked = {name: value for name, value in asdict(settings).items() if name != "output"}
     made_by = (segmenter.model_sha256, segmenter.backend_name, __version__)  # the backend's name tells its precision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -12,6 +13,7 @@ from typing import IO, TypeVar
 
 import pydicom
 from pydicom.dataset import FileDataset
+from pydicom.errors import InvalidDicomError
 
 from petseg_runtime.io.dicom_elements import Elements, MalformedValueError
 from petseg_runtime.io.dicom_frames import ENHANCED_TAGS, slices_of
@@ -23,6 +25,8 @@ PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
 # Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, see `dicom_frames`.
 ENHANCED_PET_STORAGE = frozenset({"1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"})
 _PREAMBLE = 132  # bytes, of which the last four say DICM
+_BEGIN = 1024  # bytes, in which a file tells its transfer syntax
+_MOST_INFLATED = 2**29
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _DICOM_SUFFIXES = (".dcm", ".ima")
 _TIME_ZONE = 0x00080201
@@ -176,11 +180,11 @@ def _kind(path: Path) -> str:
 def _read_headers(path: Path) -> list[Header]:
     try:
         with path.open("rb") as stream:
-            begin = stream.read(_PREAMBLE)
+            begin = stream.read(_BEGIN)
             stream.seek(0)
             dataset = _dataset(stream, begin)
             if dataset is None:
-                return _foreign(path, begin)
+                return _foreign(path, begin[:_PREAMBLE])
             end_of_header = stream.tell()  # where the pixels begin, or the end of the file
             file_bytes = stream.seek(0, os.SEEK_END)
         if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == _DICOMDIR:
@@ -196,10 +200,12 @@ def _read_headers(path: Path) -> list[Header]:
 
 def _dataset(stream: IO[bytes], begin: bytes) -> FileDataset | None:
     """The data set of a DICOM file, with the preamble of one or without; None of anything else."""
-    bare = begin[128:] != b"DICM"
+    bare = begin[128:_PREAMBLE] != b"DICM"
     # Without it, it begins with a low element of group 0002 or 0008.
     if bare and not (begin[:2] in (b"\x02\0", b"\x08\0") and begin[3:4] == b"\0"):
         return None
+    if not bare and DEFLATED.encode() in begin:
+        _refuse_a_bomb(stream)
     try:
         dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
     except Exception as error:  # pydicom's share no base class
@@ -207,6 +213,23 @@ def _dataset(stream: IO[bytes], begin: bytes) -> FileDataset | None:
             return None
         raise
     return None if bare and 0x00080016 not in dataset else dataset
+
+
+def _refuse_a_bomb(stream: IO[bytes]) -> None:
+    """Refuse a deflated file that unpacks to more than `_MOST_INFLATED`: pydicom does so all at once, in the memory.
+
+    Raises
+    ------
+    InvalidDicomError : if it does.
+    """
+    head = stream.read(_PREAMBLE + 12)  # the first element is the length of those that tell the transfer syntax
+    stream.seek(_PREAMBLE + 12 + int.from_bytes(head[-4:], "little"))
+    inflate, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while not inflate.eof and (packed := inflate.unconsumed_tail or stream.read(2**16)):
+        inflated += len(inflate.decompress(packed, 2**20))
+        if inflated > _MOST_INFLATED:
+            raise InvalidDicomError("it unpacks to more than a scan has")
+    stream.seek(0)
 
 
 def _parse_file(file: Header, dataset: FileDataset) -> list[Header]:

@@ -29,6 +29,9 @@ _UNIT_NAMES = {Unit.SUVBW: "SUVbw", Unit.BQML: "Bq/ml"}
 RESULT_SUFFIXES = ("_petseg.nii.gz", "_prob.nii.gz", "_seg.dcm", "_probseg.dcm", "_sr.dcm", "_rtstruct.dcm")
 
 
+_OF_THE_DISK = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
+
+
 @dataclass(frozen=True)
 class Scan:
     """One scan to read: an image file, or the DICOM headers of one study.
@@ -202,7 +205,10 @@ def _in_suv(volume: Volume, overrides: SuvOverrides) -> Volume:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Every ordinary file below a folder; hidden ones are locks and leavings, and PETSeg's own results are results."""
+    """Every ordinary file below a folder; hidden ones are locks and leavings, and PETSeg's own results are results.
+
+    What a file system keeps for itself at the root of a disk is passed over: nobody but it may read that.
+    """
 
     def refuse(error: OSError) -> NoReturn:
         # Going on would lose slices in silence.
@@ -219,7 +225,7 @@ def _files_in(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _OF_THE_DISK)
         found += [Path(root) / name for name in names if not name.startswith(".")]
     found = [file for file in found if not file.name.endswith(RESULT_SUFFIXES)]
     # A link to an image that is gone stays: it is refused by its name, not passed over.

@@ -178,6 +178,11 @@ class Outbox:
             entity.add_requested_context(kind, syntax)
         association = self._associate(entity)
         try:
+            # All or nothing: what it has taken of a scan would be sent again each time the rest is tried.
+            accepted = {context.abstract_syntax for context in association.accepted_contexts}
+            for dataset in datasets:
+                if dataset.SOPClassUID not in accepted:
+                    raise UsageError(f"{self._node} does not take a {dataset.SOPClassUID.name}. The results wait.")
             for dataset in datasets:
                 _send_one(association, dataset, self._node)
         finally:

@@ -5,6 +5,7 @@ It only puts files into the inbox and reads its journal, so it may end and start
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -26,6 +27,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
@@ -41,12 +43,15 @@ _MOST_FILES = 100_000
 
 _SHORTEST_TOKEN = 16
 
+# Clients at once, and how long one may be silent before it asks for something.
+_MOST_CLIENTS, _PATIENCE_S = 64, 30.0
+
 # What uvicorn logs holds what is asked for, and anybody could fill it.
 _SILENT = {
     "version": 1,
     "disable_existing_loggers": False,
     "handlers": {"nowhere": {"class": "logging.NullHandler"}},
-    "loggers": {"uvicorn": {"handlers": ["nowhere"], "propagate": False}},
+    "loggers": {name: {"handlers": ["nowhere"], "propagate": False} for name in ("uvicorn", "asyncio")},
 }
 
 
@@ -87,7 +92,9 @@ def http_service(application: FastAPI, address: str, port: int) -> Iterator[int]
     except (OSError, OverflowError) as error:
         raise UsageError(f"Port {port} of {address} cannot be had: {error}. Choose another --http-port.") from error
     # In a thread it leaves signals alone.
-    config = uvicorn.Config(application, log_config=_SILENT, access_log=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        application, http=_Connection, log_config=_SILENT, access_log=False, timeout_graceful_shutdown=5
+    )
     server = uvicorn.Server(config)
     thread = Thread(target=server.run, args=([listening],), name="http")
     thread.start()
@@ -97,6 +104,24 @@ def http_service(application: FastAPI, address: str, port: int) -> Iterator[int]
         server.should_exit = True
         thread.join()
         listening.close()
+
+
+class _Connection(H11Protocol):
+    """A client's connection, closed where there are too many, or where nothing was asked for in a while.
+
+    uvicorn waits without end for the first request, and each connection is a file less for the scans.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > _MOST_CLIENTS:
+            transport.close()
+        else:
+            self.loop.call_later(_PATIENCE_S, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
 
 
 def application(inbox: Path, output: Path, token: str, model: dict[str, str]) -> FastAPI:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +15,10 @@ from threading import Thread
 
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.events import EVT_C_STORE, Event
-from pynetdicom.presentation import AllStoragePresentationContexts
+from pynetdicom.presentation import AllStoragePresentationContexts, build_context
 from runtime.dicom_factory import CT_IMAGE_STORAGE, PET_IMAGE_STORAGE, ct_series, pet_series
 from runtime.watched import Watched, save_dicom, wait_until
 
@@ -26,7 +26,8 @@ import petseg_runtime.serve.dicom as network
 from petseg_runtime import Segmenter
 from petseg_runtime.cli import main
 from petseg_runtime.errors import UsageError
-from petseg_runtime.runner import ScanResult
+from petseg_runtime.io.scans import find_scans
+from petseg_runtime.runner import RunSettings, ScanResult, run_scan
 from petseg_runtime.serve.dicom import DicomNode, Outbox, checked_title, dicom_listener
 
 HERE = "127.0.0.1"
@@ -48,8 +49,10 @@ def store(
 
 
 @contextmanager
-def archive(statuses: Callable[[], int] = lambda: 0) -> Iterator[tuple[DicomNode, list[Dataset]]]:
-    """A node that takes any DICOM object, and what it took."""
+def archive(
+    statuses: Callable[[], int] = lambda: 0, kinds: Sequence[str] = ()
+) -> Iterator[tuple[DicomNode, list[Dataset]]]:
+    """A node that takes any DICOM object, or these kinds only, and what it took."""
     taken: list[Dataset] = []
 
     def take(event: Event) -> int:
@@ -59,7 +62,7 @@ def archive(statuses: Callable[[], int] = lambda: 0) -> Iterator[tuple[DicomNode
         return status
 
     entity = ApplicationEntity("ARCHIVE")
-    entity.supported_contexts = AllStoragePresentationContexts
+    entity.supported_contexts = [build_context(kind) for kind in kinds] or AllStoragePresentationContexts
     server = entity.start_server((HERE, 0), block=False, evt_handlers=[(EVT_C_STORE, take)])
     assert server is not None
     try:
@@ -226,6 +229,17 @@ def test_results_wait_for_an_archive_that_is_away(
     assert isinstance(third, ScanResult)
     assert [dataset.Modality for dataset in taken] == ["SEG"]
     assert not (watched.output / "failed").exists()
+
+
+def test_an_archive_that_takes_one_kind_only_is_sent_nothing(tmp_path: Path, segmenter: Segmenter) -> None:
+    """Else it would get that kind again each time the rest is tried."""
+    with archive(kinds=[SegmentationStorage]) as (node, taken):
+        save_dicom(tmp_path / "study")
+        settings = RunSettings(output=tmp_path / "out", output_types=("dicom-sr",))
+        result = run_scan(find_scans(tmp_path / "study")[0], segmenter, settings)
+        with pytest.raises(UsageError, match="does not take a Comprehensive 3D SR"):
+            Outbox(node, "PETSEG").send(result.files)
+    assert taken == []
 
 
 @pytest.mark.parametrize("host", [HERE, "no-such-host.invalid"])

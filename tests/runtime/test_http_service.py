@@ -14,12 +14,15 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from runtime.dicom_factory import pet_series, write
 from runtime.watched import Watched, put_scan, save_dicom, wait_until
 
 import petseg_runtime.serve.http as service
 from petseg_runtime import Segmenter
 from petseg_runtime.errors import UsageError
 from petseg_runtime.inbox import JOURNAL
+from petseg_runtime.io.dicom import read_headers
 from petseg_runtime.serve.http import application, http_service, read_token
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -100,6 +103,52 @@ def test_a_scan_is_submitted_done_and_fetched(client: Client, watched: Watched, 
         )
         mask = result.read(state["outputs"][0])
     assert mask == (watched.output / "submitted" / state["outputs"][0]).read_bytes()
+
+
+def test_clients_that_ask_for_nothing_are_dropped(
+    client: Client, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(service, "_PATIENCE_S", 0.3)
+    idle = socket.create_connection(("127.0.0.1", client.port))
+    started = socket.create_connection(("127.0.0.1", client.port))
+    started.sendall(b"GET /health HTTP/1.1\r\n")
+    for silent in (idle, started):
+        silent.settimeout(20)
+        assert silent.recv(1) == b""
+        silent.close()
+    monkeypatch.setattr(service, "_PATIENCE_S", 30.0)
+    crowd = [socket.create_connection(("127.0.0.1", client.port)) for _ in range(service._MOST_CLIENTS + 5)]
+    crowd[-1].settimeout(20)
+    assert crowd[-1].recv(1) == b""
+    for one in crowd:
+        one.close()
+    wait_until(lambda: _answers(client))
+    assert capfd.readouterr() == ("", "")
+
+
+def _answers(client: Client) -> bool:
+    try:
+        return client.ask("/health", token="")[0] == 200
+    except OSError:
+        return False
+
+
+def test_a_deflated_bomb_is_refused_before_it_fills_the_memory(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("petseg_runtime.io.dicom_header._MOST_INFLATED", 2**20)
+    slices = pet_series()
+    for one in slices:
+        one.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        one.add_new(0x00204000, "UT", "x" * 2**21)  # comes before the pixels
+    files = write(slices, tmp_path / "bomb")
+    status, answer = client.ask("/scans?format=dicom.zip", zipped(tmp_path, files))
+    assert max(file.stat().st_size for file in files) < 2**16
+    assert status == 202, answer  # damaged slices are refused by the inbox, one line each
+    headers = read_headers(files)
+    assert all("cannot be read as DICOM" in header.damage for header in headers)
+    monkeypatch.setattr("petseg_runtime.io.dicom_header._MOST_INFLATED", 2**23)
+    assert not any(header.damage for header in read_headers(files))
 
 
 def test_a_dicom_study_comes_as_an_archive(client: Client, watched: Watched, tmp_path: Path) -> None:

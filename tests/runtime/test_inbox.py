@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -20,9 +21,10 @@ from runtime.watched import PATIENCE_S, SETTLE_S, Watched, put_scan, save_dicom,
 
 import petseg_runtime.inbox
 from petseg_runtime import Segmenter
-from petseg_runtime.errors import InputError, PetsegError, UsageError
+from petseg_runtime.errors import InputError, MemoryBudgetError, PetsegError, UsageError
 from petseg_runtime.inbox import JOURNAL, MOST_ATTEMPTS, TAKEN, watch
-from petseg_runtime.io.scans import Scan
+from petseg_runtime.io.scans import Scan, scans_in
+from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.runner import RunSettings, ScanResult
 
 
@@ -252,6 +254,81 @@ def test_a_scan_that_ends_the_process_each_time_is_passed_over(new: Callable[[],
     assert isinstance(outcomes["poison"], InputError)
     assert "5 times the process ended" in str(outcomes["poison"])
     assert isinstance(outcomes["sound"], ScanResult)
+
+
+def test_a_name_that_is_not_utf8_is_reported_and_holds_up_no_other(new: Callable[[], Watched]) -> None:
+    watched = new()
+    latin = put_scan(watched.inbox / "plain.nii.gz")
+    os.rename(latin, os.fsencode(watched.inbox) + b"/M\xfcller.nii.gz")
+    with watched:
+        put_scan(watched.inbox / "z.nii.gz", seed=1)
+        watched.wait_for(2)
+    (first, refused), (second, done) = watched.reported
+    assert "not valid UTF-8" in str(refused)
+    assert (os.fsencode(first), second) == (b"M\xfcller", "z")
+    assert isinstance(done, ScanResult)
+
+
+def test_a_name_that_is_not_utf8_is_printed(known_model: Path, tmp_path: Path) -> None:
+    latin = put_scan(tmp_path / "inbox" / "plain.nii.gz")
+    os.rename(latin, os.fsencode(tmp_path) + b"/inbox/M\xfcller.nii.gz")
+    process = petseg_run_watch(tmp_path / "inbox", tmp_path / "out", known_model)
+    assert process.stdout is not None
+    assert "not valid UTF-8" in json.loads(process.stdout.readline())["error"]
+    put_scan(tmp_path / "inbox" / "z.nii.gz")
+    assert json.loads(process.stdout.readline())["scan"] == "z"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 0
+
+
+def test_an_inbox_that_cannot_be_read_says_so_once_and_goes_on_when_it_can(
+    new: Callable[[], Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, broken = petseg_runtime.inbox.scans_in, [True]
+
+    def scans_in(*arguments: object) -> object:
+        if broken[0]:
+            raise InputError("A folder in inbox cannot be read: Permission denied.")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("petseg_runtime.inbox.scans_in", scans_in)
+    with new() as watched:
+        put_scan(watched.inbox / "scan.nii.gz")
+        watched.wait_for(1)
+        time.sleep(4 * SETTLE_S)
+        broken[0] = False
+        watched.wait_for(2)
+    (name, trouble), (done, result) = watched.reported
+    assert (name, done) == ("inbox", "scan")
+    assert "Permission denied" in str(trouble)
+    assert isinstance(result, ScanResult)
+
+
+def test_what_a_file_system_keeps_for_itself_is_passed_over(tmp_path: Path) -> None:
+    put_scan(tmp_path / "lost+found" / "old.nii.gz")
+    put_scan(tmp_path / "new.nii.gz")
+    assert [scan.name for scan in scans_in(tmp_path)] == ["new"]
+
+
+def test_what_failed_is_tried_again_with_other_settings_and_only_then(
+    tmp_path: Path, known_model: Path, segmenter: Segmenter
+) -> None:
+    """As a scan too large for the memory is, once the budget was raised."""
+    small = Segmenter(known_model)
+    small.budget = MemoryBudget(0.6, 10)
+    small.budget = replace(small.budget, window_bytes=int((0.6e9 - 350e6) / 1.3) - 1000)  # no voxel has room
+    put_scan(tmp_path / "inbox" / "scan.nii.gz")
+    outcomes = []
+    for one in (small, small, segmenter, segmenter):
+        with Watched(tmp_path, one) as watched:
+            put_scan(watched.inbox / f"other{len(outcomes)}.nii.gz", seed=len(outcomes) + 1)
+            watched.wait_for(1)
+            time.sleep(3 * SETTLE_S)
+        outcomes.append(dict(watched.reported).get("scan"))
+    assert isinstance(outcomes[0], MemoryBudgetError)
+    assert outcomes[1] is None
+    assert isinstance(outcomes[2], ScanResult)
+    assert outcomes[3] is None
 
 
 def test_a_note_that_cannot_be_written_holds_up_no_other(new: Callable[[], Watched]) -> None:
