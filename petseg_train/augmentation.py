@@ -18,6 +18,9 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
+from petseg_runtime.errors import UsageError
+from petseg_train.field_types import check_types
+
 Shape = tuple[int, int, int]
 
 
@@ -37,6 +40,11 @@ class Augmentation:
     gamma: tuple[float, float] = (0.8, 1.2)
     contrast: tuple[float, float] = (0.8, 1.2)
     noise_sd: tuple[float, float] = (0.1, 0.2)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 0 <= self.probability <= 1:
+            raise UsageError(f"probability is {self.probability}, expected 0 to 1.")
 
     def happens(self, rng: np.random.Generator) -> bool:
         return bool(rng.random() < self.probability)

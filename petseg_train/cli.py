@@ -33,7 +33,17 @@ Cohorts = Annotated[list[Path], typer.Argument(help="CSVs with the columns case,
 Output = Annotated[Path, typer.Option("--output", "-o", help="run folder; an interrupted run in it goes on")]
 Config = Annotated[str, typer.Option(help="paper, cpu, or a JSON file of changed fields")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default all")]
-Accelerator = Annotated[str, typer.Option(help="auto, cpu or gpu")]
+
+
+class Device(StrEnum):
+    """What trains or predicts; auto takes a GPU where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+Accelerator = Annotated[Device, typer.Option(help="auto takes a GPU where there is one")]
 WINDOW_SHIFTS_SEED = 2021  # the same shifts for every model
 Model = Annotated[Path, typer.Argument(help="last.ckpt of petseg-train fit, or an exported .onnx file")]
 
@@ -66,7 +76,7 @@ def fit(
         list[Path] | None, typer.Option(help="CSV of further cases, none of which watches the training; repeatable")
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="processes of data-parallel training")] = 1,
-    accelerator: Accelerator = "auto",
+    accelerator: Accelerator = Device.auto,
     threads: Threads = None,
 ) -> None:
     """Train a network on one or more cohorts; the same command goes on with an interrupted run."""
@@ -97,21 +107,23 @@ def evaluate(
     cohort: Cohorts,
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write, a row a case and method")],
     centre: Annotated[list[str] | None, typer.Option(help="evaluate on this centre only; repeatable")] = None,
-    accelerator: Accelerator = "auto",
+    accelerator: Accelerator = Device.auto,
     window_invariance: Annotated[bool, typer.Option(help="also shift the windows and compare the masks")] = True,
     threads: Threads = None,
 ) -> None:
     """Score a model on one or more cohorts, with T40 and the ellipsoid beside it."""
-    from petseg_runtime.outputs.files import prepare_folder
+    from petseg_runtime.outputs.files import check_is_no_input, prepare_folder, whole_file
     from petseg_train.cohort import read_cohorts
     from petseg_train.evaluation import evaluate as score
     from petseg_train.evaluation import summarise
 
+    check_is_no_input(output, [model, *cohort])
     cases = _select(read_cohorts(cohort), centre or (), keep=True)
     segmenter, name = _open_model(model, accelerator, threads)
     prepare_folder(output.parent)
     results = score(segmenter, cases, name, WINDOW_SHIFTS_SEED if window_invariance else None)
-    results.to_csv(output, index=False)
+    with whole_file(output) as temporary:
+        results.to_csv(temporary, index=False)
     _print_summary(summarise(results))
     if window_invariance:
         print(
@@ -125,7 +137,7 @@ def evaluate(
 def window_invariance_of(
     model: Model,
     scan: Annotated[list[Path], typer.Argument(help="scans: files, or folders of a DICOM series")],
-    accelerator: Accelerator = "auto",
+    accelerator: Accelerator = Device.auto,
     threads: Threads = None,
 ) -> None:
     """Shift the windows over scans and compare the masks; no truth is needed. Below 0.95 do not use the model there."""
@@ -147,7 +159,7 @@ def cross_validate(
     config: Config = "paper",
     networks: Networks = ALL_NETWORKS,
     work: Work = None,
-    accelerator: Accelerator = "auto",
+    accelerator: Accelerator = Device.auto,
     window_invariance: Annotated[bool, typer.Option(help="also shift the windows and compare the masks")] = True,
     threads: Threads = None,
 ) -> None:
@@ -226,7 +238,7 @@ def study(
     networks: Networks = ALL_NETWORKS,
     seed: Annotated[int, typer.Option(min=0, help="of the simulated cohort")] = 2021,
     jobs: Annotated[int | None, typer.Option(min=1, help="processes that simulate; default one a CPU")] = None,
-    accelerator: Accelerator = "auto",
+    accelerator: Accelerator = Device.auto,
     threads: Threads = None,
 ) -> None:
     """Repeat the paper's study, and write its report; the same command goes on with what is missing."""

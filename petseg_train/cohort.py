@@ -112,9 +112,13 @@ def read_cohort(csv: Path) -> list[Case]:
     InputError : if the file or a required column is absent, a case is named twice, or an image or mask does not exist.
     """
     try:
-        table = pd.read_csv(csv, dtype=dict.fromkeys(REQUIRED_COLUMNS, str))
+        # A centre may be called NA.
+        text = dict.fromkeys(REQUIRED_COLUMNS, str)
+        table = pd.read_csv(csv, dtype=text, keep_default_na=False, na_values=[""], skipinitialspace=True)
     except (OSError, ValueError) as error:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV: {error}") from error
+    # A space after a centre's name would make it another centre, and leaving that out leave its patients in.
+    table = table.rename(columns=str.strip).map(lambda cell: (cell.strip() or None) if isinstance(cell, str) else cell)
     absent = [column for column in REQUIRED_COLUMNS if column not in table.columns]
     if absent:
         raise InputError(f"Cohort {csv.name} lacks the columns {', '.join(absent)}; it needs {REQUIRED_COLUMNS}.")
@@ -127,7 +131,7 @@ def read_cohort(csv: Path) -> list[Case]:
     for line, row in enumerate(table.to_dict("records"), start=2):
         extra = {str(key): value for key, value in row.items() if key not in (*REQUIRED_COLUMNS, *OPTIONAL_MASKS)}
         for name in (row["case"], row["centre"]):
-            if name != Path(name).name:  # they name files of the results
+            if name != Path(name).name or name == "..":  # they name files of the results
                 raise InputError(f"Cohort {csv.name}, line {line}: {name!r} cannot name a file. Leave out slashes.")
         masks = {name: csv.parent / row[name] for name in OPTIONAL_MASKS if isinstance(row.get(name), str)}
         case = Case(row["case"], row["centre"], csv.parent / row["image"], csv.parent / row["mask"], extra, masks)
@@ -154,21 +158,32 @@ def read_cohorts(csvs: Sequence[Path]) -> list[Case]:
 
 
 def cohort_digest(cases: Iterable[Case]) -> str:
-    """SHA-256 of what a study on these cases depends on: names, centres, and the content of images and masks."""
-    digest = hashlib.sha256()
+    """SHA-256 of what a study on these cases depends on: names, centres, and the content of images and masks.
+
+    Raises
+    ------
+    InputError : if two cases have the same image: one might be trained on, and the other tested.
+    """
+    digest, images = hashlib.sha256(), dict[bytes, str]()
     for case in cases:
-        digest.update(f"{case.name}\0{case.centre}\0{_content_digest(case)}\n".encode())
+        image, mask = _file_digests(case.image), _file_digests(case.mask)
+        other = images.setdefault(b"".join(image), case.name)
+        if other != case.name:
+            raise InputError(f"Cases {other} and {case.name} have the same image. Keep one of them.")
+        content = hashlib.sha256(b"".join((*image, *mask))).hexdigest()
+        digest.update(f"{case.name}\0{case.centre}\0{content}\n".encode())
     return digest.hexdigest()
 
 
 def _content_digest(case: Case) -> str:
-    """SHA-256 of the files of image and mask; of all files of a DICOM folder."""
-    digest = hashlib.sha256()
-    for source in (case.image, case.mask):
-        files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-        for file in files:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    """SHA-256 of the files of image and mask."""
+    return hashlib.sha256(b"".join((*_file_digests(case.image), *_file_digests(case.mask)))).hexdigest()
+
+
+def _file_digests(source: Path) -> list[bytes]:
+    """SHA-256 of a file, or of each in a DICOM folder."""
+    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    return [hashlib.sha256(file.read_bytes()).digest() for file in files]
 
 
 def check_study_cohort(cases: Sequence[Case]) -> None:

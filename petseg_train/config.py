@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from petseg_runtime.errors import UsageError
+from petseg_runtime.errors import ModelError, UsageError
 from petseg_runtime.manifest import PreprocessingSpec
 from petseg_runtime.outputs.files import whole_file
 from petseg_train.augmentation import Augmentation
+from petseg_train.field_types import check_types
 from petseg_train.networks import NETWORKS
 
 # The paper's 4 x 4 x 2 mm. Tissue takes up about 0.5 SUV in the median and air in a PET shows below 0.05, so a
@@ -69,6 +70,7 @@ class TrainingConfig:
     seed: int = 2021
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.network not in NETWORKS:
             raise UsageError(f"Network {self.network!r} is unknown; there are {', '.join(NETWORKS)}.")
         counts = ("epochs", "batch_size", "restart_epochs", "tuning_every_epochs")
@@ -81,6 +83,9 @@ class TrainingConfig:
             ("fit_multiple", self.fit_multiple >= 0, "0, or what the network's sides are multiples of"),
             ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
             ("threshold", 0 < self.threshold < 1, "between 0 and 1"),
+            ("network_settings", all(value >= 1 for value in self.network_settings.values()), "numbers from 1 on"),
+            ("seed", self.seed >= 0, "at least 0"),
+            ("adam_betas", all(0 <= beta < 1 for beta in self.adam_betas), "two numbers of at least 0 and below 1"),
             ("learning_rate", self.learning_rate[0] >= self.learning_rate[1] > 0, "the highest, then the lowest"),
             ("weight_averaging", 0 <= self.weight_averaging < 1, "at least 0 and below 1"),
             ("cross_entropy_weight", self.cross_entropy_weight >= 0, "at least 0"),
@@ -104,12 +109,11 @@ class TrainingConfig:
         """
         fields = dict(fields)
         try:
-            if "preprocessing" in fields:
-                fields["preprocessing"] = PreprocessingSpec(**_tuples(fields["preprocessing"]))
-            if "augmentation" in fields:
-                fields["augmentation"] = Augmentation(**_tuples(fields["augmentation"]))
+            for name, kind in (("preprocessing", PreprocessingSpec), ("augmentation", Augmentation)):
+                if name in fields:
+                    fields[name] = kind(**_tuples(dict(fields[name])))
             return TrainingConfig(**_tuples(fields))
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError, ModelError) as error:
             raise UsageError(f"The training configuration cannot be used: {error}.") from error
 
 

@@ -98,6 +98,11 @@ class SegmentationModule(lightning.LightningModule):
                 self.log("train/disagreement", disagreement, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
                 loss = loss + self.config.window_consistency * disagreement
             total = total + loss * (len(patches) / len(batch))
+        if not torch.isfinite(total):
+            raise ModelError(
+                f"The loss is {total.item()} in epoch {self.current_epoch}: the training has diverged. Lower the "
+                "learning rate; last.ckpt is of the epoch before."
+            )
         self.log(
             "train/loss", total, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(batch)
         )
@@ -176,7 +181,7 @@ def build_network(config: TrainingConfig) -> Network:
         torch.manual_seed(config.seed)
         try:
             network = NETWORKS[config.network](**config.network_settings)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
             raise UsageError(f"network_settings do not fit {config.network}: {error}") from error
     if config.fit_multiple % network.factor:
         raise UsageError(f"fit_multiple is {config.fit_multiple}, expected 0 or a multiple of {network.factor}.")
@@ -247,7 +252,7 @@ def fit(
         settings["pretrained_sha256"] = module.pretrained_sha256
     _claim_run_dir(run_dir, settings)
     checkpoint = run_dir / "last.ckpt"
-    if (run_dir / "done.json").exists():
+    if (run_dir / "done.json").exists() and checkpoint.exists():
         return checkpoint
     with _only_process(run_dir):
         cache = run_dir / "preprocessed" if cache is None else cache
@@ -377,7 +382,10 @@ def load_module(checkpoint: Path, accelerator: str = "cpu") -> SegmentationModul
     Raises
     ------
     ModelError : if the file is absent or is not a PETSeg checkpoint.
+    UsageError : if it is to be on a GPU and there is none.
     """
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UsageError("There is no GPU here. Pass --accelerator cpu.")
     device = "cuda" if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()) else "cpu"
     try:
         module = SegmentationModule.load_from_checkpoint(checkpoint, map_location=device, weights_only=True)

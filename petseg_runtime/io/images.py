@@ -65,14 +65,22 @@ def read_image(path: Path, unit: Unit = Unit.UNKNOWN, max_voxels: int = MAX_VOXE
 
 
 def read_mask(path: Path) -> tuple[MaskArray, Geometry]:
-    """Read a mask: 1 where the file is not zero.
+    """Read a mask: 1 where the file is not zero, and there it holds one number only, such as 1 or 255.
 
     Raises
     ------
-    InputError : if the file is absent, unreadable or not three-dimensional.
+    InputError : if the file is absent, unreadable or not three-dimensional, or holds several labels, probabilities or a
+        scan: what of it is the tumour, nobody knows.
     """
     array, geometry, _ = _read(path, sitk.sitkUnknown)
-    return (array != 0).astype(np.uint8), geometry
+    inside = array != 0
+    values = np.unique(array[inside])
+    if len(values) > 1 or not (values > 0).all():
+        some = ", ".join(f"{value:g}" for value in values[:3]) + (" and more" if len(values) > 3 else "")
+        raise InputError(
+            f"{path.name} is no mask: it holds {some} beside zero, expected one number. Save the tumour's label alone."
+        )
+    return inside.astype(np.uint8), geometry
 
 
 def write_image(array: MaskArray | FloatArray, geometry: Geometry, path: Path) -> None:

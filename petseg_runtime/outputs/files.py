@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
@@ -135,6 +135,19 @@ def write_json(record: dict[str, Any], path: Path) -> None:
     """Write a record as indented JSON."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def check_is_no_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Raises
+    ------
+    UsageError : if `output` is one of the inputs, or a folder.
+    """
+    if output.is_dir():
+        raise UsageError(f"{output.name} is a folder, expected a file to write. Choose another --output.")
+    if any(output.exists() and path.exists() and output.samefile(path) for path in inputs):
+        raise UsageError(f"{output.name} is an input and would be overwritten. Choose another --output.")
 
 
 def prepare_folder(folder: Path) -> None:

@@ -79,11 +79,27 @@ def test_every_number_type_becomes_float32(dtype: type, tmp_path: Path) -> None:
 
 def test_a_mask_is_one_where_the_file_is_not_zero(tmp_path: Path) -> None:
     labels = np.zeros((4, 5, 6), np.int16)
-    labels[1, 2, 3], labels[2, 2, 2] = 7, -1
+    labels[1, 2, 3], labels[2, 2, 2] = 255, 255
     mask, geometry = read_mask(save(labels, tmp_path / "mask.nii.gz"))
     assert mask.dtype == np.uint8
     assert mask.sum() == 2
     assert geometry.shape == (4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([0, 1, 2], np.uint8),  # tumour and bladder
+        np.array([0, 0.2, 0.9], np.float32),  # probabilities
+        np.array([-1, 1], np.int16),
+        np.array([0, -1], np.int16),
+    ],
+    ids=str,
+)
+def test_what_is_not_one_label_is_no_mask(values: np.ndarray, tmp_path: Path) -> None:
+    array = np.resize(values, (4, 5, 6))
+    with pytest.raises(InputError, match=r"is no mask: .* beside zero, expected one number"):
+        read_mask(save(array, tmp_path / "mask.nii.gz"))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.images import read_image, write_image
 from petseg_runtime.preprocessing import preprocess
 from petseg_runtime.volume import Geometry
-from petseg_train.cohort import load_training_cases, read_cohort, read_cohorts
+from petseg_train.cohort import cohort_digest, load_training_cases, read_cohort, read_cohorts
 from petseg_train.config import PREPROCESSING, PRESETS, TrainingConfig, load_config
 
 
@@ -48,12 +49,31 @@ def changed(csv: Path, edit, name: str) -> Path:
         (lambda table: table.assign(case="same"), "twice"),
         (lambda table: table.iloc[:0], "no rows"),
         (lambda table: table.assign(mask=None), "empty cell"),
+        (lambda table: table.assign(centre="  "), "empty cell"),
+        (lambda table: table.assign(centre=".."), "cannot name a file"),
+        (lambda table: table.assign(case=["case0", "case0 ", "b", "c"]), "twice"),
     ],
-    ids=["column", "file", "twice", "empty", "cell"],
+    ids=["column", "file", "twice", "empty", "cell", "blank", "dots", "space"],
 )
 def test_a_cohort_that_cannot_be_used_is_refused(edit, reason: str, cohort_csv: Path) -> None:
     with pytest.raises(InputError, match=reason):
         read_cohort(changed(cohort_csv, edit, "changed.csv"))
+
+
+def test_spaces_make_no_other_centre_and_na_is_a_name(cohort_csv: Path) -> None:
+    lines = cohort_csv.read_text().replace("case1,north,", "case1, north ,").replace("south", "NA").splitlines()
+    lines[0] = "case, centre,image ,mask,stage"
+    (cohort_csv.parent / "spaced.csv").write_text("\n".join(lines))
+    assert [case.centre for case in read_cohort(cohort_csv.parent / "spaced.csv")] == ["north", "north", "NA", "NA"]
+
+
+def test_one_image_under_two_names_is_refused(cohort_csv: Path, tmp_path: Path) -> None:
+    """It might be trained on, and tested on as well."""
+    one, other, *_ = read_cohort(cohort_csv)
+    copy = tmp_path / "copy.nii.gz"
+    copy.write_bytes(one.image.read_bytes())
+    with pytest.raises(InputError, match="Cases case0 and case1 have the same image"):
+        cohort_digest([one, replace(other, image=copy)])
 
 
 def test_a_missing_csv_is_refused(tmp_path: Path) -> None:
@@ -98,6 +118,24 @@ def test_a_json_file_changes_a_preset(tiny_config: Path) -> None:
     "text",
     [
         '{"overlap": 1.0}',
+        '{"epochs": 1.5}',
+        '{"epochs": true}',
+        '{"fit_multiple": 8.0}',
+        '{"centres_take_turns": "no"}',
+        '{"learning_rate": [1e999, 1e-5]}',
+        '{"cross_entropy_weight": NaN}',
+        '{"patch_size": ["64", 64, 64]}',
+        '{"seed": -1}',
+        '{"seed": "x"}',
+        '{"adam_betas": [0.9, 1.5]}',
+        '{"adam_betas": [0.9]}',
+        '{"crop_share": 0.6, "stretch_share": 0.6}',
+        '{"augmentation": null}',
+        '{"augmentation": {"probability": 2}}',
+        '{"augmentation": {"scale": "large"}}',
+        '{"preprocessing": "none"}',
+        '{"preprocessing": {"body_threshold": 7}}',
+        '{"network_settings": {"base_filters": "many"}}',
         '{"threshold": 5}',
         '{"patch_size": [16, 16]}',
         '{"tuning_share": 2}',

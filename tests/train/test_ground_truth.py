@@ -166,6 +166,14 @@ def test_a_threshold_in_suv_takes_the_users_word_for_the_unit(files: Path) -> No
     assert make_mask(files / "pet.nii.gz", files / "m.nii.gz", "suv2.5", None, [], 1, "suvbw") > 0
 
 
+@pytest.mark.parametrize("taken", ["pet.nii.gz", "voi.nii.gz"])
+def test_a_mask_is_not_written_over_what_it_is_made_of(taken: str, files: Path) -> None:
+    before = (files / taken).read_bytes()
+    with pytest.raises(UsageError, match="is an input"):
+        make_mask(files / "pet.nii.gz", files / taken, "t40", files / "voi.nii.gz", [], 1)
+    assert (files / taken).read_bytes() == before
+
+
 def test_a_mask_needs_an_images_suffix(files: Path) -> None:
     with pytest.raises(UsageError, match=r"m.txt is no image file. End its name in .nii"):
         make_mask(files / "pet.nii.gz", files / "m.txt", "t40", None, [], 1)

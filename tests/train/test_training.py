@@ -21,6 +21,7 @@ import torch
 from petseg_export.to_onnx import export_onnx, write_model
 
 from petseg_runtime.errors import ModelError, UsageError
+from petseg_train.cli import evaluate as evaluate_command
 from petseg_train.cli import fit as fit_command
 from petseg_train.cohort import read_cohort
 from petseg_train.comparators import ellipsoid
@@ -340,6 +341,58 @@ def test_rivals_by_hand(axial_volume) -> None:
     np.testing.assert_array_equal(t40(axial_volume) > 0, axial_volume.array >= 4.8)
     share = ellipsoid(axial_volume).mean()
     assert share == pytest.approx(4 / 3 * np.pi * 0.3**3, rel=0.05)  # semi-axes of 0.3 of the box's sides
+
+
+def test_a_training_that_diverges_stops_and_keeps_the_checkpoint_before(
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, cases = tmp_path / "run", read_cohort(cohort_csv)
+    before = weights(fit(cases, load_config(str(tiny_config), epochs=1), tmp_path / "one"))
+    step = SegmentationModule.training_step
+
+    def diverges(module: SegmentationModule, batch: list) -> torch.Tensor:
+        if module.current_epoch == 1:
+            for patch in batch:
+                patch["image"][:] = torch.nan
+        return step(module, batch)
+
+    monkeypatch.setattr(SegmentationModule, "training_step", diverges)
+    with pytest.raises(ModelError, match="The loss is nan in epoch 1"):
+        fit(cases, load_config(str(tiny_config)), run)
+    assert not (run / "done.json").exists()
+    for name, value in weights(run / "last.ckpt").items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_a_run_whose_checkpoint_is_gone_is_trained_again(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    config = load_config(str(tiny_config), epochs=1)
+    first = weights(fit(read_cohort(cohort_csv), config, tmp_path / "run"))
+    (tmp_path / "run" / "last.ckpt").unlink()
+    again = weights(fit(read_cohort(cohort_csv), config, tmp_path / "run"))
+    for name, value in again.items():
+        torch.testing.assert_close(value, first[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{"base_filters": 0}, {"base_filters": -4}, {"levels": 0}, {"width": 3}], ids=str)
+def test_a_network_that_cannot_be_built_is_refused(settings: dict[str, int], tiny_config: Path) -> None:
+    with pytest.raises(UsageError, match="network_settings"):
+        build_network(load_config(str(tiny_config), network_settings=settings))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(trained: Path) -> None:
+    with pytest.raises(UsageError, match="no GPU"):
+        load_module(trained, "gpu")
+
+
+def test_scores_do_not_overwrite_what_they_are_of(trained: Path, cohort_csv: Path) -> None:
+    for taken in (trained, cohort_csv):
+        content = taken.read_bytes()
+        with pytest.raises(UsageError, match="is an input"):
+            evaluate_command(trained, [cohort_csv], taken)
+        assert taken.read_bytes() == content
+    with pytest.raises(UsageError, match="is a folder"):
+        evaluate_command(trained, [cohort_csv], cohort_csv.parent)
 
 
 def test_cases_only_to_train_on_never_watch_and_do_not_move_the_others(
