@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from datetime import datetime, time, timedelta
+from typing import TypeVar
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
+
+T = TypeVar("T")
 
 _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)")  # the dots are of ACR-NEMA, as are the colons of a time
 _TIME = re.compile(r"(\d\d):?(\d\d)(?::?(\d\d)(?:\.(\d{1,6})\d*)?)?")
@@ -160,6 +164,14 @@ class Elements:
             return element.value or b""
         # pydicom converts an empty element on the way, and what it has to know itself.
         return b"" if element is None or element.value is None else str(element.value).encode("latin-1", "replace")
+
+
+def if_sound(read: Callable[[], T | None], otherwise: T | None = None) -> T | None:
+    """A value that may not be needed; `otherwise` if it does not parse, which is refused where it is."""
+    try:
+        return read()
+    except MalformedValueError:
+        return otherwise
 
 
 def _midnight(text: str, tag: int) -> datetime:

@@ -15,7 +15,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
-from petseg_runtime.io.dicom_elements import Elements, MalformedValueError
+from petseg_runtime.io.dicom_elements import Elements, if_sound
 
 SHARED_GROUPS, FRAME_GROUPS = 0x52009229, 0x52009230
 # Of the whole file, to be read beside those of a slice: DecayCorrected, AttenuationCorrected, DecayCorrectionDateTime.
@@ -107,7 +107,8 @@ def _put_unit(flat: Dataset, elements: Elements, worlds: list[Dataset]) -> None:
 
 def _put_corrections(flat: Dataset, elements: Elements) -> None:
     decay, attenuation = (elements.text(tag).upper() for tag in (_DECAY_CORRECTED, _ATTENUATION_CORRECTED))
-    known = decay == "NO" or (decay == "YES" and _is_moment(elements, _CORRECTED_TO))
+    moment = if_sound(lambda: elements.moment(_CORRECTED_TO, ""))
+    known = decay == "NO" or (decay == "YES" and moment is not None)
     if not elements.text(_DECAY_CORRECTION) and known:
         _put(flat, _DECAY_CORRECTION, "START" if decay == "YES" else "NONE")
     if not elements.texts(_CORRECTED_IMAGE) and attenuation in ("YES", "NO"):
@@ -115,13 +116,6 @@ def _put_corrections(flat: Dataset, elements: Elements) -> None:
             _put(flat, _ATTENUATION_METHOD, "NONE")
         listed = [name for name, said in (("ATTN", attenuation), ("DECY", decay)) if said == "YES"]
         _put(flat, _CORRECTED_IMAGE, "\\".join(listed))
-
-
-def _is_moment(elements: Elements, tag: int) -> bool:
-    try:
-        return elements.moment(tag, "") is not None
-    except MalformedValueError:
-        return False
 
 
 def _items(dataset: Dataset, tag: int | BaseTag) -> Iterator[Dataset]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.errors import InvalidDicomError
 
-from petseg_runtime.io.dicom_elements import Elements, MalformedValueError
+from petseg_runtime.io.dicom_elements import Elements, MalformedValueError, if_sound
 from petseg_runtime.io.dicom_frames import ENHANCED_TAGS, slices_of
 from petseg_runtime.io.suv_attributes import Frame, SuvAttributes
 
@@ -32,24 +32,11 @@ _DICOM_SUFFIXES = (".dcm", ".ima")
 _TIME_ZONE = 0x00080201
 _INJECTIONS = 0x00540016
 
-T = TypeVar("T")
-
 # Every element that is read, so that pydicom skips the rest.
 _TAGS = (
     *(0x00080008, 0x00080016, 0x00080021, 0x00080022, 0x0008002A, 0x00080031, 0x00080032, 0x00080060, 0x00080070),
-    *(
-        _TIME_ZONE,
-        0x00090010,
-        0x0009100D,
-        0x0009108C,
-        0x00100020,
-        0x00100040,
-        0x00101020,
-        0x00101030,
-        0x00181242,
-        0x0020000D,
-        0x0020000E,
-    ),
+    *(_TIME_ZONE, 0x00090010, 0x0009100D, 0x0009108C, 0x00100020, 0x00100040, 0x00101020, 0x00101030, 0x00181242),
+    *(0x0020000D, 0x0020000E),
     *(0x00200011, 0x00200032, 0x00200037, 0x00200052, 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011),
     *(0x00280030, 0x00280051, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121),
     *(0x00281052, 0x00281053, 0x00282110),
@@ -320,46 +307,38 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
     injection = injections[0] if injections else Elements(pydicom.Dataset())
     codes = [code for tag in (0x00540300, 0x00540304) for code in injection.items(tag)]
     names = [injection.text(0x00180031), *(code.text(tag) for code in codes for tag in (0x00080100, 0x00080104))]
-    injection_time = _sound(lambda: injection.clock(0x00181072)) if zone_is_sure else None
+    injection_time = if_sound(lambda: injection.clock(0x00181072)) if zone_is_sure else None
     has_clock = injection_time is not None
-    injected = _sound(lambda: injection.moment(0x00181078, zone, has_clock, zone_is_sure))
+    injected = if_sound(lambda: injection.moment(0x00181078, zone, has_clock, zone_is_sure))
     return SuvAttributes(
         units=elements.text(0x00541001).upper(),
         suv_type=elements.text(0x00541006).upper(),
         decay_correction=elements.text(0x00541102).upper(),
         corrected_image=_upper(elements.texts(0x00280051)),
         manufacturer=elements.text(0x00080070).upper(),
-        weight_kg=_sound(lambda: elements.number(0x00101030), math.nan),
-        height_m=_sound(lambda: elements.number(0x00101020), math.nan),
+        weight_kg=if_sound(lambda: elements.number(0x00101030), math.nan),
+        height_m=if_sound(lambda: elements.number(0x00101020), math.nan),
         sex=elements.text(0x00100040).upper(),
-        dose=_sound(lambda: injection.number(0x00181074), math.nan),
-        half_life_s=_sound(lambda: injection.number(0x00181075), math.nan),
+        dose=if_sound(lambda: injection.number(0x00181074), math.nan),
+        half_life_s=if_sound(lambda: injection.number(0x00181075), math.nan),
         radionuclide=tuple(name for name in names if name),
         injections=len(injections),
         injection_datetime=injected,
         injection_time=injection_time,
-        decay_corrected_to=_sound(lambda: elements.moment(0x00189701, zone)),
-        series_start=_sound(lambda: elements.date_and_time(0x00080021, 0x00080031)),
+        decay_corrected_to=if_sound(lambda: elements.moment(0x00189701, zone)),
+        series_start=if_sound(lambda: elements.date_and_time(0x00080021, 0x00080031)),
         private_scan_start=_private_scan_start(elements),
         frames=(
             Frame(
-                acquisition=_sound(lambda: _acquisition(elements, zone)),
-                frame_reference_s=_milliseconds(_sound(lambda: elements.number(0x00541300), math.nan)),
-                average=_sound(lambda: elements.moment(0x00189151, zone)),
-                duration_s=_milliseconds(_sound(lambda: elements.number(0x00181242), math.nan)),
+                acquisition=if_sound(lambda: _acquisition(elements, zone)),
+                frame_reference_s=_milliseconds(if_sound(lambda: elements.number(0x00541300), math.nan)),
+                average=if_sound(lambda: elements.moment(0x00189151, zone)),
+                duration_s=_milliseconds(if_sound(lambda: elements.number(0x00181242), math.nan)),
                 philips_suv=_philips_factor(elements, 0x70531000),
                 philips_activity=_philips_factor(elements, 0x70531009),
             ),
         ),
     )
-
-
-def _sound(read: Callable[[], T | None], otherwise: T | None = None) -> T | None:
-    """A value that SUV may need; `otherwise` if it does not parse, which is refused where it is needed."""
-    try:
-        return read()
-    except MalformedValueError:
-        return otherwise
 
 
 def _acquisition(elements: Elements, zone: str) -> datetime | None:

@@ -158,10 +158,10 @@ def _the_one(corrected: list[_Series]) -> _Series:
     return candidates[0]
 
 
-def _refuse_mixture(corrected: list[_Series]) -> None:
+def _refuse_mixture(candidates: list[_Series]) -> None:
     """Two groups with one UID and one number are halves of one series: taking one would lose slices in silence."""
     seen: dict[tuple[str, int | None], _Series] = {}
-    for series in corrected:
+    for series in candidates:
         other = seen.setdefault((series.first.series, series.first.series_number), series)
         if other is not series:
             raise InputError(
