@@ -129,9 +129,10 @@ def _do(
             journal.done(digest)
         elif not isinstance(result, _NOT_ITS_FAULT):
             prepare_folder(note.parent)
-            about = {"scan": str(scan.folder / name), "error": str(result), "exit_code": result.exit_code}
+            reason = str(result).encode(errors="replace").decode()  # it may hold a file's name that is not UTF-8
+            about = {"scan": str(scan.folder / name), "error": reason, "exit_code": result.exit_code}
             write_json(about, note)
-            journal.failed(digest, str(result), attempt)
+            journal.failed(digest, reason, attempt)
     except UsageError as error:
         return error
     except (OSError, sqlite3.Error) as error:
@@ -298,14 +299,13 @@ class _Arrivals:
 
     def ready(self) -> list[tuple[Scan, frozenset[_Signature]]]:
         """Scans that are settled and new, each with what its files are now."""
+        submitted, scans, self.trouble = list[Scan](), list[Scan](), ""
         try:
-            scans = scans_in(self._inbox, self._read_headers)
             submitted = self._submitted()
+            scans = scans_in(self._inbox, self._read_headers)
         except (InputError, OSError) as error:  # a share that went away comes back
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            self.trouble = f"The inbox cannot be read just now, so nothing is done: {reason}"
-            return []
-        self.trouble = ""
+            self.trouble = f"The inbox cannot be read just now, so what came into it waits: {reason}"
         now, before = time.monotonic(), self._since
         self._since = {}
         ready = []

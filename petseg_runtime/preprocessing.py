@@ -77,7 +77,7 @@ def preprocess(volume: Volume, spec: PreprocessingSpec, max_voxels: int = MAX_NE
         raise InputError("The volume holds NaN or infinite voxels. Repair the scan; PETSeg fills no gaps.")
     canonical = geometry.orientation.to_canonical(volume.array)
     threshold = body_threshold(volume.array, spec.body_threshold)
-    box = _body_box(canonical > threshold, geometry.canonical_spacing_mm, spec.body_margin_mm)
+    box = body_box(canonical > threshold, geometry.canonical_spacing_mm, spec.body_margin_mm)
     cropped = np.ascontiguousarray(canonical[box])
     shape = _resampled_shape(cropped.shape, geometry.canonical_spacing_mm, spec.spacing_mm)
     if np.prod(shape, dtype=np.float64) > MAX_NETWORK_VOXELS:
@@ -158,7 +158,7 @@ def body_threshold(array: FloatArray, share: float) -> float:
     return threshold
 
 
-def _body_box(body: npt.NDArray[np.bool_], spacing_mm: Triple, margin_mm: float) -> Box:
+def body_box(body: npt.NDArray[np.bool_], spacing_mm: Triple, margin_mm: float) -> Box:
     """Bounding box of the body with a margin, within the scan; what is thinner than three voxels is noise."""
     core = body
     for axis in range(3):

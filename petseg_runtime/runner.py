@@ -291,7 +291,8 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
     before = _record(folder / record)
     if before.get("input_sha256", prepared.sha256) != prepared.sha256:
         warnings += ("The results of another scan of this name, which lay in the output folder, were replaced.",)
-    with staged(folder, last=record) as stage:
+    names_before = [name for name in before.get("outputs", ()) if Path(name).name == name]
+    with staged(folder, last=record, before=names_before) as stage:
         files = _write_outputs(scan.name, volume, segmentation, stage, settings, segmenter, source)
         timings_s = {
             "loading": round(segmenter.loading_s, 4),
@@ -312,9 +313,6 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         timings_s["writing"] = round(perf_counter() - started, 4)
         content["bytes"] = {file.name: file.stat().st_size for file in files if file != last}
         write_json(content, files[-1])
-    for name in set(before.get("outputs", ())) - set(outputs):  # numbers of another mask beside this one
-        if Path(name).name == name:
-            (folder / name).unlink(missing_ok=True)
     written = tuple(folder / file.name for file in files)
     label = str(scan.folder / scan.name)
     return ScanResult(scan.name, label, segmentation.statistics, written, timings_s, decisions, warnings, identity)

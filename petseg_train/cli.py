@@ -85,9 +85,8 @@ def fit(
     from petseg_train.training import fit as train
 
     _set_threads(threads)
-    further = only_train or []
-    cases = _select(read_cohorts([*cohort, *further]), leave_out or (), keep=False)
-    never_watching = {case.name for case in read_cohorts(further)}
+    cases = _select(read_cohorts([*cohort, *(only_train or ())]), leave_out or (), keep=False)
+    never_watching = {case.name for case in read_cohorts(only_train or ())}
     changes = {} if network is None else {"network": network.value}
     checkpoint = train(
         [case for case in cases if case.name not in never_watching],

@@ -112,13 +112,19 @@ def read_cohort(csv: Path) -> list[Case]:
     InputError : if the file or a required column is absent, a case is named twice, or an image or mask does not exist.
     """
     try:
-        # A centre may be called NA.
-        text = dict.fromkeys(REQUIRED_COLUMNS, str)
-        table = pd.read_csv(csv, dtype=text, keep_default_na=False, na_values=[""], skipinitialspace=True)
+        table = pd.read_csv(csv)
+        as_written = pd.read_csv(csv, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV: {error}") from error
+    names = [name.strip() for name in table.columns]
+    doubled = [name for name, count in Counter(names).items() if count > 1]
+    if doubled:
+        raise InputError(f"Cohort {csv.name} has the column {doubled[0]} twice. Name each once.")
+    table, as_written = table.set_axis(names, axis="columns"), as_written.set_axis(names, axis="columns")
+    for column in set(REQUIRED_COLUMNS) & set(names):
+        table[column] = as_written[column]  # a centre may be called NA, and a case 001
     # A space after a centre's name would make it another centre, and leaving that out leave its patients in.
-    table = table.rename(columns=str.strip).map(lambda cell: (cell.strip() or None) if isinstance(cell, str) else cell)
+    table = table.map(lambda cell: (cell.strip() or None) if isinstance(cell, str) else cell)
     absent = [column for column in REQUIRED_COLUMNS if column not in table.columns]
     if absent:
         raise InputError(f"Cohort {csv.name} lacks the columns {', '.join(absent)}; it needs {REQUIRED_COLUMNS}.")

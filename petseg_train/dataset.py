@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from petseg_runtime.errors import InputError
 from petseg_runtime.manifest import PreprocessingSpec
-from petseg_runtime.preprocessing import body_threshold, normalise
+from petseg_runtime.preprocessing import body_box, body_threshold, normalise
 from petseg_runtime.sliding_window import fitted_window
 from petseg_runtime.volume import Box
 from petseg_train.augmentation import (
@@ -157,8 +157,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         room = np.array(case.image.shape) - patch
         # Up to a quarter of a window outside the scan, as far as a shifted grid of windows reaches.
         lowest, highest = np.minimum(room, 0) - patch // 4, np.maximum(room, 0) + patch // 4
-        voxels = np.argwhere(case.mask)
-        if with_tumour and len(voxels):
+        voxels = np.argwhere(case.mask) if with_tumour else np.empty((0, 3), dtype=np.intp)
+        if len(voxels):
             start = np.clip(voxels[rng.integers(len(voxels))] - rng.integers(0, patch), lowest, highest)
         else:
             start = rng.integers(lowest, highest + 1)
@@ -193,10 +193,16 @@ def cut_to_a_stretch(case: TrainingCase, preprocessing: PreprocessingSpec, rng: 
 
 
 def _cut(case: TrainingCase, box: Box, preprocessing: PreprocessingSpec) -> TrainingCase:
-    """A part of the case, normalised as the runtime does; the case itself where nothing is left to normalise over."""
+    """A part of the case as the runtime sees it: cut to its body, and normalised over that.
+
+    The case itself comes back where there is nothing left to normalise over.
+    """
     activity = case.image[box] - np.float32(case.air)  # proportional to it, and zero in air
+    threshold = body_threshold(activity, preprocessing.body_threshold)
+    body = body_box(activity > threshold, preprocessing.spacing_mm, preprocessing.body_margin_mm)
+    activity = np.ascontiguousarray(activity[body])
     try:
-        mean, std = normalise(activity, body_threshold(activity, preprocessing.body_threshold))
+        mean, std = normalise(activity, threshold)
     except InputError:
         return case
-    return replace(case, image=activity, mask=np.ascontiguousarray(case.mask[box]), air=-mean / std)
+    return replace(case, image=activity, mask=np.ascontiguousarray(case.mask[box][body]), air=-mean / std)

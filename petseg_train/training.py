@@ -99,9 +99,10 @@ class SegmentationModule(lightning.LightningModule):
                 loss = loss + self.config.window_consistency * disagreement
             total = total + loss * (len(patches) / len(batch))
         if not torch.isfinite(total):
+            kept = "; last.ckpt is of the epoch before" if self.current_epoch else ""
             raise ModelError(
-                f"The loss is {total.item()} in epoch {self.current_epoch}: the training has diverged. Lower the "
-                "learning rate; last.ckpt is of the epoch before."
+                f"The loss is {total.item()} in epoch {self.current_epoch}: the training has diverged{kept}. Train "
+                "with a lower learning rate, in another folder."
             )
         self.log(
             "train/loss", total, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(batch)
@@ -255,6 +256,8 @@ def fit(
     if (run_dir / "done.json").exists() and checkpoint.exists():
         return checkpoint
     with _only_process(run_dir):
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            (run_dir / "done.json").unlink(missing_ok=True)  # of a checkpoint that is gone
         cache = run_dir / "preprocessed" if cache is None else cache
         loaded = load_training_cases(training, config.preprocessing, cache)
         if pretrained is None or module.longest_body_mm:  # else what it began with has seen nobody knows what

@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable
 from datetime import datetime, time, timedelta
 from typing import TypeVar
+from unicodedata import category
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
@@ -150,7 +151,10 @@ class Elements:
         except (LookupError, UnicodeError, ValueError) as error:
             raise MalformedValueError(tag, "a text of its character set") from error
         text = text.strip(" \0")
-        if "\\" in text or not all(letter.isprintable() for letter in text):
+        if "\ufffd" in text:  # what pydicom puts where it cannot decode
+            raise MalformedValueError(tag, "a text of its character set")
+        several = isinstance(element, DataElement) and element.VM > 1
+        if several or "\\" in text or any(map(_is_control, text)):
             raise MalformedValueError(tag, "one line of text")
         return text
 
@@ -172,6 +176,10 @@ def if_sound(read: Callable[[], T | None], otherwise: T | None = None) -> T | No
         return read()
     except MalformedValueError:
         return otherwise
+
+
+def _is_control(letter: str) -> bool:
+    return category(letter) == "Cc"
 
 
 def _midnight(text: str, tag: int) -> datetime:

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import _read_file_meta_info, read_preamble
 
 from petseg_runtime.io.dicom_elements import Elements, MalformedValueError, if_sound
 from petseg_runtime.io.dicom_frames import ENHANCED_TAGS, slices_of
@@ -25,7 +26,8 @@ PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
 # Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, see `dicom_frames`.
 ENHANCED_PET_STORAGE = frozenset({"1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"})
 _PREAMBLE = 132  # bytes, of which the last four say DICM
-_BEGIN = 1024  # bytes, in which a file tells its transfer syntax
+_BEGIN = 1024  # bytes, in which almost every file tells its transfer syntax
+_TRANSFER_SYNTAX = b"\x02\0\x10\0"  # the tag
 _MOST_INFLATED = 2**29
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _DICOM_SUFFIXES = (".dcm", ".ima")
@@ -185,15 +187,15 @@ def _read_headers(path: Path) -> list[Header]:
         return [Header(path, damage=damage, unreadable=unreadable)]
 
 
-def _dataset(stream: IO[bytes], begin: bytes) -> FileDataset | None:
+def _dataset(stream: BinaryIO, begin: bytes) -> FileDataset | None:
     """The data set of a DICOM file, with the preamble of one or without; None of anything else."""
     bare = begin[128:_PREAMBLE] != b"DICM"
     # Without it, it begins with a low element of group 0002 or 0008.
     if bare and not (begin[:2] in (b"\x02\0", b"\x08\0") and begin[3:4] == b"\0"):
         return None
-    if not bare and DEFLATED.encode() in begin:
-        _refuse_a_bomb(stream)
     try:
+        if DEFLATED.encode() in begin or _TRANSFER_SYNTAX not in begin:
+            _refuse_a_bomb(stream, bare)
         dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=bare, specific_tags=list(_TAGS))
     except Exception as error:  # pydicom's share no base class
         if bare and not isinstance(error, OSError):  # something else, that begins alike
@@ -202,20 +204,21 @@ def _dataset(stream: IO[bytes], begin: bytes) -> FileDataset | None:
     return None if bare and 0x00080016 not in dataset else dataset
 
 
-def _refuse_a_bomb(stream: IO[bytes]) -> None:
+def _refuse_a_bomb(stream: BinaryIO, bare: bool) -> None:
     """Refuse a deflated file that unpacks to more than `_MOST_INFLATED`: pydicom does so all at once, in the memory.
 
     Raises
     ------
     InvalidDicomError : if it does.
     """
-    head = stream.read(_PREAMBLE + 12)  # the first element is the length of those that tell the transfer syntax
-    stream.seek(_PREAMBLE + 12 + int.from_bytes(head[-4:], "little"))
-    inflate, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    while not inflate.eof and (packed := inflate.unconsumed_tail or stream.read(2**16)):
-        inflated += len(inflate.decompress(packed, 2**20))
-        if inflated > _MOST_INFLATED:
-            raise InvalidDicomError("it unpacks to more than a scan has")
+    read_preamble(stream, force=bare)
+    meta = _read_file_meta_info(stream)
+    if str(meta.get("TransferSyntaxUID", "")) == DEFLATED:
+        inflate, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while not inflate.eof and (packed := inflate.unconsumed_tail or stream.read(2**16)):
+            inflated += len(inflate.decompress(packed, 2**20))
+            if inflated > _MOST_INFLATED:
+                raise InvalidDicomError("it unpacks to more than a scan has")
     stream.seek(0)
 
 

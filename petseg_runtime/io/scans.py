@@ -27,8 +27,7 @@ _UNIT_NAMES = {Unit.SUVBW: "SUVbw", Unit.BQML: "Bq/ml"}
 # Names that petseg-run itself writes; a second run over the same folder leaves them alone. None ends with another: the
 # results of two scans would have one name.
 RESULT_SUFFIXES = ("_petseg.nii.gz", "_prob.nii.gz", "_seg.dcm", "_probseg.dcm", "_sr.dcm", "_rtstruct.dcm")
-
-
+# Folders that a file system keeps for itself.
 _OF_THE_DISK = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
@@ -207,7 +206,7 @@ def _in_suv(volume: Volume, overrides: SuvOverrides) -> Volume:
 def _files_in(folder: Path) -> list[Path]:
     """Every ordinary file below a folder; hidden ones are locks and leavings, and PETSeg's own results are results.
 
-    What a file system keeps for itself at the root of a disk is passed over: nobody but it may read that.
+    What a file system keeps for itself is passed over: nobody but it may read that.
     """
 
     def refuse(error: OSError) -> NoReturn:

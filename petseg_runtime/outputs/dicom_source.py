@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from logging import NullHandler, getLogger
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
@@ -20,7 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError
-from petseg_runtime.io.dicom_elements import Elements, MalformedValueError, tag_name
+from petseg_runtime.io.dicom_elements import Elements, if_sound, tag_name
 from petseg_runtime.io.dicom_header import ENHANCED_PET_STORAGE
 from petseg_runtime.volume import Geometry
 
@@ -142,12 +143,11 @@ def _patient_and_study(first: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     left_out += [_ISSUER] if issuer is None else []
     if issuer:
         setattr(about, _ISSUER, issuer)
-    for keyword, tag in (*_DATES.items(), ("StudyTime", _STUDY_TIME)):
-        try:
-            setattr(about, keyword, _clock(elements) if keyword == "StudyTime" else _date(elements, tag))
-        except MalformedValueError:
-            setattr(about, keyword, "")
-            left_out.append(keyword)
+    moments = {keyword: if_sound(partial(_date, elements, tag)) for keyword, tag in _DATES.items()}
+    moments["StudyTime"] = if_sound(partial(_clock, elements))
+    for keyword, moment in moments.items():
+        left_out += [keyword] if moment is None else []
+        setattr(about, keyword, moment or "")
     sex = elements.text(_SEX)
     about.PatientSex = sex if sex in ("M", "F", "O") else ""
     left_out += ["PatientSex"] if sex and not about.PatientSex else []
@@ -171,9 +171,8 @@ def _clock(elements: Elements) -> str:
 def _text(elements: Elements, keyword: str, longest: int) -> str | None:
     """A text in Unicode; None if it is malformed or too long."""
     tag = Tag(keyword)
-    try:
-        text = elements.decoded(tag)
-    except MalformedValueError:
+    text = if_sound(partial(elements.decoded, tag))
+    if text is None:
         return None
     parts = text.split("=") if dictionary_VR(tag) == "PN" else [text]
     return text if max(map(len, parts)) <= longest else None

@@ -47,11 +47,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def staged(folder: Path, last: str) -> Iterator[Path]:
+def staged(folder: Path, last: str, before: Iterable[str] = ()) -> Iterator[Path]:
     """A hidden folder to write the files of one scan into; they move to `folder` when all are whole and on the disk.
 
-    If anything fails, nothing of them is left. `last` is the file that moves last: where it lies, the others do. One of
-    a run before goes first, so that it never lies beside files that it does not speak of.
+    If anything fails, nothing of them is left. `last` is the file that moves last: where it lies, the others do.
+    `before` names what a run before wrote: what this one does not write of it is removed, and then its `last`. So that
+    never lies beside files that it does not speak of, and as long as they lie there, somebody knows of them.
 
     Raises
     ------
@@ -62,9 +63,10 @@ def staged(folder: Path, last: str) -> Iterator[Path]:
         try:
             files = sorted(stage.iterdir(), key=lambda file: file.name == last)
             sync(*files)
-            if (folder / last).exists():
-                (folder / last).unlink()
-                sync(folder)
+            stale = [name for name in before if name != last and not (stage / name).exists()]
+            for name in (*stale, last):
+                (folder / name).unlink(missing_ok=True)
+            sync(folder)
             for file in files:
                 os.replace(file, folder / file.name)
             sync(folder)

@@ -43,7 +43,7 @@ _MOST_FILES = 100_000
 
 _SHORTEST_TOKEN = 16
 
-# Clients at once, and how long one may be silent before it asks for something.
+# Clients at once, and how long a request may take to come, or its body pause.
 _MOST_CLIENTS, _PATIENCE_S = 64, 30.0
 
 # What uvicorn logs holds what is asked for, and anybody could fill it.
@@ -107,21 +107,33 @@ def http_service(application: FastAPI, address: str, port: int) -> Iterator[int]
 
 
 class _Connection(H11Protocol):
-    """A client's connection, closed where there are too many, or where nothing was asked for in a while.
+    """A client's connection, closed where there are too many, or where a request does not come in a while.
 
-    uvicorn waits without end for the first request, and each connection is a file less for the scans.
+    uvicorn waits without end for requests and their bodies, and each connection is a file less for the scans.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._free_since = self._heard = self.loop.time()
         if len(self.connections) > _MOST_CLIENTS:
             transport.close()
         else:
-            self.loop.call_later(_PATIENCE_S, self._give_up)
+            self._look_after()
 
-    def _give_up(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
+        super().data_received(data)
+
+    def _look_after(self) -> None:
+        now = self.loop.time()
+        if self.cycle is None or self.cycle.response_complete:  # a request has to come whole, however slowly it begins
+            waited = now - self._free_since
+        else:  # the answer may take its time, the body of an upload not
+            self._free_since, waited = now, now - self._heard if self.cycle.more_body else 0.0
+        if waited > _PATIENCE_S:
             self.transport.close()
+        elif not self.transport.is_closing():
+            self.loop.call_later(_PATIENCE_S / 4, self._look_after)
 
 
 def application(inbox: Path, output: Path, token: str, model: dict[str, str]) -> FastAPI:

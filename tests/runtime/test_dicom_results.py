@@ -312,6 +312,26 @@ def test_a_text_that_is_not_one_line_is_left_empty_with_a_note(value: bytes, tmp
         assert pydicom.dcmread(file).PatientID == ""
 
 
+@pytest.mark.parametrize(
+    "name", ["\u5c71\u7530\u3000\u592a\u90ce", "\u0645\u06cc\u200c\u0631^\u0627", "Jean\u00a0Paul^A"]
+)
+def test_spaces_and_joiners_of_other_scripts_are_letters(name: str, tmp_path: Path) -> None:
+    def other(dataset: Dataset, _: int) -> None:
+        dataset.SpecificCharacterSet, dataset.PatientName = "ISO_IR 192", name
+
+    volume = scan_in(tmp_path / "in")
+    spoilt(volume, other)
+    for file in results_of(volume, two_lesions(), tmp_path).values():
+        assert str(pydicom.dcmread(file).PatientName) == name
+
+
+def test_bytes_that_are_not_of_the_character_set_are_left_out_with_a_note(tmp_path: Path) -> None:
+    volume = scan_in(tmp_path / "in")
+    spoilt(volume, lambda dataset, _: setattr(dataset, "SpecificCharacterSet", "ISO_IR 192"))
+    spoilt(volume, lambda dataset, _: raw_text(dataset, 0x00100010, "PN", b"M\xfcller^A "))
+    assert "PatientName" in read_source(volume.source, volume.geometry).notes[0]
+
+
 def test_a_name_is_as_long_as_the_standard_allows_in_each_way_of_writing(tmp_path: Path) -> None:
     name = "A" * 60 + "^B=" + "\u03a9" * 60 + "^B"
 

@@ -112,9 +112,18 @@ def test_clients_that_ask_for_nothing_are_dropped(
     idle = socket.create_connection(("127.0.0.1", client.port))
     started = socket.create_connection(("127.0.0.1", client.port))
     started.sendall(b"GET /health HTTP/1.1\r\n")
-    for silent in (idle, started):
+    trickling = socket.create_connection(("127.0.0.1", client.port))
+    trickling.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nG")  # and then a second one, that never comes whole
+    assert b"200 OK" in trickling.recv(4096)
+    pausing = socket.create_connection(("127.0.0.1", client.port))
+    head = (
+        f"POST /scans?format=nii HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 99\r\n\r\nab"
+    )
+    pausing.sendall(head.encode())
+    for silent in (idle, started, trickling, pausing):
         silent.settimeout(20)
-        assert silent.recv(1) == b""
+        while silent.recv(4096):
+            pass
         silent.close()
     monkeypatch.setattr(service, "_PATIENCE_S", 30.0)
     crowd = [socket.create_connection(("127.0.0.1", client.port)) for _ in range(service._MOST_CLIENTS + 5)]
@@ -145,10 +154,18 @@ def test_a_deflated_bomb_is_refused_before_it_fills_the_memory(
     status, answer = client.ask("/scans?format=dicom.zip", zipped(tmp_path, files))
     assert max(file.stat().st_size for file in files) < 2**16
     assert status == 202, answer  # damaged slices are refused by the inbox, one line each
-    headers = read_headers(files)
-    assert all("cannot be read as DICOM" in header.damage for header in headers)
+    assert all("cannot be read as DICOM" in header.damage for header in read_headers(files))
+    for file in files[:1]:  # neither a wrong length of the group nor a missing preamble walks round it
+        content = file.read_bytes()
+        file.write_bytes(content[:140] + b"\xff\xff\xff\x7f" + content[144:])
+        assert "cannot be read as DICOM" in read_headers([file])[0].damage
+        file.write_bytes(content[132:])
+        assert not read_headers([file]) or read_headers([file])[0].damage
+        file.write_bytes(content)
     monkeypatch.setattr("petseg_runtime.io.dicom_header._MOST_INFLATED", 2**23)
     assert not any(header.damage for header in read_headers(files))
+    files[0].write_bytes(content[:132] + content[144:])  # sound, but for the length of the group
+    assert not read_headers(files[:1])[0].damage
 
 
 def test_a_dicom_study_comes_as_an_archive(client: Client, watched: Watched, tmp_path: Path) -> None:

@@ -269,6 +269,22 @@ def test_a_name_that_is_not_utf8_is_reported_and_holds_up_no_other(new: Callable
     assert isinstance(done, ScanResult)
 
 
+def test_a_slice_whose_name_is_not_utf8_holds_up_no_other(new: Callable[[], Watched]) -> None:
+    """It is damaged, so that the refusal speaks of it by its name."""
+    watched = new()
+    (damaged, *_) = save_dicom(watched.inbox / "study")
+    damaged.write_bytes(damaged.read_bytes()[:400])
+    os.rename(damaged, os.fsencode(watched.inbox) + b"/study/M\xfcller.dcm")
+    with watched:
+        watched.wait_for(1)
+        put_scan(watched.inbox / "z.nii.gz", seed=1)
+        watched.wait_for(2)
+    outcomes = dict(watched.reported)
+    assert isinstance(outcomes["study"], InputError)
+    assert isinstance(outcomes["z"], ScanResult)
+    assert "M?ller.dcm" in json.loads((watched.output / "failed" / "study.json").read_text())["error"]
+
+
 def test_a_name_that_is_not_utf8_is_printed(known_model: Path, tmp_path: Path) -> None:
     latin = put_scan(tmp_path / "inbox" / "plain.nii.gz")
     os.rename(latin, os.fsencode(tmp_path) + b"/inbox/M\xfcller.nii.gz")

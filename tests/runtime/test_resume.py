@@ -128,7 +128,8 @@ def test_who_replaces_the_results_of_another_scan_is_told(run, tmp_path: Path) -
 
 def test_a_record_never_lies_beside_files_of_another_run(batch: Path, run, tmp_path: Path, monkeypatch) -> None:
     """The process ends when the first of the new files is in its place."""
-    run(batch / "0/scan0.nii.gz")
+    run(batch / "0/scan0.nii.gz", "--save-probabilities")
+    assert (tmp_path / "out/scan0_prob.nii.gz").exists()
     real, record = os.replace, tmp_path / "out/scan0_run.json"
     assert record.exists()
 
@@ -140,6 +141,7 @@ def test_a_record_never_lies_beside_files_of_another_run(batch: Path, run, tmp_p
     monkeypatch.setattr("petseg_runtime.outputs.files.os.replace", ends)
     assert run(batch / "0/scan0.nii.gz", "--threshold", "0.9")[0] == 130
     assert not record.exists()
+    assert not (tmp_path / "out/scan0_prob.nii.gz").exists()  # of the run before, which alone spoke of it
 
 
 def test_another_model_does_everything_again(batch: Path, run, manifest, tmp_path: Path, capsys) -> None:

@@ -67,6 +67,26 @@ def test_spaces_make_no_other_centre_and_na_is_a_name(cohort_csv: Path) -> None:
     assert [case.centre for case in read_cohort(cohort_csv.parent / "spaced.csv")] == ["north", "north", "NA", "NA"]
 
 
+def test_numbers_stay_names_and_na_elsewhere_is_nothing(cohort_csv: Path) -> None:
+    table = pd.read_csv(cohort_csv, dtype=str)
+    table["case"], table["bladder"], table["stage"] = ["001", "2", "3", "4"], "NA", ["NA", "II", "II", "II"]
+    table = table.rename(columns={"case": "case ", "centre": " centre"}).assign(dose=["1.5", "NA", "2", "3"])
+    table.to_csv(cohort_csv.parent / "numbers.csv", index=False)
+    cases = read_cohort(cohort_csv.parent / "numbers.csv")
+    assert [case.name for case in cases] == ["001", "2", "3", "4"]
+    assert not any(case.masks for case in cases)
+    assert pd.isna(cases[0].extra["stage"])
+    assert cases[0].extra["dose"] == 1.5
+
+
+def test_a_column_named_twice_is_refused(cohort_csv: Path) -> None:
+    lines = [f"{line},x" for line in cohort_csv.read_text().splitlines()]
+    lines[0] = lines[0].removesuffix("x") + "case "
+    (cohort_csv.parent / "doubled.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="has the column case twice"):
+        read_cohort(cohort_csv.parent / "doubled.csv")
+
+
 def test_one_image_under_two_names_is_refused(cohort_csv: Path, tmp_path: Path) -> None:
     """It might be trained on, and tested on as well."""
     one, other, *_ = read_cohort(cohort_csv)

@@ -181,6 +181,22 @@ def test_a_case_without_tumour_is_not_cut() -> None:
     assert cut_around_tumour(healthy, PREPROCESSING, np.random.default_rng(0)) is healthy
 
 
+def test_a_stretch_of_a_narrow_part_is_as_narrow_as_the_runtime_cuts_it() -> None:
+    """A body of a wide trunk and a narrow head."""
+    rng = np.random.default_rng(0)
+    activity = np.zeros((200, 60, 60), np.float32)
+    activity[:60, 5:55, 5:55] = rng.lognormal(0.0, 0.2, (60, 50, 50))
+    activity[60:, 22:38, 22:38] = rng.lognormal(0.0, 0.2, (140, 16, 16))
+    whole = preprocess(volume(activity), PREPROCESSING)
+    case = TrainingCase("one", whole.array, np.zeros(activity.shape, np.uint8), whole.air)
+    cuts = [cut_to_a_stretch(case, PREPROCESSING, np.random.default_rng(seed)) for seed in range(40)]
+    assert {cut.image.shape[1:] for cut in cuts} == {
+        (60, 60),
+        preprocess(volume(activity[110:]), PREPROCESSING).array.shape[1:],
+    }
+    assert all(cut.image.shape == cut.mask.shape for cut in cuts)
+
+
 def test_a_scan_cut_to_a_stretch_is_normalised_as_the_runtime_would_the_cut_file() -> None:
     rng = np.random.default_rng(0)
     activity = np.zeros((200, 30, 32), np.float32)

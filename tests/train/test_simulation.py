@@ -205,7 +205,7 @@ def trunk() -> Canvas:
 
 
 def test_the_organs_of_the_thorax_have_a_womans_size(trunk: Canvas) -> None:
-    """Lungs 2-5 l at quiet breathing, heart with its blood 0.4-0.8 l; the body stays within the canvas."""
+    """Lungs 2-5 l at quiet breathing, heart with its blood 0.3-0.8 l; the body stays within the canvas."""
     litres = np.bincount(trunk.labels.ravel(), minlength=len(Label)) * 2.0**3 / 1e6
     assert 2 < litres[Label.LUNG] < 5
     assert 0.3 < litres[Label.HEART] < 0.8

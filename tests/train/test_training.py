@@ -364,10 +364,20 @@ def test_a_training_that_diverges_stops_and_keeps_the_checkpoint_before(
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
-def test_a_run_whose_checkpoint_is_gone_is_trained_again(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+def test_a_run_whose_checkpoint_is_gone_is_trained_again(
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise RuntimeError("interrupted")
+
     config = load_config(str(tiny_config), epochs=1)
     first = weights(fit(read_cohort(cohort_csv), config, tmp_path / "run"))
     (tmp_path / "run" / "last.ckpt").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(SegmentationModule, "training_step", interrupted)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            fit(read_cohort(cohort_csv), config, tmp_path / "run")
+    assert not (tmp_path / "run" / "done.json").exists()  # it was of the checkpoint that is gone
     again = weights(fit(read_cohort(cohort_csv), config, tmp_path / "run"))
     for name, value in again.items():
         torch.testing.assert_close(value, first[name], rtol=0, atol=0)
