@@ -78,8 +78,8 @@ class ModelManifest:
     threshold : a voxel is tumour where its probability is at least this.
     labels : name of each value in the mask.
     training : provenance (commit, data, metrics, licence), as JSON values.
-    longest_body_mm : length, from feet to head, of the longest body box in training; 0 where it is not known. A scan of
-        much more holds organs that the network has not seen.
+    longest_body_mm : length, from feet to head, of the longest body box that the model is for, as a rule the longest in
+        training; 0 where it is not known. A scan of much more holds organs that the network does not know.
     weights_sha256 : SHA-256 of the serialised graph, which holds the weights; checked at load.
     """
 

@@ -286,8 +286,8 @@ def _warnings(network_input: NetworkInput, manifest: ModelManifest) -> tuple[str
     if not longest_mm or length_mm <= _LONGER * longest_mm:
         return ()
     return (
-        f"The body in the scan is {length_mm:.0f} mm long, and in the model's training {longest_mm:.0f} mm "
-        "at most: it has not seen all of these organs, and may mark them. Cut the scan to the region that it is for.",
+        f"The body in the scan is {length_mm:.0f} mm long, and the model is for {longest_mm:.0f} mm at most: it does "
+        "not know all of these organs, and may mark them. Cut the scan to the region that it is for.",
     )
 
 

@@ -338,7 +338,7 @@ def test_a_body_longer_than_any_in_training_is_warned_of(
     # 64 slices of 2 mm are 128 mm; up to a tenth more than in training is let pass.
     manifest = replace(windowed, longest_body_mm=longest_mm)
     segmentation = Segmenter.from_backend(manifest, RecordingBackend()).segment(all_body((64, 12, 16)))
-    assert [f"128 mm long, and in the model's training {longest_mm:.0f} mm" in w for w in segmentation.warnings] == (
+    assert [f"128 mm long, and the model is for {longest_mm:.0f} mm" in w for w in segmentation.warnings] == (
         [True] if warned else []
     )
 
