@@ -34,7 +34,7 @@ BUNDLED_MODEL = "petseg-cpu.onnx"
 # How far a probability may leave [0, 1] by rounding.
 _ROUNDING = 1e-3
 
-# How much longer than any in training a body may be without a warning.
+# How much longer than what the model is for a body may be without a warning.
 _LONGER = 1.1
 
 # Axes (z, y, x) mirrored by test-time augmentation: the paper's mirroring in the axial plane.

@@ -332,10 +332,10 @@ def test_the_record_holds_the_settings_that_the_run_kept_to(
 
 
 @pytest.mark.parametrize(("longest_mm", "warned"), [(0.0, False), (128.0, False), (117.0, False), (116.0, True)])
-def test_a_body_longer_than_any_in_training_is_warned_of(
+def test_a_body_longer_than_what_the_model_is_for_is_warned_of(
     longest_mm: float, warned: bool, windowed: ModelManifest
 ) -> None:
-    # 64 slices of 2 mm are 128 mm; up to a tenth more than in training is let pass.
+    # 64 slices of 2 mm are 128 mm; up to a tenth more is let pass.
     manifest = replace(windowed, longest_body_mm=longest_mm)
     segmentation = Segmenter.from_backend(manifest, RecordingBackend()).segment(all_body((64, 12, 16)))
     assert [f"128 mm long, and the model is for {longest_mm:.0f} mm" in w for w in segmentation.warnings] == (
@@ -349,7 +349,7 @@ def test_what_to_mind_of_scan_and_model_stands_in_the_record(windowed: ModelMani
     segmenter = Segmenter.from_backend(replace(windowed, longest_body_mm=50.0), RecordingBackend())
     run_scan(find_scans(tmp_path / "scan.nii.gz")[0], segmenter, RunSettings())
     warnings = json.loads((tmp_path / "scan_run.json").read_text(encoding="utf-8"))["warnings"]
-    assert sum("in the model's training 50 mm" in warning for warning in warnings) == 1
+    assert sum("the model is for 50 mm" in warning for warning in warnings) == 1
 
 
 def test_the_record_names_the_model_and_the_backend_that_ran(command: Command, manifest: ModelManifest) -> None:
