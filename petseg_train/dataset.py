@@ -132,7 +132,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
     def _perhaps_cut(self, case: TrainingCase, rng: np.random.Generator) -> TrainingCase:
         if not self.crop_share and not self.stretch_share:
-            return case
+            return case  # without a draw, so that what is drawn after it stays what it was before there were cuts
         chance = rng.random()
         if chance < self.crop_share:
             return cut_around_tumour(case, self.preprocessing, rng)

@@ -103,7 +103,7 @@ def read_source(files: Sequence[str], geometry: Geometry) -> Source:
 
 
 def identity_of(file: Path) -> dict[str, str]:
-    """Who and what a DICOM file is of, for records that are asked to say so; what is absent is empty.
+    """Who and what a DICOM file is of, for records that are asked to say so; what is absent or malformed is empty.
 
     Raises
     ------
@@ -111,8 +111,8 @@ def identity_of(file: Path) -> dict[str, str]:
     """
     with quiet():
         try:
-            dataset = pydicom.dcmread(file, specific_tags=["SpecificCharacterSet", *_IDENTITY])
-            return {keyword: str(dataset.get(keyword) or "") for keyword in _IDENTITY}
+            elements = Elements(pydicom.dcmread(file, specific_tags=["SpecificCharacterSet", *_IDENTITY]))
+            return {keyword: if_sound(partial(elements.decoded, Tag(keyword))) or "" for keyword in _IDENTITY}
         except (OSError, InvalidDicomError, AttributeError, TypeError, ValueError) as error:
             raise InputError(f"{file.name} cannot be read any more.") from error
 

@@ -112,7 +112,7 @@ class _Connection(H11Protocol):
     uvicorn waits without end for requests and their bodies, and each connection is a file less for the scans.
     """
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own words
         super().connection_made(transport)
         self._free_since = self._heard = self.loop.time()
         if len(self.connections) > _MOST_CLIENTS:

@@ -27,7 +27,7 @@ from petseg_runtime.io.dicom import read_pet_series
 from petseg_runtime.io.scans import RESULT_SUFFIXES
 from petseg_runtime.outputs.contours import outlines
 from petseg_runtime.outputs.dicom import write_dicom
-from petseg_runtime.outputs.dicom_source import Equipment, read_source
+from petseg_runtime.outputs.dicom_source import Equipment, identity_of, read_source
 from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.volume import Volume
@@ -308,6 +308,7 @@ def test_a_text_that_is_not_one_line_is_left_empty_with_a_note(value: bytes, tmp
     volume = scan_in(tmp_path / "in")
     spoilt(volume, lambda dataset, _: raw_text(dataset, 0x00100020, "LO", value))
     assert "PatientID" in read_source(volume.source, volume.geometry).notes[0]
+    assert identity_of(Path(volume.source[0]))["PatientID"] == ""
     for file in results_of(volume, two_lesions(), tmp_path).values():
         assert pydicom.dcmread(file).PatientID == ""
 

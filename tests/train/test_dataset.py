@@ -166,12 +166,12 @@ def test_a_scan_cut_around_its_tumour_is_normalised_as_the_runtime_would_the_cut
     assert np.ptp(margins_mm) > 30
 
 
-def test_a_share_of_the_patches_comes_from_scans_cut_around_the_tumour() -> None:
+def test_a_share_of_the_patches_comes_from_scans_cut_around_the_tumour(monkeypatch: pytest.MonkeyPatch) -> None:
     # The tumour's box is 4 x 4 x 4 voxels; 50 mm around it are 54 x 28 x 28 at most.
     large = replace(case((160, 80, 80)), name="large")
     for share in (0.0, 0.5, 1.0):
         patches = PatchDataset([large], (160, 80, 80), PREPROCESSING, PLAIN, 7, fit_multiple=2, crop_share=share)
-        patches._draw_window = lambda case, rng: case.image.shape  # type: ignore[method-assign]
+        monkeypatch.setattr(patches, "_draw_window", lambda case, _: case.image.shape)
         cut = [patches[epoch, 0]["image"].shape[1] <= 54 for epoch in range(60)]
         assert np.mean(cut) == pytest.approx(share, abs=0.2 if share == 0.5 else 0.0)
 

@@ -389,8 +389,8 @@ def test_a_network_that_cannot_be_built_is_refused(settings: dict[str, int], tin
         build_network(load_config(str(tiny_config), network_settings=settings))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said(trained: Path) -> None:
+def test_a_gpu_that_is_not_there_is_said(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="no GPU"):
         load_module(trained, "gpu")
 
