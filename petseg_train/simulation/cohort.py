@@ -29,6 +29,7 @@ from petseg_train.simulation.truth import paper_truth
 
 # Raised with each change of anatomy, physics or truth, so that no cohort is made half by one and half by another.
 VERSION = 2
+TRUNK_VERSION = 2  # likewise, of what only scans of the trunk have
 
 
 def simulate_cohort(
@@ -47,7 +48,7 @@ def simulate_cohort(
     plan = cohort_plan(patients)
     prepare_folder(output)
     settings = {"patients": patients, "seed": seed, "dicom": dicom, "version": VERSION}
-    _claim(output, settings | ({"trunk": True} if trunk else {}))
+    _claim(output, settings | ({"trunk": TRUNK_VERSION} if trunk else {}))
     named = list(_named(plan, "trunk-" if trunk else ""))
     todo = [(index, *of) for index, of in enumerate(named) if not (output / of[0]).exists()]
     with _single_threaded_children(), ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn")) as pool:

@@ -20,7 +20,7 @@ F18_HALF_LIFE_S = 6586.2
 _SLICES = (77, 192)  # of the paper's scans
 # Where scans of the trunk end, and how many of 100 there or before: in the thorax, below the skull's base, at the top
 # of the head.
-_TRUNK_TOPS_MM = (((400.0, 660.0), 30), ((720.0, 800.0), 80), ((930.0, 950.0), 100))
+_TRUNK_TOPS_MM = (((400.0, 660.0), 25), ((720.0, 800.0), 55), ((930.0, 950.0), 100))
 _HOT = 0.5  # of the tumour's mean uptake: what an expert takes care to leave out
 
 
