@@ -77,13 +77,17 @@ class Case:
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """A case on the network's grid: normalised image, binary mask `(z, y, x)`, and air on the image's scale."""
+    """A case on the network's grid: normalised image, binary mask `(z, y, x)`, and air on the image's scale.
+
+    `only_trains` says that it is of those that never watch a training.
+    """
 
     name: str
     image: FloatArray
     mask: MaskArray
     air: float
     centre: str = ""
+    only_trains: bool = False
 
 
 def read_mask_on(volume: Volume, path: Path, name: str) -> MaskArray:

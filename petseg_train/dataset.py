@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -58,12 +59,14 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     """One augmented patch of one case for each key `(epoch, index)`; the cases take turns.
 
     With `centres_take_turns` the centres do, and in each centre its cases: a centre of few cases counts as much as
-    one of many, as where real patients are trained on beside many more simulated ones.
+    one of many, as where real patients are trained on beside many more simulated ones. A centre's cases that only
+    train (`petseg_train.training.fit`) take a turn of their own.
 
     With `pairs` each patch is seen through two windows that lie up to a quarter of their sides apart.
 
-    With probability `tumour_share` the patch holds a tumour voxel, at a random place in it; otherwise it lies
-    anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
+    With probability `tumour_share` the patch holds a tumour voxel, at a random place in it; with `bright_share` one
+    outside the tumour that is brighter than its mean, as bladder and brain are, which is what a network marks in error;
+    otherwise it lies anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
 
     With probability `crop_share` the scan is first cut around its tumour (`cut_around_tumour`), with `stretch_share` to
     a part of its length (`cut_to_a_stretch`).
@@ -83,17 +86,19 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         pairs: bool = False,
         crop_share: float = 0.0,
         stretch_share: float = 0.0,
+        bright_share: float = 0.0,
     ) -> None:
-        groups: dict[str, list[int]] = {}
+        groups: dict[tuple[str, bool] | None, list[int]] = {}
         for index, case in enumerate(cases):
-            groups.setdefault(case.centre if centres_take_turns else "", []).append(index)
+            turn = (case.centre, case.only_trains) if centres_take_turns else None
+            groups.setdefault(turn, []).append(index)
         self._turns = list(groups.values())
         self.cases = list(cases)
         self.patch_size, self.fit_multiple = patch_size, fit_multiple
         self.preprocessing, self.augmentation = preprocessing, augmentation
         self.seed, self.patches_per_epoch = seed, patches_per_epoch or len(cases)
         self.tumour_share, self.pairs = tumour_share, pairs
-        self.crop_share, self.stretch_share = crop_share, stretch_share
+        self.crop_share, self.stretch_share, self.bright_share = crop_share, stretch_share, bright_share
 
     def __len__(self) -> int:
         return self.patches_per_epoch
@@ -113,8 +118,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         spacing_mm = self.preprocessing.spacing_mm
         patch_mm = tuple(side * step for side, step in zip(patch, spacing_mm))
         transform = draw_spatial_transform(self.augmentation, (patch_mm[0], patch_mm[1], patch_mm[2]), rng)
-        with_tumour = bool(rng.random() < self.tumour_share)
-        start = self._draw_start(case, patch, with_tumour, rng)
+        start = self._draw_start(case, patch, rng)
         image, mask = torch.from_numpy(case.image), torch.from_numpy(case.mask).float()
         image, mask = extract_patch(image, mask, start, patch, spacing_mm, transform, case.air)
         image = augment_intensity(image, self.augmentation, rng)
@@ -152,17 +156,26 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         shape = tuple((np.array(case.image.shape) + around).tolist())
         return fitted_window(self.patch_size, self.fit_multiple, shape)
 
-    def _draw_start(self, case: TrainingCase, window: Shape, with_tumour: bool, rng: np.random.Generator) -> Shape:
+    def _draw_start(self, case: TrainingCase, window: Shape, rng: np.random.Generator) -> Shape:
+        voxels = self._voxels_to_show(case, rng.random())
         patch = np.array(window)
         room = np.array(case.image.shape) - patch
         # Up to a quarter of a window outside the scan, as far as a shifted grid of windows reaches.
         lowest, highest = np.minimum(room, 0) - patch // 4, np.maximum(room, 0) + patch // 4
-        voxels = np.argwhere(case.mask) if with_tumour else np.empty((0, 3), dtype=np.intp)
         if len(voxels):
             start = np.clip(voxels[rng.integers(len(voxels))] - rng.integers(0, patch), lowest, highest)
         else:
             start = rng.integers(lowest, highest + 1)
         return int(start[0]), int(start[1]), int(start[2])
+
+    def _voxels_to_show(self, case: TrainingCase, chance: float) -> npt.NDArray[np.intp]:
+        """Voxels `(n, 3)` of which the patch is to hold one; none where it may lie anywhere."""
+        tumour = case.mask > 0
+        if chance < self.tumour_share:
+            return np.argwhere(tumour)
+        if chance < self.tumour_share + self.bright_share and tumour.any():
+            return np.argwhere((case.image > case.image[tumour].mean()) & ~tumour)
+        return np.empty((0, 3), dtype=np.intp)
 
 
 def cut_around_tumour(case: TrainingCase, preprocessing: PreprocessingSpec, rng: np.random.Generator) -> TrainingCase:

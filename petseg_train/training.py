@@ -17,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ class PatchDataModule(lightning.LightningDataModule):
             pairs=config.window_consistency > 0,
             crop_share=config.crop_share,
             stretch_share=config.stretch_share,
+            bright_share=config.bright_share,
         )
 
     def train_dataloader(self) -> DataLoader[list[dict[str, Tensor]]]:
@@ -237,12 +239,12 @@ def fit(
     ModelError : if `pretrained` does not hold the same network.
     """
     training, tuning = split_tuning(cases, config)
-    training += only_train
-    splits = {"training": [case.name for case in training], "tuning": [case.name for case in tuning]}
-    patches = config.patches_per_epoch or len(training)
-    if not training or patches < config.batch_size * devices:
+    trained_on = [*training, *only_train]
+    splits = {"training": [case.name for case in trained_on], "tuning": [case.name for case in tuning]}
+    patches = config.patches_per_epoch or len(trained_on)
+    if not trained_on or patches < config.batch_size * devices:
         raise UsageError(
-            f"{len(training)} training cases and {patches} patches an epoch do not fill a batch of "
+            f"{len(trained_on)} training cases and {patches} patches an epoch do not fill a batch of "
             f"{config.batch_size} on {devices} devices."
         )
     module = SegmentationModule(config.to_dict())  # before anything is written: it refuses what cannot be built
@@ -260,6 +262,8 @@ def fit(
             (run_dir / "done.json").unlink(missing_ok=True)  # of a checkpoint that is gone
         cache = run_dir / "preprocessed" if cache is None else cache
         loaded = load_training_cases(training, config.preprocessing, cache)
+        further = load_training_cases(only_train, config.preprocessing, cache)
+        loaded += [replace(case, only_trains=True) for case in further]
         if pretrained is None or module.longest_body_mm:  # else what it began with has seen nobody knows what
             longest = max(len(case.image) for case in loaded) * config.preprocessing.spacing_mm[0]
             module.longest_body_mm = max(module.longest_body_mm, longest)

@@ -150,6 +150,7 @@ def test_a_json_file_changes_a_preset(tiny_config: Path) -> None:
         '{"adam_betas": [0.9, 1.5]}',
         '{"adam_betas": [0.9]}',
         '{"crop_share": 0.6, "stretch_share": 0.6}',
+        '{"tumour_share": 0.6, "bright_share": 0.6}',
         '{"augmentation": null}',
         '{"augmentation": {"probability": 2}}',
         '{"augmentation": {"scale": "large"}}',

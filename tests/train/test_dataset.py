@@ -86,6 +86,25 @@ def test_the_tumour_lies_anywhere_in_the_patch() -> None:
     assert (centres.max(axis=0) > 11).all()
 
 
+def test_patches_hold_bright_voxels_outside_the_tumour_as_often_as_asked() -> None:
+    quiet = case((80, 32, 32))
+    image = quiet.image.copy()
+    image[70:73, 4:7, 4:7] = 2 * quiet.image[quiet.mask > 0].mean()  # as a brain, far from the tumour
+    of = replace(quiet, image=image)
+    brightest = float(image[71, 5, 5])
+
+    def share_of_bright(**shares: float) -> float:
+        patches = PatchDataset([of], (16, 16, 16), PREPROCESSING, PLAIN, 7, **shares)
+        return float(np.mean([float(patches[epoch, 0]["image"].max()) == brightest for epoch in range(200)]))
+
+    assert share_of_bright(tumour_share=0.0, bright_share=1.0) == 1.0
+    assert share_of_bright(tumour_share=1.0) == 0.0
+    assert 0.4 < share_of_bright(tumour_share=0.5, bright_share=0.5) < 0.6
+    without_tumour = replace(of, mask=np.zeros_like(of.mask))
+    patches = PatchDataset([without_tumour], (16, 16, 16), PREPROCESSING, PLAIN, 7, tumour_share=0.0, bright_share=1.0)
+    assert patches[0, 0]["mask"].sum() == 0
+
+
 def test_some_patches_reach_into_the_air() -> None:
     anywhere = dataset(augmentation=PLAIN, tumour_share=0.0)
     air = [float((anywhere[epoch, 0]["image"] == -3.0).float().mean()) for epoch in range(200)]
@@ -120,6 +139,9 @@ def test_centres_may_take_turns_whatever_their_size() -> None:
     balanced = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 8, centres_take_turns=True)
     assert [balanced.case_of(0, index) for index in range(8)] == [0, 1, 0, 2, 0, 3, 0, 1]
     assert balanced.case_of(1, 0) == 0
+    cases[3] = replace(cases[3], only_trains=True)
+    apart = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 6, centres_take_turns=True)
+    assert [apart.case_of(0, index) for index in range(6)] == [0, 1, 3, 0, 2, 3]
 
 
 def test_the_windows_of_a_pair_show_the_same_voxels_where_both_lie() -> None:
