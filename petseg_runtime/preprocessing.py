@@ -40,11 +40,6 @@ class Frame:
     spacing_mm: Triple  # of the network's grid
     shape: Shape  # of the network's grid
 
-    @property
-    def box_shape(self) -> Shape:
-        z, y, x = (part.stop - part.start for part in self.box)
-        return z, y, x
-
 
 @dataclass(frozen=True)
 class NetworkInput:
@@ -90,8 +85,8 @@ def preprocess(volume: Volume, spec: PreprocessingSpec, max_voxels: int = MAX_NE
             f"On the network's grid the scan has {' x '.join(map(str, shape))} voxels, and the memory budget is enough "
             f"for {max_voxels:.2g}. Raise it, or cut the scan."
         )
-    array = _resample(cropped, geometry.canonical_spacing_mm, spec.spacing_mm, shape)
-
+    array = np.empty(shape, dtype=np.float32)
+    _resample(cropped, geometry.canonical_spacing_mm, spec.spacing_mm, array)
     mean, std = normalise(array, threshold)
     frame = Frame(geometry, box, spec.spacing_mm, shape)
     return NetworkInput(array, -mean / std, frame, (threshold - mean) / std)
@@ -122,7 +117,8 @@ def normalise(array: FloatArray, threshold: float) -> tuple[float, float]:
 def resample_mask(mask: MaskArray, frame: Frame) -> MaskArray:
     """Bring a mask of the scan onto the network's grid: linear, cut at 0.5, as the paper does."""
     cropped = frame.geometry.orientation.to_canonical(mask)[frame.box].astype(np.float32)
-    resampled = _resample(cropped, frame.geometry.canonical_spacing_mm, frame.spacing_mm, frame.shape)
+    resampled = np.empty(frame.shape, dtype=np.float32)
+    _resample(cropped, frame.geometry.canonical_spacing_mm, frame.spacing_mm, resampled)
     return (resampled >= 0.5).astype(np.uint8)
 
 
@@ -130,9 +126,7 @@ def restore(probabilities: FloatArray, frame: Frame) -> FloatArray:
     """Bring probabilities from the network's grid back onto the scan's own grid; zero outside the body box."""
     scan = np.zeros(frame.geometry.shape, dtype=np.float32)
     canonical = frame.geometry.orientation.to_canonical(scan)  # a view: writing into it fills the scan
-    canonical[frame.box] = _resample(
-        probabilities, frame.spacing_mm, frame.geometry.canonical_spacing_mm, frame.box_shape
-    )
+    _resample(probabilities, frame.spacing_mm, frame.geometry.canonical_spacing_mm, canonical[frame.box])
     return scan
 
 
@@ -183,10 +177,14 @@ def _resampled_shape(shape: tuple[int, ...], spacing_mm: Triple, new_spacing_mm:
     return z, y, x
 
 
-def _resample(array: FloatArray, spacing_mm: Triple, new_spacing_mm: Triple, new_shape: Shape) -> FloatArray:
-    """Linear interpolation onto a grid with the outer corner of `array`; beyond the last centres, the edge value."""
-    if array.shape == new_shape and np.allclose(spacing_mm, new_spacing_mm, rtol=1e-6):
-        return array.copy()
+def _resample(array: FloatArray, spacing_mm: Triple, new_spacing_mm: Triple, onto: FloatArray) -> None:
+    """Fill `onto` by linear interpolation; beyond the last centres of `array`, with the edge value.
+
+    Both grids have the same outer corner. What is filled may be a view, so no volume is held in memory for nothing.
+    """
+    if array.shape == onto.shape and np.allclose(spacing_mm, new_spacing_mm, rtol=1e-6):
+        onto[...] = array
+        return
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing_mm[::-1])
     image.SetOrigin([spacing / 2 for spacing in spacing_mm[::-1]])
@@ -195,7 +193,7 @@ def _resample(array: FloatArray, spacing_mm: Triple, new_spacing_mm: Triple, new
     resampler.SetUseNearestNeighborExtrapolator(True)
     resampler.SetOutputSpacing(new_spacing_mm[::-1])
     resampler.SetOutputOrigin([spacing / 2 for spacing in new_spacing_mm[::-1]])
-    resampler.SetSize(new_shape[::-1])
+    resampler.SetSize(onto.shape[::-1])
     resampler.SetOutputPixelType(sitk.sitkFloat32)
-    resampled: FloatArray = sitk.GetArrayFromImage(resampler.Execute(image))
-    return resampled
+    resampled = resampler.Execute(image)
+    onto[...] = sitk.GetArrayViewFromImage(resampled)  # which has to live as long as the view

@@ -20,7 +20,7 @@ from petseg_runtime.errors import BackendError, CancelledError, ModelError, Usag
 from petseg_runtime.manifest import MAX_OVERLAP, ModelManifest, read_model
 from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
-from petseg_runtime.preprocessing import MAX_NETWORK_VOXELS, NetworkInput, preprocess, restore
+from petseg_runtime.preprocessing import MAX_NETWORK_VOXELS, Frame, NetworkInput, preprocess, restore
 from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.signature import check_signature
@@ -226,13 +226,16 @@ class Segmenter:
         clock.stop("preprocessing")
         on_network_grid = self.probabilities(network_input, overlap, tta, _cancellable(progress, cancel))
         clock.stop("inference")
-        probabilities = restore(on_network_grid, network_input.frame)
+        frame = network_input.frame
+        del network_input  # a volume less in memory from here on
+        probabilities = restore(on_network_grid, frame)
+        del on_network_grid
         mask = threshold_mask(probabilities, threshold)
         lesion_labels = label_lesions(mask)
         clock.stop("postprocessing")
         statistics = quantify(volume, lesion_labels, probabilities)
         clock.stop("quantification")
-        warnings = _warnings(network_input, self.manifest)
+        warnings = _warnings(frame, self.manifest)
         return Segmentation(mask, lesion_labels, probabilities, volume.geometry, statistics, clock.seconds, warnings)
 
     def probabilities(
@@ -280,8 +283,8 @@ class Segmenter:
             yield probabilities
 
 
-def _warnings(network_input: NetworkInput, manifest: ModelManifest) -> tuple[str, ...]:
-    length_mm = network_input.array.shape[0] * manifest.preprocessing.spacing_mm[0]
+def _warnings(frame: Frame, manifest: ModelManifest) -> tuple[str, ...]:
+    length_mm = frame.shape[0] * manifest.preprocessing.spacing_mm[0]
     longest_mm = manifest.longest_body_mm
     if not longest_mm or length_mm <= _LONGER * longest_mm:
         return ()

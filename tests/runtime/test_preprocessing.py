@@ -17,7 +17,9 @@ from petseg_runtime.volume import Geometry, Orientation, Unit, Volume
 
 def test_the_grid_has_the_manifests_spacing_along_the_patients_axes(volume: Volume, manifest: ModelManifest) -> None:
     network_input = preprocess(volume, manifest.preprocessing)
-    extent_mm = np.array(network_input.frame.box_shape) * volume.geometry.canonical_spacing_mm
+    extent_mm = (
+        np.array([part.stop - part.start for part in network_input.frame.box]) * volume.geometry.canonical_spacing_mm
+    )
     assert network_input.array.shape == tuple(np.round(extent_mm / (2.0, 4.0, 4.0)).astype(int))
 
 
