@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,29 +74,31 @@ def fit(
         Path | None, typer.Option(help="checkpoint or ONNX file whose weights the training begins with")
     ] = None,
     only_train: Annotated[
-        list[Path] | None, typer.Option(help="CSV of further cases, none of which watches the training; repeatable")
+        list[Path] | None,
+        typer.Option(help="CSV of further cases that never watch, and take turns as one centre does; repeatable"),
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="processes of data-parallel training")] = 1,
     accelerator: Accelerator = Device.auto,
     threads: Threads = None,
 ) -> None:
     """Train a network on one or more cohorts; the same command goes on with an interrupted run."""
-    from petseg_train.cohort import read_cohorts
+    from petseg_train.cohort import read_each_cohort
     from petseg_train.config import load_config
     from petseg_train.training import fit as train
 
     _set_threads(threads)
-    cases = _select(read_cohorts([*cohort, *(only_train or ())]), leave_out or (), keep=False)
-    never_watching = {case.name for case in read_cohorts(only_train or ())}
+    cohorts = read_each_cohort([*cohort, *(only_train or ())])
+    kept = {case.name for case in _select([*chain(*cohorts)], leave_out or (), keep=False)}
+    cohorts = [[case for case in cases if case.name in kept] for cases in cohorts]
     changes = {} if network is None else {"network": network.value}
     checkpoint = train(
-        [case for case in cases if case.name not in never_watching],
+        [*chain(*cohorts[: len(cohort)])],
         load_config(config, **changes),
         output,
         devices,
         accelerator,
         pretrained=pretrained,
-        only_train=[case for case in cases if case.name in never_watching],
+        only_train=cohorts[len(cohort) :],
     )
     print(f"wrote {checkpoint}")
 

@@ -79,15 +79,14 @@ class Case:
 class TrainingCase:
     """A case on the network's grid: normalised image, binary mask `(z, y, x)`, and air on the image's scale.
 
-    `only_trains` says that it is of those that never watch a training.
+    `turn` names those among which it takes turns, where centres do: its centre, or a cohort that only trains.
     """
 
     name: str
     image: FloatArray
     mask: MaskArray
     air: float
-    centre: str = ""
-    only_trains: bool = False
+    turn: str = ""
 
 
 def read_mask_on(volume: Volume, path: Path, name: str) -> MaskArray:
@@ -157,14 +156,24 @@ def read_cohorts(csvs: Sequence[Path]) -> list[Case]:
 
     Raises
     ------
+    InputError : as `read_each_cohort`.
+    """
+    return [case for cases in read_each_cohort(csvs) for case in cases]
+
+
+def read_each_cohort(csvs: Sequence[Path]) -> list[list[Case]]:
+    """Cases of each of several CSVs.
+
+    Raises
+    ------
     InputError : as `read_cohort`, and if two CSVs name the same case.
     """
-    cases = [case for csv in csvs for case in read_cohort(csv)]
-    names = Counter(case.name for case in cases)
+    cohorts = [read_cohort(csv) for csv in csvs]
+    names = Counter(case.name for cases in cohorts for case in cases)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise InputError(f"The cohorts name cases twice: {twice[:5]}. Give each case its own name.")
-    return cases
+    return cohorts
 
 
 def cohort_digest(cases: Iterable[Case]) -> str:

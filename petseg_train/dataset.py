@@ -59,8 +59,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     """One augmented patch of one case for each key `(epoch, index)`; the cases take turns.
 
     With `centres_take_turns` the centres do, and in each centre its cases: a centre of few cases counts as much as
-    one of many, as where real patients are trained on beside many more simulated ones. A centre's cases that only
-    train (`petseg_train.training.fit`) take a turn of their own.
+    one of many, as where real patients are trained on beside many more simulated ones. A cohort that only trains
+    (`petseg_train.training.fit`) takes a turn as a centre does.
 
     With `pairs` each patch is seen through two windows that lie up to a quarter of their sides apart.
 
@@ -88,10 +88,9 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         stretch_share: float = 0.0,
         bright_share: float = 0.0,
     ) -> None:
-        groups: dict[tuple[str, bool] | None, list[int]] = {}
+        groups: dict[str, list[int]] = {}
         for index, case in enumerate(cases):
-            turn = (case.centre, case.only_trains) if centres_take_turns else None
-            groups.setdefault(turn, []).append(index)
+            groups.setdefault(case.turn if centres_take_turns else "", []).append(index)
         self._turns = list(groups.values())
         self.cases = list(cases)
         self.patch_size, self.fit_multiple = patch_size, fit_multiple

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ def fit(
     cache: Path | None = None,
     cohort: str | None = None,
     pretrained: Path | None = None,
-    only_train: Sequence[Case] = (),
+    only_train: Sequence[Sequence[Case]] = (),
 ) -> Path:
     """Train on `cases`, resuming what `run_dir` holds; returns the final checkpoint.
 
@@ -230,7 +231,7 @@ def fit(
     cache : folder of preprocessed cases, see `load_training_cases`; default in `run_dir`.
     cohort : says which cases these are; default the digest of their files.
     pretrained : checkpoint or ONNX file of the same network, whose weights the training begins with.
-    only_train : further cases to train on, none of which watches.
+    only_train : further cohorts to train on, no case of which watches.
 
     Raises
     ------
@@ -239,7 +240,7 @@ def fit(
     ModelError : if `pretrained` does not hold the same network.
     """
     training, tuning = split_tuning(cases, config)
-    trained_on = [*training, *only_train]
+    trained_on = [*training, *chain(*only_train)]
     splits = {"training": [case.name for case in trained_on], "tuning": [case.name for case in tuning]}
     patches = config.patches_per_epoch or len(trained_on)
     if not trained_on or patches < config.batch_size * devices:
@@ -248,7 +249,7 @@ def fit(
             f"{config.batch_size} on {devices} devices."
         )
     module = SegmentationModule(config.to_dict())  # before anything is written: it refuses what cannot be built
-    cohort = cohort_digest([*cases, *only_train]) if cohort is None else cohort
+    cohort = cohort_digest([*cases, *chain(*only_train)]) if cohort is None else cohort
     settings: dict[str, Any] = {"config": config.to_dict(), "cohort": cohort, "splits": splits}
     if pretrained is not None:
         _begin_with(module, pretrained)
@@ -262,8 +263,9 @@ def fit(
             (run_dir / "done.json").unlink(missing_ok=True)  # of a checkpoint that is gone
         cache = run_dir / "preprocessed" if cache is None else cache
         loaded = load_training_cases(training, config.preprocessing, cache)
-        further = load_training_cases(only_train, config.preprocessing, cache)
-        loaded += [replace(case, only_trains=True) for case in further]
+        for number, further in enumerate(only_train, 1):
+            turn = f"only train, {number}"
+            loaded += [replace(case, turn=turn) for case in load_training_cases(further, config.preprocessing, cache)]
         if pretrained is None or module.longest_body_mm:  # else what it began with has seen nobody knows what
             longest = max(len(case.image) for case in loaded) * config.preprocessing.spacing_mm[0]
             module.longest_body_mm = max(module.longest_body_mm, longest)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,14 +24,22 @@ from petseg_export.to_onnx import export_onnx, write_model
 from petseg_runtime.errors import ModelError, UsageError
 from petseg_train.cli import evaluate as evaluate_command
 from petseg_train.cli import fit as fit_command
-from petseg_train.cohort import read_cohort
+from petseg_train.cohort import TrainingCase, read_cohort
 from petseg_train.comparators import ellipsoid
 from petseg_train.config import load_config
 from petseg_train.cross_validation import cross_validate
 from petseg_train.evaluation import evaluate, summarise
 from petseg_train.ground_truth.thresholds import t40
 from petseg_train.inference import make_manifest, torch_segmenter
-from petseg_train.training import SegmentationModule, build_network, fit, load_module, split_tuning, usable_precision
+from petseg_train.training import (
+    PatchDataModule,
+    SegmentationModule,
+    build_network,
+    fit,
+    load_module,
+    split_tuning,
+    usable_precision,
+)
 from petseg_train.window_invariance import window_invariance
 
 PETSEG_TRAIN = Path(sys.executable).with_name("petseg-train")
@@ -406,9 +415,16 @@ def test_scores_do_not_overwrite_what_they_are_of(trained: Path, cohort_csv: Pat
 
 
 def test_cases_only_to_train_on_never_watch_and_do_not_move_the_others(
-    cohort_csv: Path, tiny_config: Path, tmp_path: Path
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cohort that comes later leaves the watching cases what they were, so that models can be held against them."""
+    turns: dict[str, str] = {}
+
+    def noting(training: list[TrainingCase], *rest: Any) -> PatchDataModule:
+        turns.update((case.name, case.turn) for case in training)
+        return PatchDataModule(training, *rest)
+
+    monkeypatch.setattr("petseg_train.training.PatchDataModule", noting)
     table = pd.read_csv(cohort_csv, dtype=str)
     for column in ("image", "mask"):
         table[column] = [str(cohort_csv.parent / name) for name in table[column]]
@@ -418,7 +434,10 @@ def test_cases_only_to_train_on_never_watch_and_do_not_move_the_others(
     splits = json.loads((tmp_path / "run" / "run.json").read_text())["splits"]
     _, watching = split_tuning(read_cohort(tmp_path / "first.csv"), load_config(str(tiny_config)))
     assert splits["tuning"] == [case.name for case in watching] != []
-    assert set(splits["training"]) == set(table["case"]) - set(splits["tuning"])
+    assert set(splits["training"]) == set(table["case"]) - set(splits["tuning"]) == set(turns)
+    later = {turns[name] for name in table["case"][3:]}
+    assert len(later) == 1, "a cohort that only trains takes one turn"
+    assert not later & set(table["centre"])
 
 
 def test_training_may_begin_with_the_weights_of_another(
