@@ -6,6 +6,7 @@ grid, find the SUV factor, read the voxels. Nothing is allocated before the head
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom_header import Header, group_by_study, read_headers
 from petseg_runtime.io.dicom_pixels import check_pixel_format, read_slice
 from petseg_runtime.io.dicom_series import choose_pet_series
-from petseg_runtime.io.plausible import MAX_VOXELS, check_grid, check_uptake
+from petseg_runtime.io.plausible import MAX_VOXELS, check_activity, check_grid, check_uptake
 from petseg_runtime.io.suv import merge_attributes, suvbw_factors
 from petseg_runtime.io.suv_attributes import CORRECTED_IMAGE, NO_OVERRIDES, SuvOverrides
 from petseg_runtime.volume import FloatArray, Geometry, Unit, Volume
@@ -33,6 +34,7 @@ COSINE_TOLERANCE = 1e-3
 # Two slices of a series say the same orientation or spacing, to the decimals that vendors write.
 SAME_VALUE = 1e-4
 
+_UNCOUNTED_NOTE = "NumberOfSlices (0054,0081) is absent, so slices that are missing at an end cannot be noticed."
 _PADDING_NOTE = "Pixels of PixelPaddingValue (0028,0120), which stand for no image, count as no uptake."
 
 Vector = npt.NDArray[np.float64]
@@ -78,10 +80,14 @@ def pet_volume(
     _check_complete(series)
     for header in ordered:
         check_pixel_format(header)
-    factors = suvbw_factors(merge_attributes(header.suv for header in ordered), overrides)
+    attributes = merge_attributes(header.suv for header in ordered)
+    factors = suvbw_factors(attributes, overrides)
     array = _read_voxels(ordered, geometry, factors.per_frame)
+    voxel_ml = math.prod(geometry.spacing_mm) / 1000
+    warnings += check_activity(array, voxel_ml, overrides.weight_kg or attributes.weight_kg, "The PET series")
     padded = any(header.pixels.padding for header in ordered)
     notes = (choice, factors.note, *((_PADDING_NOTE,) if padded else ()))
+    notes += () if series[0].declared_slices else (_UNCOUNTED_NOTE,)
     source = tuple(str(header.path) for header in ordered)
     return Volume(array, geometry, Unit.SUVBW, notes, (*warnings, *factors.warnings), source)
 

@@ -24,6 +24,7 @@ T = TypeVar("T")
 _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)")  # the dots are of ACR-NEMA, as are the colons of a time
 _TIME = re.compile(r"(\d\d):?(\d\d)(?::?(\d\d)(?:\.(\d{1,6})\d*)?)?")
 _MOMENT = re.compile(r"(\d{8})(\d{4,6}(?:\.\d+)?)(?:([+-]\d\d)(\d\d))?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # Python's own would take 1_000 too
 _ZONE = re.compile(r"([+-]\d\d)(\d\d)")
 
 
@@ -60,10 +61,10 @@ class Elements:
 
     def numbers(self, tag: int) -> tuple[float, ...] | None:
         """Decimal strings (DS) or integer strings (IS); NaN and infinity do not pass."""
-        try:
-            values = tuple(float(text) for text in self.texts(tag))
-        except ValueError as error:
-            raise MalformedValueError(tag, "a number") from error
+        texts = self.texts(tag)
+        if not all(map(_NUMBER.fullmatch, texts)):
+            raise MalformedValueError(tag, "a number")
+        values = tuple(map(float, texts))
         if not all(map(math.isfinite, values)):
             raise MalformedValueError(tag, "a finite number")
         return values or None
@@ -185,7 +186,7 @@ def _is_control(letter: str) -> bool:
 def _midnight(text: str, tag: int) -> datetime:
     match = _DATE.fullmatch(text)
     try:
-        if match is None or int(match[1]) < 1000:
+        if match is None or not 1000 <= int(match[1]) < 9000:  # placeholders; and a day may be added
             raise ValueError("not a date")
         return datetime(int(match[1]), int(match[2]), int(match[3]))
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,10 @@ _DICOMDIR = "1.2.840.10008.1.3.10"
 _DICOM_SUFFIXES = (".dcm", ".ima")
 _TIME_ZONE = 0x00080201
 _INJECTIONS = 0x00540016
+# What AttenuationCorrectionMethod (0054,1101), which is free text, begins with where there was none, and what it names
+# where there was one, such as "measured,CTAC".
+_NO_METHOD = re.compile(r"NO\b|NON|NOT\b|NAC\b|OFF\b|UNCORR")
+_METHOD = re.compile(r"MEASURED|CALCULATED|TRANSMISSION|SEGMENTED|CT|MR|^CORRECTED|^YES\b|^ON\b")
 
 # Every element that is read, so that pydicom skips the rest.
 _TAGS = (
@@ -378,15 +383,16 @@ def _is_attenuation_corrected(elements: Elements) -> bool | None:
     """ATTN in CorrectedImage, unless AttenuationCorrectionMethod or GE's own flag says that there was none.
 
     GE Discovery ST lists ATTN for its uncorrected series as well, and puts 0 into (0009,108C). An empty CorrectedImage
-    says nothing (it is of type 2): then the method decides, and without it nobody knows.
+    says nothing (it is of type 2): then the method decides, which is free text, and without one that is known nobody
+    knows.
     """
     corrections, method = _upper(elements.texts(0x00280051)), elements.text(0x00541101).upper()
-    denied = method.startswith("NONE")
+    denied = _NO_METHOD.match(method) is not None
     if _has_block(elements, 0x00090010, "GEMS_PETD_01", "GE"):
         denied = denied or elements.binary(0x0009108C) == 0
     if denied or corrections:
         return "ATTN" in corrections and not denied
-    return True if method else None
+    return True if _METHOD.search(method) else None
 
 
 def _private_scan_start(elements: Elements) -> datetime | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom_header import PET_IMAGE_STORAGE, Header
 from petseg_runtime.io.suv import is_convertible, is_direct
@@ -17,6 +20,8 @@ _PER_TIME = ("DYNAMIC", "GATED")
 
 # Cosines further apart than this are of two series (half a degree), not the noise of one.
 SAME_ORIENTATION = 0.01
+# Two series write the place of one slice with other decimals; slices of a PET lie further apart.
+SAME_PLACE_MM = 0.1
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
             f"{_listed(volumes)}. Pass the attenuation-corrected series."
         )
     chosen = _the_one(corrected)
+    _refuse_slices_left_out(chosen, pet)
     return list(chosen.headers), _note(chosen, everything)
 
 
@@ -167,6 +173,29 @@ def _refuse_mixture(candidates: list[_Series]) -> None:
             raise InputError(
                 f"{series.name} holds two kinds of slices: {_difference(other, series)}. Pass the slices of one kind."
             )
+
+
+def _refuse_slices_left_out(chosen: _Series, pet: list[_Series]) -> None:
+    """Refuse other slices of the chosen series where it has none: without them the scan would be shorter in silence.
+
+    An uncorrected series under the same UID lies where the corrected one does, and may stay out.
+    """
+    taken = _positions(chosen)
+    for series in pet:
+        if series is chosen or not chosen.first.series or series.first.series != chosen.first.series:
+            continue
+        apart = np.abs(_positions(series)[:, None] - taken).max(axis=2).min(axis=1, initial=np.inf)
+        if len(taken) and (apart > SAME_PLACE_MM).any():
+            raise InputError(
+                f"{chosen} has the SeriesInstanceUID (0020,000E) of {series}, of which {(apart > SAME_PLACE_MM).sum()} "
+                "lie where it has no slice. Pass the slices of one kind, or all of them corrected."
+            )
+
+
+def _positions(series: _Series) -> npt.NDArray[np.float64]:
+    """Of the slices that say theirs, `(n, 3)` in mm."""
+    found = [header.position_mm for header in series.headers if header.position_mm and len(header.position_mm) == 3]
+    return np.array(found, dtype=np.float64).reshape(-1, 3)
 
 
 def _difference(one: _Series, two: _Series) -> str:

@@ -15,6 +15,8 @@ SPACING_RANGE_MM = (0.2, 20.0)
 _LABEL_MAP_VALUES = 16
 _LABEL_MAP_VALUES_IN_REGIONS = 256
 _FLAT = 0.8  # share of the voxels above 0 whose neighbour is equal
+# Of the dose: more cannot be in a scan but for the errors of its calibration, and far more is in none.
+_MOST_OF_THE_DOSE, _IMPOSSIBLE_SHARE = 1.3, 5.0
 # Reconstructions without a positivity constraint go a little below zero; CT goes down to -1000.
 _MOST_NEGATIVE = 0.1
 
@@ -57,6 +59,34 @@ def check_uptake(array: FloatArray, name: str) -> None:
     high = float(array.max())
     if high <= 0:
         raise InputError(f"{name} holds no value above 0 (largest {high:g}): there is no uptake in it.")
+
+
+def check_activity(array: FloatArray, voxel_ml: float, weight_kg: float | None, name: str) -> tuple[str, ...]:
+    """Hold SUVbw `(z, y, x)` against what was injected: voxels times their volume sum up to a body's weight at most.
+
+    SUVbw times a volume is the share of the dose in it, times the weight. A whole body holds less than the dose,
+    as some of it was voided.
+
+    Returns
+    -------
+    A warning where the scan holds more; nothing where the weight is not known.
+
+    Raises
+    ------
+    InputError : if it holds far more: dose, weight, times or unit are not those of the scan.
+    """
+    if not weight_kg or not np.isfinite(weight_kg):
+        return ()
+    share = float(array.sum(dtype=np.float64)) * voxel_ml / 1000 / weight_kg
+    if share <= _MOST_OF_THE_DOSE:
+        return ()
+    said = f"{name} holds {share:.1f} times the activity that was injected, by its SUV"
+    if share > _IMPOSSIBLE_SHARE:
+        raise InputError(
+            f"{said}: its dose, weight, times or unit are wrong. Pass a series in which they are right, or give them "
+            "by the options --injected-dose-mbq, --patient-weight-kg and --injection-time."
+        )
+    return (f"{said}. Check its dose, weight, times and unit, and SUV.",)
 
 
 def check_modality(array: FloatArray, name: str) -> None:

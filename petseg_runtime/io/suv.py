@@ -24,7 +24,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from petseg_runtime.errors import InputError
@@ -53,7 +53,13 @@ from petseg_runtime.io.suv_attributes import (
     refusal,
     required,
 )
-from petseg_runtime.io.suv_timing import acquisition_of, average_activity_time_s, injection_delay_s, scan_start
+from petseg_runtime.io.suv_timing import (
+    acquisition_of,
+    average_activity_time_s,
+    injection_delay_s,
+    is_usual_delay,
+    scan_start,
+)
 
 __all__ = [
     "Frame",
@@ -227,12 +233,12 @@ def _from_suv_of_the_surface(attributes: SuvAttributes, overrides: SuvOverrides)
 def _from_philips_counts(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFactors:
     suv = tuple(frame.philips_suv or 0.0 for frame in attributes.frames)
     activity = tuple(frame.philips_activity or 0.0 for frame in attributes.frames)
-    if min(*suv, *activity) < 0:
-        raise refusal(f"{PHILIPS_SUV} or {PHILIPS_ACTIVITY} is below 0", "in Bq/ml or SUVbw")
-    has_suv, has_activity = all(suv), all(activity)
+    # What is not above 0 stands for no factor, and one to the SUV of a lean mass is none to SUVbw.
+    has_suv, has_activity = min(suv) > 0 and attributes.suv_type in ("", "BW"), min(activity) > 0
     if not has_suv and not has_activity:
+        of_bw = f" to SUVbw ({SUV_TYPE} is {attributes.suv_type})" if min(suv) > 0 else ""
         raise refusal(
-            f"{UNITS} is CNTS, and neither {PHILIPS_SUV} nor {PHILIPS_ACTIVITY} is there for every slice",
+            f"{UNITS} is CNTS, and neither {PHILIPS_SUV}{of_bw} nor {PHILIPS_ACTIVITY} is above 0 in every slice",
             "in Bq/ml or SUVbw",
         )
     scanner = SuvFactors(suv, f"SUVbw is the scanner's own factor times the counts: {PHILIPS_SUV} {_range(suv)}.")
@@ -243,9 +249,9 @@ def _from_philips_counts(attributes: SuvAttributes, overrides: SuvOverrides) -> 
     try:
         computed = _from_activity(attributes, overrides)
     except InputError:
-        anonymised = attributes.weight_kg is None or attributes.dose is None  # the scanner still knew them
-        if has_suv and anonymised and not overrides.options:
-            return scanner._replace(note=f"{scanner.note} {WEIGHT} or {DOSE} is absent, so it was not checked.")
+        absent = _absent(attributes)  # the scanner still knew it
+        if has_suv and absent and not overrides.options:
+            return scanner._replace(note=f"{scanner.note} {absent} is absent, so it was not checked.")
         raise
     factors = tuple(one * other for one, other in zip(activity, computed.per_frame))
     if has_suv and not overrides.options:
@@ -259,6 +265,15 @@ def _from_philips_counts(attributes: SuvAttributes, overrides: SuvOverrides) -> 
     )
 
 
+def _absent(attributes: SuvAttributes) -> str:
+    """An attribute that SUV depends on and anonymisation removes, where it is absent."""
+    needed: dict[str, object] = {WEIGHT: attributes.weight_kg, DOSE: attributes.dose}
+    if attributes.decay_correction != "ADMIN":
+        injected = attributes.injection_datetime or attributes.injection_time
+        needed |= {HALF_LIFE: attributes.half_life_s, INJECTION_DATETIME: injected}
+    return next((name for name, value in needed.items() if value is None), "")
+
+
 def _from_activity(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFactors:
     timed = () if attributes.decay_correction == "ADMIN" else ("half_life_s", "injection")
     _check_useful(overrides, "weight_kg", "dose_mbq", *timed)
@@ -266,10 +281,8 @@ def _from_activity(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFac
     _check_half_life(attributes)
     weight_kg = _weight_kg(attributes)
     dose_bq, how = _dose_bq(attributes)
-    decays, when, warnings = _decays(attributes)
-    if overrides.injection is not None and warnings:
-        raise InputError(f"{OPTIONS[INJECTION_DATETIME]} is months away from the scan. Pass the right date.")
-    factors = tuple(1000.0 * weight_kg / (dose_bq * decay) for decay in decays)
+    left, when, warnings = _decayed(attributes, overrides)
+    factors = tuple(1000.0 * weight_kg / (dose_bq * share) for share in left)
     note = f"SUVbw is {_range(factors)} times the Bq/ml of the voxels: {weight_kg:g} kg / {how}, {when}."
     contradiction = attributes.decay_correction == "NONE" and "DECY" in attributes.corrected_image
     if contradiction:
@@ -280,33 +293,44 @@ def _from_activity(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFac
     return SuvFactors(factors, note, warnings)
 
 
-def _decays(attributes: SuvAttributes) -> tuple[tuple[float, ...], str, tuple[str, ...]]:
+def _decayed(attributes: SuvAttributes, overrides: SuvOverrides) -> tuple[tuple[float, ...], str, tuple[str, ...]]:
     """What is left of the dose at the moment that each frame's voxels refer to, how that was found, and warnings."""
-    correction, frames = attributes.decay_correction, attributes.frames
-    if correction == "ADMIN":
+    if attributes.decay_correction == "ADMIN":
         how = f"not decayed because the voxels are corrected to the injection ({DECAY_CORRECTION} ADMIN)"
-        return (1.0,) * len(frames), how, ()
+        return (1.0,) * len(attributes.frames), how, ()
     half_life_s = required(attributes.half_life_s, HALF_LIFE)
-    if correction == "START":
+    if attributes.decay_correction == "START":
         start, source = scan_start(attributes, half_life_s)
-        delay_s, warning = injection_delay_s(attributes, start, half_life_s)
-        how = f"decayed over {delay_s:.0f} s (half-life {half_life_s:g} s) to the scan start, from {source}"
-        return (2.0 ** (-delay_s / half_life_s),) * len(frames), how, (warning,) if warning else ()
-    delays_s: list[float] = []
-    warnings: list[str] = []
-    for frame in frames:
-        average = frame.average
-        if average is None:
-            into_frame_s = average_activity_time_s(required(frame.duration_s, FRAME_DURATION), half_life_s)
-            average = acquisition_of(frame) + timedelta(seconds=into_frame_s)
-        delay_s, warning = injection_delay_s(attributes, average, half_life_s)
-        delays_s.append(delay_s)
-        warnings += [warning] if warning and not warnings else []  # once for all frames
-    how = (
-        f"decayed over {_range(delays_s, '.0f')} s (half-life {half_life_s:g} s) to the average of each slice's frame, "
-        f"because the voxels are not corrected ({DECAY_CORRECTION} NONE)"
-    )
+        moments, to = [start] * len(attributes.frames), f"the scan start, from {source}"
+    else:
+        moments = [_average_of(frame, half_life_s) for frame in attributes.frames]
+        to = (
+            "the average of each slice's frame, because the voxels are not corrected "
+            f"({DECAY_CORRECTION} {attributes.decay_correction})"
+        )
+    found = [injection_delay_s(attributes, moment, half_life_s) for moment in moments]
+    delays_s, warnings = [delay_s for delay_s, _ in found], []
+    if any(redated for _, redated in found):
+        if overrides.injection is not None:
+            raise InputError(f"{OPTIONS[INJECTION_DATETIME]} is months away from the scan. Pass the right date.")
+        warnings.append(
+            f"{INJECTION_DATETIME} is months away from the scan, as anonymisation leaves it: its time of day was "
+            f"taken, {min(delays_s) / 3600:.2f} h before the scan. Check it."
+        )
+    if not is_usual_delay(min(delays_s), half_life_s):
+        warnings.append(
+            f"The injection is {min(delays_s) / 3600:.2f} h before the scan, which is unusual. Check its time, and SUV."
+        )
+    how = f"decayed over {_range(delays_s, '.0f')} s (half-life {half_life_s:g} s) to {to}"
     return tuple(2.0 ** (-delay_s / half_life_s) for delay_s in delays_s), how, tuple(warnings)
+
+
+def _average_of(frame: Frame, half_life_s: float) -> datetime:
+    """When the activity is the frame's average."""
+    if frame.average is not None:
+        return frame.average
+    into_frame_s = average_activity_time_s(required(frame.duration_s, FRAME_DURATION), half_life_s)
+    return acquisition_of(frame) + timedelta(seconds=into_frame_s)
 
 
 def _check_decay_correction(attributes: SuvAttributes) -> None:

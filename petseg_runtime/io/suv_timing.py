@@ -45,6 +45,9 @@ MAX_DELAY_HALF_LIVES = 6.0
 LONG_HALF_LIFE_S = 41_400.0
 MAX_DELAY_LONG_HALF_LIVES = 4.0
 
+# FDG is imaged after an hour, late scans after three; what is further off is mostly a clock that is wrong.
+USUAL_DELAY_S = (600.0, 4 * 3600.0)
+
 # Dates that are this far apart were moved by anonymisation; a nearer one may be of another injection.
 ANONYMISED_DAYS = 30.0
 
@@ -92,16 +95,18 @@ def scan_start(attributes: SuvAttributes, half_life_s: float) -> tuple[datetime,
     return min(starts), f"{ACQUISITION_TIME} and {FRAME_REFERENCE_TIME}"
 
 
-def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: float) -> tuple[float, str]:
-    """Seconds from the injection to `start`, and what to mind of them (mostly nothing).
+def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: float) -> tuple[float, bool]:
+    """Seconds from the injection to `start`, and whether the time of day alone says so.
 
     An injection clock after the scan's is of the day before. Of a date that is months off, as anonymisation leaves it,
-    the time of day counts, for nuclides that nobody images on another day (IBSI SUV manual, DRO 4_4).
+    the time of day counts, for nuclides that nobody images on another day (IBSI SUV manual, DRO 4_4), if the scan is
+    then as long after it as is usual.
 
     Raises
     ------
-    InputError : if the time of injection is absent or given twice and differently, or if the delay is negative,
-        or longer than `MAX_DELAY_HALF_LIVES` (`MAX_DELAY_LONG_HALF_LIVES` for nuclides of long half-life).
+    InputError : if the time of injection is absent or given twice and differently, if it is midnight and the delay not
+        usual, or if the delay is negative, or longer than `MAX_DELAY_HALF_LIVES` (`MAX_DELAY_LONG_HALF_LIVES` for
+        nuclides of long half-life).
     """
     moment, clock = attributes.injection_datetime, attributes.injection_time
     if moment is not None:
@@ -116,23 +121,32 @@ def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: f
             f"{INJECTION_DATETIME} and {INJECTION_TIME} are absent, or not a date and time of the site's own clock",
             "that carries one of them, or --injection-time",
         )
-    delay_s = _seconds(moment, start)
-    half_lives = MAX_DELAY_HALF_LIVES if half_life_s < LONG_HALF_LIFE_S else MAX_DELAY_LONG_HALF_LIVES
-    limit_s = half_lives * half_life_s
+    delay_s, redated = _seconds(moment, start), False
     if abs(delay_s) >= ANONYMISED_DAYS * _DAY_S and half_life_s < LONG_HALF_LIFE_S:
         same_day_s = _seconds(_last_before(start, moment.time(), half_life_s), start)
-        if same_day_s <= limit_s:
-            return same_day_s, (
-                f"{source} is months away from the scan, as anonymisation leaves it: its time of day was taken, "
-                f"{same_day_s / 3600:.2f} h before the scan. Check it."
-            )
+        if is_usual_delay(same_day_s, half_life_s):
+            delay_s, redated = same_day_s, True
+    if moment.time() == time(0) and not is_usual_delay(delay_s, half_life_s):
+        raise refusal(
+            f"{source} is midnight, {delay_s / 3600:.2f} h before the scan: it stands for a time that nobody wrote, or "
+            "that anonymisation removed",
+            "that carries the time, or --injection-time",
+        )
+    half_lives = MAX_DELAY_HALF_LIVES if half_life_s < LONG_HALF_LIFE_S else MAX_DELAY_LONG_HALF_LIVES
+    limit_s = half_lives * half_life_s
     if not 0.0 <= delay_s <= limit_s:
         shifted = ": anonymisation shifts dates apart" if abs(delay_s) >= _DAY_S else ""
         raise refusal(
             f"{source} is {delay_s / 3600:.2f} h before the scan, expected 0 to {limit_s / 3600:.2f} h{shifted}",
             "in which the times are right, or --injection-time",
         )
-    return delay_s, ""
+    return delay_s, redated
+
+
+def is_usual_delay(delay_s: float, half_life_s: float) -> bool:
+    """Whether tracers of this half-life are imaged so long after the injection; True where that is not known."""
+    low, high = USUAL_DELAY_S
+    return low <= delay_s <= high or not 3600.0 < half_life_s < LONG_HALF_LIFE_S
 
 
 def acquisition_of(frame: Frame) -> datetime:

@@ -582,7 +582,9 @@ def put_bytes(file: Path, name: str, value: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("RescaleSlope", b"nan ", "RescaleSlope (0028,1053) is not a finite number"),
+        ("RescaleSlope", b"nan ", "RescaleSlope (0028,1053) is not a number"),
+        ("RescaleSlope", b"1e999 ", "RescaleSlope (0028,1053) is not a finite number"),
+        ("RescaleSlope", b"1_0 ", "RescaleSlope (0028,1053) is not a number"),
         ("SeriesNumber", b"1.5 ", "SeriesNumber (0020,0011) is not a whole number"),
         ("Rows", b"\0\0\0\0\0\0", "Rows (0028,0010) is not a binary number"),
     ],
@@ -682,8 +684,64 @@ def test_a_series_that_does_not_say_whether_it_is_corrected_is_taken_and_warned_
     assert read_pet_series(write(method, tmp_path / "b")).warnings == ()
     both = pet_series(number=7) + unsaid
     assert "Took PET series 7" in read_pet_series(write(both, tmp_path / "c")).notes[0]
-    denied = edited(unsaid, put(AttenuationCorrectionMethod="NONE"))
-    assert "ATTN in CorrectedImage" in refusal_of(denied, tmp_path / "d")
+    for number, text in enumerate(("NONE", "NAC", "off", "NO", "not corrected", "UNCORRECTED")):
+        denied = edited(unsaid, put(AttenuationCorrectionMethod=text))
+        assert "ATTN in CorrectedImage" in refusal_of(denied, tmp_path / f"d{number}")
+    unclear = edited(pet_series(), put(CorrectedImage=None, AttenuationCorrectionMethod="N/A"))
+    assert "nothing says" in read_pet_series(write(unclear, tmp_path / "e")).warnings[0]
+
+
+def test_the_last_day_of_the_calendar_is_no_date_of_a_scan(tmp_path: Path) -> None:
+    last = edited(pet_series(), put(AcquisitionDate="99991231", SeriesDate="99991231", AcquisitionTime="235959"))
+    assert "AcquisitionDate (0008,0022) or AcquisitionTime (0008,0032) is absent or malformed" in refusal_of(
+        last, tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        put(CorrectedImage=["DECY"]),
+        put(SeriesNumber=None),
+        put(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]),
+    ],
+    ids=["not corrected", "without a number", "a capture"],
+)
+def test_slices_of_the_series_itself_are_never_left_out(spoil: Callable[[Dataset], None], tmp_path: Path) -> None:
+    series = edited(pet_series(), put(NumberOfSlices=None))
+    spoil(series[-1])
+    assert "lie where it has no slice" in refusal_of(series, tmp_path / "halves")
+
+
+def test_an_uncorrected_series_may_have_the_uid_of_the_corrected_one(tmp_path: Path) -> None:
+    uncorrected = edited(pet_series(), put(CorrectedImage=["DECY"]))
+    for number, dataset in enumerate(uncorrected):
+        dataset.SOPInstanceUID = f"1.2.3.99.{number}"
+        dataset.ImagePositionPatient = [f"{float(value) + 1e-4:.5f}" for value in dataset.ImagePositionPatient]
+    write(pet_series(), tmp_path, "A")
+    write(uncorrected, tmp_path, "B")
+    assert read_pet_series(list(tmp_path.iterdir())).array.shape == (4, 2, 3)
+
+
+def test_that_no_slice_is_missing_at_an_end_is_only_known_by_their_number(tmp_path: Path) -> None:
+    counted = read_pet_series(write(pet_series(), tmp_path / "a"))
+    uncounted = read_pet_series(write(edited(pet_series(), put(NumberOfSlices=None)), tmp_path / "b"))
+    note = "NumberOfSlices (0054,0081) is absent"
+    assert [any(note in line for line in volume.notes) for volume in (counted, uncounted)] == [False, True]
+
+
+def test_more_activity_than_was_injected_is_warned_of_and_then_refused(tmp_path: Path) -> None:
+    """Sixteen litres at SUV 5 are 80 kg: of a patient of 70 kg, 1.14 times the dose; at SUV 7 it is 1.6 times."""
+    stored = np.ones((20, 40, 40), np.int16)
+    spacing_mm = (10.0, 7.0710678, 7.0710678)  # 0.5 ml a voxel
+    for suv, outcome in ((5, "quiet"), (7, "warned"), (23, "refused")):
+        series = edited(pet_series(stored, spacing_mm=spacing_mm), put(RescaleSlope=f"{suv / FACTOR:.6f}"))
+        folder = tmp_path / outcome
+        if outcome == "refused":
+            assert "5.3 times the activity that was injected" in refusal_of(series, folder)
+            continue
+        warnings = read_pet_series(write(series, folder)).warnings
+        assert any("times the activity" in warning for warning in warnings) is (outcome == "warned")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,14 @@ LEAN = SuvAttributes(units="GML", suv_type="LBMJANMA", weight_kg=70.0, height_m=
 SURFACE = SuvAttributes(units="CM2ML", weight_kg=70.0, height_m=1.75, frames=(FRAME,))
 
 
+# Without a time of injection, of a scan at a quarter to eleven and of one at midnight.
+EARLY = replace(START, injection_time=None)
+MIDNIGHT = SCAN.replace(hour=0, minute=0, second=0, microsecond=0)
+AT_MIDNIGHT = replace(
+    START, injection_datetime=None, series_start=MIDNIGHT, frames=(replace(FRAME, acquisition=MIDNIGHT),)
+)
+
+
 def seconds(value: float) -> timedelta:
     return timedelta(seconds=value)
 
@@ -182,6 +190,21 @@ def test_a_date_that_the_user_gives_is_never_taken_for_a_moved_one() -> None:
         suvbw_factors(START, SuvOverrides(injection=INJECTION - timedelta(days=366)))
 
 
+def test_a_delay_that_nobody_scans_after_is_warned_of() -> None:
+    for delay_s, unusual in ((60.0, True), (900.0, False), (4 * 3600.0 - 1, False), (5 * 3600.0, True)):
+        warnings = suvbw_factors(replace(EARLY, injection_datetime=SCAN - seconds(delay_s))).warnings
+        assert any("which is unusual" in warning for warning in warnings) is unusual
+    days_before = replace(ZIRCONIUM, injection_datetime=SCAN - seconds(6 * 86_400))
+    assert not suvbw_factors(days_before).warnings
+
+
+def test_midnight_may_be_the_time_of_an_injection() -> None:
+    at_one = MIDNIGHT + seconds(3600)
+    frames = (replace(FRAME, acquisition=at_one),)
+    scanned = replace(AT_MIDNIGHT, injection_time=time(0), series_start=at_one, frames=frames)
+    assert factor_of(scanned) == pytest.approx(1000 * 70 / (350e6 * 2 ** (-3600 / HALF_LIFE_S)))
+
+
 def test_of_a_nuclide_of_long_life_no_moved_date_is_believed() -> None:
     """IBSI SUV manual, DRO_error 4_2."""
     with pytest.raises(InputError, match="anonymisation shifts dates apart"):
@@ -242,6 +265,17 @@ def test_philips_own_suv_stands_in_where_the_weight_was_anonymised() -> None:
     assert factor == 9e-4
     assert "scanner's own factor" in note
     assert "is absent, so it was not checked" in note
+    untimed = replace(philips(suv=9e-4, activity=2.5), injection_datetime=None, injection_time=None)
+    for attributes in (untimed, replace(philips(suv=9e-4, activity=2.5), half_life_s=None)):
+        assert factor_of(attributes) == 9e-4
+    with pytest.raises(InputError, match="PatientWeight"):  # what is there and wrong is no reason to trust the factor
+        suvbw_factors(replace(philips(suv=9e-4, activity=2.5), weight_kg=7000.0))
+
+
+def test_a_philips_factor_that_is_none_leaves_the_other() -> None:
+    assert factor_of(philips(suv=4e-4, activity=-1.0)) == 4e-4
+    lean = replace(philips(suv=3e-4, activity=2.5), suv_type="LBM")
+    assert factor_of(lean) == pytest.approx(1e-3, rel=1e-12)
 
 
 def test_each_philips_slice_has_its_own_factor() -> None:
@@ -384,10 +418,14 @@ REFUSED: list[tuple[str, SuvAttributes, str]] = [
     ("lean mass, odd sex", replace(LEAN, sex="X"), r"PatientSex \(0010,0040\) is X, expected M, F or O"),
     ("no lean mass", replace(LEAN, suv_type="LBM", weight_kg=300.0, height_m=1.5), r"LBM is of -150 kg for 300 kg"),
     ("surface, no height", replace(SURFACE, height_m=None), r"PatientSize \(0010,1020\) is absent"),
-    ("counts without factors", replace(START, units="CNTS"), r"\(7053,1000\) nor .* \(7053,1009\) is there for every"),
-    ("factors of 0", philips(suv=0.0, activity=0.0), r"\(7053,1000\) nor .* \(7053,1009\) is there for every"),
-    ("a factor below 0", philips(suv=-1.0), r"is below 0"),
-    ("a factor for some slices", replace(philips(suv=1.0), frames=(Frame(philips_suv=1.0), FRAME)), r"for every slice"),
+    ("counts without factors", replace(START, units="CNTS"), r"\(7053,1000\) nor .* \(7053,1009\) is above 0 in every"),
+    ("factors of 0", philips(suv=0.0, activity=0.0), r"\(7053,1000\) nor .* \(7053,1009\) is above 0 in every"),
+    ("a factor below 0", philips(suv=-1.0), r"is above 0 in every slice"),
+    ("a factor for some slices", replace(philips(suv=1.0), frames=(Frame(philips_suv=1.0), FRAME)), r"in every slice"),
+    ("a factor to lean SUV", replace(philips(suv=3e-4), suv_type="LBM"), r"SUVType \(0054,1006\) is LBM"),
+    ("midnight, long before", replace(EARLY, injection_datetime=None, injection_time=time(0)), r"1072\) is midnight"),
+    ("midnight, as the scan", replace(AT_MIDNIGHT, injection_time=time(0)), r"1072\) is midnight, 0.00 h before"),
+    ("moved date, placeholder", replace(EARLY, injection_datetime=datetime(1900, 1, 1)), r"1078\) is midnight"),
     ("factors that disagree", philips(suv=5e-4, activity=1.0), r"lead to SUVs 20 % apart"),
     ("counts, no weight", replace(philips(activity=1.0), weight_kg=None), r"PatientWeight \(0010,1030\) is absent"),
     ("odd decay correction", replace(START, decay_correction="END"), r"DecayCorrection \(0054,1102\) is END, expected"),
