@@ -101,7 +101,11 @@ def _path(text: str) -> Path:
 
 
 def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
+    expected = argparse.ArgumentTypeError(f"{text!r} is not a local date and time such as 2026-01-31T14:05:00")
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise expected from error
     if "T" not in text or moment.tzinfo is not None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a local date and time such as 2026-01-31T14:05:00")
+        raise expected
     return moment

@@ -119,6 +119,9 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error("--self-test takes no input" if options.input else "the following arguments are required: input")
     if options.self_test and options.model_key is not None:
         parser.error("--self-test checks no signature: leave out --model-key")
+    chosen = [name for name in ("device", "backend", "precision") if getattr(options, name) != "auto"]
+    if options.self_test and chosen:
+        parser.error(f"--self-test tries every backend of this machine: leave out --{', --'.join(chosen)}")
     for name in ("dicom_port", "http_port", "send_to"):
         if getattr(options, name) is not None and not options.watch:
             parser.error(f"--{name.replace('_', '-')} is for an inbox: add --watch")
@@ -212,7 +215,8 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
         prepare_folder(settings.output)
     results = _run_scans(scans, loading, settings, options, failures)
     summary: tuple[Path, ...] = ()
-    if wanted > 1:
+    in_folder = any(path.is_dir() for path in options.input) and any(scan.image is not None for scan in scans)
+    if wanted > 1 or in_folder:
         summary = write_summary(results, failures, _summary_folder(options, settings), settings.report)
     if results and not options.json and not options.quiet:
         from petseg_runtime.console import print_table
@@ -340,8 +344,8 @@ def _find(options: argparse.Namespace, settings: RunSettings) -> tuple[list[Scan
         except PetsegError as error:
             if len(options.input) == 1:
                 raise
-            _report_failure(path.name, error, options)
-            failures.append((path.name, error))
+            _report_failure(str(path), error, options)
+            failures.append((str(path), error))
     return with_unique_names(scans, lambda scan: settings.folder_for(scan).resolve()), failures
 
 
@@ -357,7 +361,7 @@ def _run_scans(
     They go to the cluster where no segmenter loads here.
     """
     from petseg_runtime.outputs.files import remove_leavings
-    from petseg_runtime.runner import run_scans
+    from petseg_runtime.runner import REPLACED, run_scans
 
     for folder in {settings.folder_for(scan) for scan in scans} if options.resume else ():
         remove_leavings(folder)
@@ -386,6 +390,8 @@ def _run_scans(
                 results.append(result)
                 if options.json:
                     print(json.dumps(_json_record(result)), flush=True)
+                if options.quiet and REPLACED in result.warnings:
+                    _complain(f"{result.label}: {REPLACED}")
                 if not options.quiet:
                     _print_notes(result, loading if len(results) == 1 else None, len(scans) > 1, options.verbose)
             if show is not None:

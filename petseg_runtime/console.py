@@ -67,7 +67,7 @@ def print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None:
                 result.label if number == 0 else "",
                 lesion,
                 f"{region.mtv_ml:.1f}",
-                *_uptake(region),
+                *_uptake(region, statistics.unit),
                 f"{result.seconds:.1f}" if number == 0 else "",
             )
     output = _output()
@@ -76,9 +76,9 @@ def print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None:
         output.print(f"wrote {file}")
 
 
-def _uptake(region: RegionStatistics) -> list[str]:
+def _uptake(region: RegionStatistics, unit: str) -> list[str]:
     if region.tlg_g is None:
-        return ["unit unknown", "–", "–", "–"]
+        return ["in Bq/ml" if unit == "bqml" else "unit unknown", "–", "–", "–"]
     values = (region.suv_max, region.suv_peak, region.suv_mean, region.tlg_g)
     return ["–" if value is None else f"{value:.2f}" for value in values]
 

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 OUTPUT_TYPES = ("nifti", "dicom-seg", "dicom-sr", "dicom-rtstruct")
 
+# Said also where nothing else is.
+REPLACED = "The results of another scan of this name, which lay in the output folder, were replaced."
+
 # The hottest voxel of a patient: more than the mean of the body, less than the urine of a small one.
 PLAUSIBLE_SUV_MAX = (1.0, 500.0)
 
@@ -290,7 +293,7 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
     record = f"{scan.name}_run.json"
     before = _record(folder / record)
     if before.get("input_sha256", prepared.sha256) != prepared.sha256:
-        warnings += ("The results of another scan of this name, which lay in the output folder, were replaced.",)
+        warnings += (REPLACED,)
     names_before = [name for name in before.get("outputs", ()) if Path(name).name == name]
     with staged(folder, last=record, before=names_before) as stage:
         files = _write_outputs(scan.name, volume, segmentation, stage, settings, segmenter, source)
@@ -424,10 +427,10 @@ def _write_outputs(
         files.append(folder / f"{name}_petseg.nii.gz")
         with whole_file(files[-1]) as temporary:
             write_image(segmentation.mask, segmentation.geometry, temporary)
-        if settings.save_probabilities:
-            files.append(folder / f"{name}_prob.nii.gz")
-            with whole_file(files[-1]) as temporary:
-                write_image(segmentation.probabilities, segmentation.geometry, temporary)
+    if settings.save_probabilities and ("nifti" in settings.output_types or "dicom-seg" not in settings.output_types):
+        files.append(folder / f"{name}_prob.nii.gz")
+        with whole_file(files[-1]) as temporary:
+            write_image(segmentation.probabilities, segmentation.geometry, temporary)
     if source is not None:
         from petseg_runtime.outputs.dicom import write_dicom  # takes half a second to import
         from petseg_runtime.outputs.dicom_source import Equipment

@@ -162,6 +162,8 @@ class Segmenter:
             window=window,
         )
         self.choice = choice + left_alone
+        if precision == "bf16" and not self.backend_name.endswith("bf16"):
+            raise BackendError(f"{self.backend_name} does not run in bf16. Use --backend openvino.")
         in_engine = found is not None and self.backend_name.startswith(found.info.flavour)
         self._check_commissioned(record, found.info.precision if found is not None and in_engine else chosen)
 

@@ -120,6 +120,7 @@ class Volume:
     def __post_init__(self) -> None:
         if self.array.dtype != np.float32:
             raise ValueError(f"array is {self.array.dtype}, expected float32")
+        object.__setattr__(self, "unit", Unit(self.unit))  # "suvbw" as well as Unit.SUVBW; else a ValueError
         if self.array.shape != self.geometry.shape:
             raise ValueError(f"array is {self.array.shape}, its geometry says {self.geometry.shape}")
 

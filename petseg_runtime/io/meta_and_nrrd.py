@@ -20,6 +20,12 @@ _ELEMENT_BYTES = {
     **{"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4},
     **{"MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4, "MET_DOUBLE": 8},
 }
+# The patient's spaces of an NRRD, in full and in short; in others nobody knows where left is.
+_SPACES = tuple(
+    name + time
+    for name in ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
+    for time in ("", "-time" if "-" in name else "t")
+)
 # Numbers of an MHA's header beside the voxel size, by which it lies in space.
 _PLACE = ("Offset", "Position", "Origin", "TransformMatrix", "Orientation", "Rotation")
 
@@ -129,6 +135,11 @@ def check_nrrd(path: Path) -> None:
         if "data file" in fields or "datafile" in fields:
             raise InputError(f"{path.name} keeps its voxels in another file. Save it as one .nrrd file.")
         _require_numbers(fields.get("space directions") or fields.get("spacings"), "space directions", path.name)
+        if fields.get("space", "").lower() not in _SPACES:
+            raise InputError(
+                f"{path.name} does not say how the patient lies in it: space is {fields.get('space', 'absent')}, "
+                "expected left-posterior-superior or the like. Save it with that."
+            )
         units = f"{fields.get('space units', '')} {fields.get('units', '')}".replace('"', "").split()
         if any(unit.lower() not in ("mm", "millimeter", "millimeters") for unit in units):
             raise InputError(f"{path.name} is in {units[0]}, expected mm. Save it in mm.")

@@ -44,6 +44,8 @@ _RIGHT_ANGLE_TOLERANCE = 2e-3
 _SAME_SIZE = 1e-3
 # Share of a voxel by which qform and sform may differ in where the corners lie.
 _SAME_PLACE = 0.5
+# And what the quaternion's rounding makes of it at the corners of a volume.
+_ROUNDING_MM = 0.05
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,10 @@ def _check_geometry(header: _Header, name: str) -> bool:
     placed = (*(header.values("6f", _QUATERNION) if qform > 0 else ()), *(header.affine[:, 3] if sform > 0 else ()))
     if not np.isfinite(placed).all():
         raise InputError(f"{name} does not say where it lies: its qform or sform holds NaN. Get the file again.")
+    if qform <= 0 and sform <= 0:  # programs take one orientation or another
+        raise InputError(
+            f"{name} does not say how the patient lies in it (qform_code and sform_code). Save it with that."
+        )
     if sform <= 0:
         return False
     axes = header.affine[:, :3]
@@ -203,13 +209,12 @@ def _check_geometry(header: _Header, name: str) -> bool:
     if qform > 0:
         corners = np.array([(*where, 1) for where in np.ndindex(2, 2, 2)]) * (*header.values("3h", _DIM + 2), 1)
         apart_mm = np.linalg.norm((header.affine - header.quaternion_affine) @ corners.T, axis=0).max()
-        if apart_mm > _SAME_PLACE * size_mm.min():
-            if qform != sform:  # as where another scan was aligned to
-                return True
+        if apart_mm > _SAME_PLACE * size_mm.min() and qform == sform:
             raise InputError(
                 f"{name} says twice where it lies, in its qform and its sform, {apart_mm:.1f} mm apart, and programs "
                 "take one or the other. Save it anew with the right one."
             )
+        return bool(apart_mm > _ROUNDING_MM)
     return False
 
 

@@ -17,8 +17,11 @@ _LABEL_MAP_VALUES_IN_REGIONS = 256
 _FLAT = 0.8  # share of the voxels above 0 whose neighbour is equal
 # Of the dose: more cannot be in a scan but for the errors of its calibration, and far more is in none.
 _MOST_OF_THE_DOSE, _IMPOSSIBLE_SHARE = 1.3, 5.0
+HEAVIEST_KG = 400.0
 # Reconstructions without a positivity constraint go a little below zero; CT goes down to -1000.
 _MOST_NEGATIVE = 0.1
+# And their noise in air cancels. In CT the air outweighs all else, however bright an implant is.
+_MOST_BELOW = 0.5
 
 
 def check_grid(shape: Shape, spacing_mm: Triple, name: str, max_voxels: int = MAX_VOXELS) -> None:
@@ -65,28 +68,30 @@ def check_activity(array: FloatArray, voxel_ml: float, weight_kg: float | None, 
     """Hold SUVbw `(z, y, x)` against what was injected: voxels times their volume sum up to a body's weight at most.
 
     SUVbw times a volume is the share of the dose in it, times the weight. A whole body holds less than the dose,
-    as some of it was voided.
+    as some of it was voided. Where the weight is not known, the heaviest patient's is taken.
 
     Returns
     -------
-    A warning where the scan holds more; nothing where the weight is not known.
+    A warning where the scan holds more.
 
     Raises
     ------
     InputError : if it holds far more: dose, weight, times or unit are not those of the scan.
     """
-    if not weight_kg or not np.isfinite(weight_kg):
-        return ()
+    if not weight_kg or not 0 < weight_kg < HEAVIEST_KG:
+        weight_kg = HEAVIEST_KG
     share = float(array.sum(dtype=np.float64)) * voxel_ml / 1000 / weight_kg
     if share <= _MOST_OF_THE_DOSE:
         return ()
-    said = f"{name} holds {share:.1f} times the activity that was injected, by its SUV"
+    said = (
+        f"{name} holds {share:.1f} times the activity that was injected into a patient of {weight_kg:g} kg, by its SUV"
+    )
     if share > _IMPOSSIBLE_SHARE:
         raise InputError(
-            f"{said}: its dose, weight, times or unit are wrong. Pass a series in which they are right, or give them "
-            "by the options --injected-dose-mbq, --patient-weight-kg and --injection-time."
+            f"{said}: its unit, dose, weight or times are wrong. Pass a scan in which they are right, or give them as "
+            "--unit, --injected-dose-mbq, --patient-weight-kg and --injection-time."
         )
-    return (f"{said}. Check its dose, weight, times and unit, and SUV.",)
+    return (f"{said}. Check its unit, dose, weight and times, and SUV.",)
 
 
 def check_modality(array: FloatArray, name: str) -> None:
@@ -99,7 +104,8 @@ def check_modality(array: FloatArray, name: str) -> None:
     low, high = float(array.min()), float(array.max())
     if low == high:
         raise InputError(f"{name} holds the same value ({low:g}) in every voxel: there is no uptake in it.")
-    if low < -_MOST_NEGATIVE * high:
+    below, above = (float(array.sum(where=part, dtype=np.float64)) for part in (array < 0, array > 0))
+    if low < -_MOST_NEGATIVE * high or -below > _MOST_BELOW * above:
         raise InputError(
             f"{name} holds values from {low:g} to {high:g}; PET has no such negative uptake. Is it CT? Pass the PET."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
@@ -14,7 +15,7 @@ import numpy as np
 
 from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.images import IMAGE_SUFFIXES, image_suffix, read_image
-from petseg_runtime.io.plausible import MAX_VOXELS
+from petseg_runtime.io.plausible import MAX_VOXELS, check_activity
 from petseg_runtime.io.suv import suvbw_of_activity
 from petseg_runtime.io.suv_attributes import DOSE, NO_OVERRIDES, OPTIONS, WEIGHT, SuvOverrides
 from petseg_runtime.volume import Unit, Volume
@@ -88,7 +89,12 @@ class Scan:
         volume = read_image(self.image, unit, max_voxels)
         if unit is not Unit.UNKNOWN:
             volume = replace(volume, notes=(*volume.notes, f"That the file holds {_UNIT_NAMES[unit]} was given."))
-        return _in_suv(volume, overrides) if overrides.options else volume
+        volume = _in_suv(volume, overrides) if overrides.options else volume
+        if volume.unit is not Unit.SUVBW:
+            return volume
+        voxel_ml = math.prod(volume.geometry.spacing_mm) / 1000
+        odd = check_activity(volume.array, voxel_ml, overrides.weight_kg, self.image.name)
+        return replace(volume, warnings=(*volume.warnings, *odd))
 
 
 def read_volume(path: Path | str, unit: Unit | str = Unit.UNKNOWN, overrides: SuvOverrides = NO_OVERRIDES) -> Volume:
@@ -132,11 +138,11 @@ def find_scans(path: Path) -> list[Scan]:
             )
         return [Scan(_stem(path), Path(), path.parent, path)]
     if not is_folder:
-        raise InputError(f"{path.name} does not exist. Pass a scan, a DICOM folder, or a folder of scans.")
+        raise InputError(f"{path.name or path} does not exist. Pass a scan, a DICOM folder, or a folder of scans.")
 
     scans = scans_in(path)
     if not scans:
-        raise InputError(f"{path.name} holds no scan: no {', '.join(IMAGE_SUFFIXES)} file and no DICOM file.")
+        raise InputError(f"{path.resolve().name} holds no scan: no {', '.join(IMAGE_SUFFIXES)} file and no DICOM file.")
     return scans
 
 
@@ -164,16 +170,20 @@ def scans_in(folder: Path, read_headers: Callable[[Iterable[Path]], list[Header]
 
 
 def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) -> list[Scan]:
-    """Number the scans whose results would overwrite each other, and drop a scan that is given twice.
+    """Tell apart the scans whose results would overwrite each other, and drop a scan that is given twice.
 
-    Two studies in one folder collide, or a.nii beside a.mha, or the a.nii of two folders when `place`, the folder of a
-    scan's results, is the same.
+    The a.nii of two folders, b and c, whose results go to one `place`, become b_a and c_a: a name says whose it is,
+    whatever other inputs there are. Two studies in one folder, or a.nii beside a.mha, are numbered.
     """
     scans = list(dict.fromkeys(scans))
-    wanted = Counter((place(scan), scan.name) for scan in scans)
+    alike: dict[Hashable, list[Scan]] = {}
+    for scan in scans:
+        alike.setdefault((place(scan), scan.name), []).append(scan)
+    named = [replace(scan, name=_name_among(alike[place(scan), scan.name], scan)) for scan in scans]
+    wanted = Counter((place(scan), scan.name) for scan in named)
     taken = {key for key, count in wanted.items() if count == 1}
     unique = []
-    for scan in scans:
+    for scan in named:
         name, number = scan.name, 0
         if wanted[place(scan), scan.name] > 1:
             while number == 0 or (place(scan), name) in taken:
@@ -182,6 +192,16 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
         taken.add((place(scan), name))
         unique.append(replace(scan, name=name))
     return unique
+
+
+def _name_among(alike: list[Scan], scan: Scan) -> str:
+    """The scan's name with as many of the folders above it as tell the folders of `alike` apart."""
+    above = {one.beside: one.beside.resolve().parts[1:] for one in alike}  # without the root
+    depth = 0
+    while len({parts[max(0, len(parts) - depth) :] for parts in above.values()}) < len(set(above.values())):
+        depth += 1
+    parts = above[scan.beside]
+    return "_".join((*parts[max(0, len(parts) - depth) :], scan.name))
 
 
 def _in_suv(volume: Volume, overrides: SuvOverrides) -> Volume:

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.body_size import MASSES_KG, body_surface_cm2
+from petseg_runtime.io.plausible import HEAVIEST_KG
 from petseg_runtime.io.suv_attributes import (
     CORRECTED_IMAGE,
     DECAY_CORRECTION,
@@ -72,7 +73,7 @@ __all__ = [
     "suvbw_factors",
 ]
 
-WEIGHT_RANGE_KG = (1.0, 400.0)
+WEIGHT_RANGE_KG = (1.0, HEAVIEST_KG)
 # A diagnostic PET injection. What is outside is a dose in another unit, or not a dose.
 DOSE_RANGE_BQ = (1e6, 1e10)
 # Below this a dose cannot be Bq (IBSI SUV manual).

@@ -143,7 +143,48 @@ def test_two_scans_of_one_name_do_not_overwrite_each_other(run, tmp_path: Path) 
     masks = {
         name: read_mask(tmp_path / "out" / name)[0].shape for name in files_in(tmp_path / "out") if "petseg.nii" in name
     }
-    assert masks == {"scan-1_petseg.nii.gz": SMALL, "scan-2_petseg.nii.gz": (22, 24, 26)}
+    assert masks == {"a_scan_petseg.nii.gz": SMALL, "b_scan_petseg.nii.gz": (22, 24, 26)}
+
+
+def test_names_of_one_scan_do_not_hang_on_the_others_that_were_given(run, tmp_path: Path) -> None:
+    """A number would be another patient's as soon as one input is gone."""
+    for patient in "abc":
+        save(body_array(SMALL), tmp_path / patient / "PET" / "scan.nii.gz")
+    inputs = [tmp_path / patient / "PET" / "scan.nii.gz" for patient in "abc"]
+    inputs[0].unlink()
+    code, _, err = run(*inputs)
+    assert code == 7
+    assert str(inputs[0]) in "".join(err)
+    assert [name for name in files_in(tmp_path / "out") if "petseg.nii" in name] == [
+        "b_PET_scan_petseg.nii.gz",
+        "c_PET_scan_petseg.nii.gz",
+    ]
+
+
+def test_that_results_of_another_scan_were_replaced_is_said_even_where_quiet(run, tmp_path: Path) -> None:
+    for folder, shape in (("a", SMALL), ("b", (22, 24, 26))):
+        save(body_array(shape), tmp_path / folder / "scan.nii.gz")
+    assert run(tmp_path / "a" / "scan.nii.gz", "-q")[2] == []
+    assert "were replaced" in "".join(run(tmp_path / "b" / "scan.nii.gz", "-q")[2])
+
+
+def test_a_folder_of_one_image_has_its_table_too(run, scan: Path, tmp_path: Path) -> None:
+    assert run(scan.parent)[0] == 0
+    assert (tmp_path / "out" / "petseg_results.csv").is_file()
+
+
+@pytest.mark.parametrize("option", [("--backend", "tensorrt"), ("-d", "gpu"), ("--precision", "bf16")], ids=str)
+def test_the_self_test_is_of_all_backends(option: tuple[str, str], capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--self-test", *option])
+    assert ended.value.code == 2
+    assert "tries every backend" in capsys.readouterr().err
+
+
+def test_a_moment_that_is_none_says_what_is_expected(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["scan.nii.gz", "--injection-time", "14:05"])
+    assert "is not a local date and time such as" in capsys.readouterr().err
 
 
 def test_numbered_names_avoid_names_that_are_taken(run, tmp_path: Path) -> None:
@@ -417,6 +458,20 @@ def test_the_patient_of_a_dicom_scan_may_be_told(run, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out/in_run.json").read_text())
     assert record["settings"]["given_by_user"] == ["--patient-weight-kg"]
     assert any("70 kg / 350 MBq" in decision for decision in record["decisions"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("bqml", "--patient-weight-kg", "1", "--injected-dose-mbq", "1"), ("suvbw",)],
+    ids=["of a dose", "Bq/ml called SUV"],
+)
+def test_more_activity_than_a_patient_gets_is_refused(given: tuple[str, ...], run, tmp_path: Path) -> None:
+    """Half a litre of 15 000 Bq/ml is nine times 1 MBq, and as SUVbw 23 times what a patient of 400 kg can have."""
+    array = body_array(SMALL) * np.float32(15_000)
+    code, _, err = run(save(array, tmp_path / "in" / "scan.nii.gz"), "--unit", *given)
+    assert code == 3
+    assert "times the activity that was injected" in err[0]
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
 
 
 def test_a_file_in_bqml_becomes_suv_with_weight_and_dose(run, scan: Path, tmp_path: Path) -> None:

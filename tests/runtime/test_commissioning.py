@@ -221,6 +221,14 @@ def test_bf16_is_not_taken_where_it_did_not_pass(tested: bool, tested_model: Pat
     assert cpu_with_bf16 == ["f32", "bf16"]
 
 
+def test_bf16_is_of_openvino_only(tested_model: Path) -> None:
+    """What it was commissioned for is f32: taking that in place of what was asked for would be falling back."""
+    passed = outcome(Segmenter(tested_model, "cpu", "onnxruntime").backend_name, True)
+    keep(new_record(read_model(tested_model).sha256, [passed]))
+    with pytest.raises(BackendError, match="does not run in bf16"):
+        Segmenter(tested_model, "cpu", "onnxruntime", precision="bf16")
+
+
 def test_bf16_without_the_instructions_is_refused(tested_model: Path, monkeypatch) -> None:
     from petseg_runtime.backends import openvino
 

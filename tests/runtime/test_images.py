@@ -175,7 +175,8 @@ def test_what_is_no_pet_is_refused(array: np.ndarray, reason: str, tmp_path: Pat
 
 def test_a_header_that_claims_a_giant_is_refused_before_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "scan.nrrd").write_bytes(
-        b"NRRD0004\ntype: float\ndimension: 3\nsizes: 9000 9000 9000\nspacings: 2 2 2\n"
+        b"NRRD0004\ntype: float\ndimension: 3\nsizes: 9000 9000 9000\n"
+        b"space: left-posterior-superior\nspace directions: (2,0,0) (0,2,0) (0,0,2)\n"
         b"encoding: raw\nendian: little\n\n" + b"0" * 64
     )
     with pytest.raises(InputError, match="more than a PET scan"):
@@ -186,6 +187,9 @@ def test_ct_is_refused(tmp_path: Path) -> None:
     hounsfield = np.random.default_rng(0).normal(-300, 500, (12, 12, 12)).clip(-1024, 3000).astype(np.int16)
     with pytest.raises(InputError, match="CT"):
         read_volume(save(hounsfield, tmp_path / "ct.nii.gz"))
+    hounsfield[4:6, 4:6, 4:6] = 14_000  # an implant, on a scale that holds it
+    with pytest.raises(InputError, match="CT"):
+        read_volume(save(hounsfield, tmp_path / "implant.nii.gz"))
 
 
 def flip_a_bit(path: Path, place: float) -> None:
@@ -231,6 +235,7 @@ def nifti(path: Path, **fields: tuple[str, int, tuple[float, ...]]) -> Path:
         (("i", 0, (540,)), "NIfTI-2"),
         (("4s", 344, (b"ni1\0",)), "cannot be read as NIfTI"),
         (("4f", 280, (-2.0, 0.3, 0.0, 0.0)), "two voxel sizes|right angle"),
+        (("2h", 252, (0, 0)), "does not say how the patient lies in it"),
         (("f", 268, (float("nan"),)), "holds NaN"),
         (("f", 256, (float("nan"),)), "holds NaN"),
         (("f", 292, (float("nan"),)), "holds NaN"),
@@ -251,6 +256,7 @@ def nifti(path: Path, **fields: tuple[str, int, tuple[float, ...]]) -> Path:
         "NIfTI-2",
         "pair",
         "sheared",
+        "no space",
         "qform offset",
         "quaternion",
         "sform offset",
@@ -286,7 +292,7 @@ def test_voxels_are_those_that_itk_reads(
 ) -> None:
     voxels = np.arange(1, 8 * 9 * 10 + 1).reshape(8, 9, 10) % 120
     fields = [("8h", 40, (3, 10, 9, 8, 1, 1, 1, 1)), ("2h", 70, (code, 8 * np.dtype(stored).itemsize))]
-    fields += [("8f", 76, (1, 2, 3, 4, 0, 0, 0, 0)), ("3f", 108, (352, scale, shift)), ("2h", 252, (0, 0))]
+    fields += [("8f", 76, (1, 2, 3, 4, 0, 0, 0, 0)), ("3f", 108, (352, scale, shift)), ("2h", 252, (1, 0))]
     header = bytearray(348) + b"\0\0\0\0"
     for form, offset, values in [("i", 0, (348,)), *fields, ("4s", 344, (b"n+1\0",))]:
         struct.pack_into(order + form, header, offset, *values)
@@ -312,6 +318,8 @@ def test_of_two_spaces_the_sforms_is_taken_and_said(tmp_path: Path) -> None:
     volume = read_volume(nifti(tmp_path / "scan.nii", **moved))
     np.testing.assert_allclose(volume.geometry.origin_lps_mm, (-130, -5, 7), atol=1e-4)
     assert "the sform's was taken" in volume.notes[0]
+    near = moved | {"sform": ("12f", 280, (-2, 0, 0, 0, 0, -3, 0, 0, 0, 0, 4, 0.9))}  # less than half a voxel off
+    assert read_volume(nifti(tmp_path / "near.nii", **near)).geometry.origin_lps_mm[2] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("turn", [*np.eye(4)[:, :3].tolist(), [0.5, -0.5, 0.5], [0.1, 0.2, -0.7]], ids=str)
@@ -459,6 +467,8 @@ def test_an_impossible_voxel_size_is_refused(spacing: float, tmp_path: Path) -> 
         (".mha", b"ElementSpacing = 2 3 4\n", b"", "does not state its voxel size"),
         (".mha", b"ElementDataFile = LOCAL", b"ElementDataFile = x.raw", "another file"),
         (".nrrd", b"space directions: ", b"space directionz: ", "does not state its voxel size"),
+        (".nrrd", b"space: left-posterior-superior", b"space: scanner-xyz", "does not say how the patient lies in it"),
+        (".nrrd", b"space: left-posterior-superior", b"space dimension: 3", "space is absent"),
         (
             ".nrrd",
             b"space: left-posterior-superior\n",
@@ -467,7 +477,7 @@ def test_an_impossible_voxel_size_is_refused(spacing: float, tmp_path: Path) -> 
         ),
         (".nrrd", b"space: left", b'units: "cm" "cm" "cm"\nspace: left', "in cm"),
     ],
-    ids=["no spacing", "raw beside", "no directions", "cm", "units"],
+    ids=["no spacing", "raw beside", "no directions", "other space", "no space", "cm", "units"],
 )
 def test_a_header_without_voxel_size_or_voxels_is_refused(
     suffix: str, old: bytes, new: bytes, reason: str, tmp_path: Path
