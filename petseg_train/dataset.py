@@ -169,9 +169,9 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
     def _voxels_to_show(self, case: TrainingCase, chance: float) -> npt.NDArray[np.intp]:
         """Voxels `(n, 3)` of which the patch is to hold one; none where it may lie anywhere."""
-        tumour = case.mask > 0
         if chance < self.tumour_share:
-            return np.argwhere(tumour)
+            return np.argwhere(case.mask)
+        tumour = case.mask > 0
         if chance < self.tumour_share + self.bright_share and tumour.any():
             return np.argwhere((case.image > case.image[tumour].mean()) & ~tumour)
         return np.empty((0, 3), dtype=np.intp)

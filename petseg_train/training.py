@@ -240,7 +240,8 @@ def fit(
     ModelError : if `pretrained` does not hold the same network.
     """
     training, tuning = split_tuning(cases, config)
-    trained_on = [*training, *chain(*only_train)]
+    never_watching = [*chain(*only_train)]
+    trained_on = [*training, *never_watching]
     splits = {"training": [case.name for case in trained_on], "tuning": [case.name for case in tuning]}
     patches = config.patches_per_epoch or len(trained_on)
     if not trained_on or patches < config.batch_size * devices:
@@ -249,7 +250,7 @@ def fit(
             f"{config.batch_size} on {devices} devices."
         )
     module = SegmentationModule(config.to_dict())  # before anything is written: it refuses what cannot be built
-    cohort = cohort_digest([*cases, *chain(*only_train)]) if cohort is None else cohort
+    cohort = cohort_digest([*cases, *never_watching]) if cohort is None else cohort
     settings: dict[str, Any] = {"config": config.to_dict(), "cohort": cohort, "splits": splits}
     if pretrained is not None:
         _begin_with(module, pretrained)

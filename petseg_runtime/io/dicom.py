@@ -6,7 +6,6 @@ grid, find the SUV factor, read the voxels. Nothing is allocated before the head
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -83,8 +82,8 @@ def pet_volume(
     attributes = merge_attributes(header.suv for header in ordered)
     factors = suvbw_factors(attributes, overrides)
     array = _read_voxels(ordered, geometry, factors.per_frame)
-    voxel_ml = math.prod(geometry.spacing_mm) / 1000
-    warnings += check_activity(array, voxel_ml, overrides.weight_kg or attributes.weight_kg, "The PET series")
+    weight_kg = overrides.weight_kg or attributes.weight_kg
+    warnings += check_activity(array, geometry.voxel_volume_ml, weight_kg, "The PET series")
     padded = any(header.pixels.padding for header in ordered)
     notes = (choice, factors.note, *((_PADDING_NOTE,) if padded else ()))
     notes += () if series[0].declared_slices else (_UNCOUNTED_NOTE,)

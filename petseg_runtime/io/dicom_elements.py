@@ -25,6 +25,8 @@ _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)")  # the dots are of ACR-NEMA, as
 _TIME = re.compile(r"(\d\d):?(\d\d)(?::?(\d\d)(?:\.(\d{1,6})\d*)?)?")
 _MOMENT = re.compile(r"(\d{8})(\d{4,6}(?:\.\d+)?)(?:([+-]\d\d)(\d\d))?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # Python's own would take 1_000 too
+# Others are placeholders, such as 9999-12-31, to which not even a day can be added.
+_YEARS = range(1000, 9000)
 _ZONE = re.compile(r"([+-]\d\d)(\d\d)")
 
 
@@ -186,7 +188,7 @@ def _is_control(letter: str) -> bool:
 def _midnight(text: str, tag: int) -> datetime:
     match = _DATE.fullmatch(text)
     try:
-        if match is None or not 1000 <= int(match[1]) < 9000:  # placeholders; and a day may be added
+        if match is None or int(match[1]) not in _YEARS:
             raise ValueError("not a date")
         return datetime(int(match[1]), int(match[2]), int(match[3]))
     except ValueError as error:

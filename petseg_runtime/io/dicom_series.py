@@ -181,14 +181,17 @@ def _refuse_slices_left_out(chosen: _Series, pet: list[_Series]) -> None:
     An uncorrected series under the same UID lies where the corrected one does, and may stay out.
     """
     taken = _positions(chosen)
+    if not chosen.first.series or not len(taken):
+        return
     for series in pet:
-        if series is chosen or not chosen.first.series or series.first.series != chosen.first.series:
+        if series is chosen or series.first.series != chosen.first.series:
             continue
-        apart = np.abs(_positions(series)[:, None] - taken).max(axis=2).min(axis=1, initial=np.inf)
-        if len(taken) and (apart > SAME_PLACE_MM).any():
+        nearest_mm = np.abs(_positions(series)[:, None] - taken).max(axis=2).min(axis=1)
+        beyond = int((nearest_mm > SAME_PLACE_MM).sum())
+        if beyond:
             raise InputError(
-                f"{chosen} has the SeriesInstanceUID (0020,000E) of {series}, of which {(apart > SAME_PLACE_MM).sum()} "
-                "lie where it has no slice. Pass the slices of one kind, or all of them corrected."
+                f"{chosen} has the SeriesInstanceUID (0020,000E) of {series}, of which {beyond} lie where it has no "
+                "slice. Pass the slices of one kind, or all of them corrected."
             )
 
 

@@ -104,13 +104,17 @@ def check_modality(array: FloatArray, name: str) -> None:
     low, high = float(array.min()), float(array.max())
     if low == high:
         raise InputError(f"{name} holds the same value ({low:g}) in every voxel: there is no uptake in it.")
-    below, above = (float(array.sum(where=part, dtype=np.float64)) for part in (array < 0, array > 0))
-    if low < -_MOST_NEGATIVE * high or -below > _MOST_BELOW * above:
+    if low < -_MOST_NEGATIVE * high or (low < 0 and _is_mostly_below(array)):
         raise InputError(
             f"{name} holds values from {low:g} to {high:g}; PET has no such negative uptake. Is it CT? Pass the PET."
         )
     if _is_label_map(array):
         raise InputError(f"{name} holds a few whole numbers only: a mask or label map, not a PET scan.")
+
+
+def _is_mostly_below(array: FloatArray) -> bool:
+    below, above = (float(array.sum(where=part, dtype=np.float64)) for part in (array < 0, array > 0))
+    return -below > _MOST_BELOW * above
 
 
 def _is_label_map(array: FloatArray) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
@@ -92,8 +91,7 @@ class Scan:
         volume = _in_suv(volume, overrides) if overrides.options else volume
         if volume.unit is not Unit.SUVBW:
             return volume
-        voxel_ml = math.prod(volume.geometry.spacing_mm) / 1000
-        odd = check_activity(volume.array, voxel_ml, overrides.weight_kg, self.image.name)
+        odd = check_activity(volume.array, volume.geometry.voxel_volume_ml, overrides.weight_kg, self.image.name)
         return replace(volume, warnings=(*volume.warnings, *odd))
 
 
@@ -138,7 +136,7 @@ def find_scans(path: Path) -> list[Scan]:
             )
         return [Scan(_stem(path), Path(), path.parent, path)]
     if not is_folder:
-        raise InputError(f"{path.name or path} does not exist. Pass a scan, a DICOM folder, or a folder of scans.")
+        raise InputError(f"{path.name} does not exist. Pass a scan, a DICOM folder, or a folder of scans.")
 
     scans = scans_in(path)
     if not scans:
@@ -176,10 +174,13 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
     whatever other inputs there are. Two studies in one folder, or a.nii beside a.mha, are numbered.
     """
     scans = list(dict.fromkeys(scans))
-    alike: dict[Hashable, list[Scan]] = {}
+    folders: dict[Hashable, set[Path]] = {}
     for scan in scans:
-        alike.setdefault((place(scan), scan.name), []).append(scan)
-    named = [replace(scan, name=_name_among(alike[place(scan), scan.name], scan)) for scan in scans]
+        folders.setdefault((place(scan), scan.name), set()).add(scan.beside)
+    told_apart = {key: _told_apart(alike) for key, alike in folders.items()}
+    named = [
+        replace(scan, name="_".join((*told_apart[place(scan), scan.name][scan.beside], scan.name))) for scan in scans
+    ]
     wanted = Counter((place(scan), scan.name) for scan in named)
     taken = {key for key, count in wanted.items() if count == 1}
     unique = []
@@ -194,14 +195,14 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
     return unique
 
 
-def _name_among(alike: list[Scan], scan: Scan) -> str:
-    """The scan's name with as many of the folders above it as tell the folders of `alike` apart."""
-    above = {one.beside: one.beside.resolve().parts[1:] for one in alike}  # without the root
-    depth = 0
-    while len({parts[max(0, len(parts) - depth) :] for parts in above.values()}) < len(set(above.values())):
+def _told_apart(folders: set[Path]) -> dict[Path, tuple[str, ...]]:
+    """Of each folder as many of its last parts as tell it from the others; none where there is one folder only."""
+    whole = {folder: folder.resolve().parts[1:] for folder in folders}  # without the root
+    ends, depth = dict.fromkeys(folders, tuple[str, ...]()), 0
+    while len(set(ends.values())) < len(set(whole.values())):
         depth += 1
-    parts = above[scan.beside]
-    return "_".join((*parts[max(0, len(parts) - depth) :], scan.name))
+        ends = {folder: parts[-depth:] for folder, parts in whole.items()}
+    return ends
 
 
 def _in_suv(volume: Volume, overrides: SuvOverrides) -> Volume:

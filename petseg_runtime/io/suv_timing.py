@@ -47,6 +47,8 @@ MAX_DELAY_LONG_HALF_LIVES = 4.0
 
 # FDG is imaged after an hour, late scans after three; what is further off is mostly a clock that is wrong.
 USUAL_DELAY_S = (600.0, 4 * 3600.0)
+# Nuclides of less are imaged from the injection on.
+SHORT_HALF_LIFE_S = 3600.0
 
 # Dates that are this far apart were moved by anonymisation; a nearer one may be of another injection.
 ANONYMISED_DAYS = 30.0
@@ -146,7 +148,7 @@ def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: f
 def is_usual_delay(delay_s: float, half_life_s: float) -> bool:
     """Whether tracers of this half-life are imaged so long after the injection; True where that is not known."""
     low, high = USUAL_DELAY_S
-    return low <= delay_s <= high or not 3600.0 < half_life_s < LONG_HALF_LIFE_S
+    return low <= delay_s <= high or not SHORT_HALF_LIFE_S < half_life_s < LONG_HALF_LIFE_S
 
 
 def acquisition_of(frame: Frame) -> datetime:

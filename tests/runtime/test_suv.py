@@ -42,7 +42,7 @@ LEAN = SuvAttributes(units="GML", suv_type="LBMJANMA", weight_kg=70.0, height_m=
 SURFACE = SuvAttributes(units="CM2ML", weight_kg=70.0, height_m=1.75, frames=(FRAME,))
 
 
-# Without a time of injection, of a scan at a quarter to eleven and of one at midnight.
+# What the tests give a moment of injection: a scan at ten to twelve, and one at midnight.
 EARLY = replace(START, injection_time=None)
 MIDNIGHT = SCAN.replace(hour=0, minute=0, second=0, microsecond=0)
 AT_MIDNIGHT = replace(
