@@ -1,8 +1,8 @@
 """The engine file: a TensorRT engine with the manifest of its model, in one file that says what it fits.
 
 Layout: a magic line, the length of a JSON header as eight bytes (big-endian), the header, the engine. The header holds
-the model's manifest and `EngineInfo`. An engine is machine code: it is only ever handed to TensorRT after its digest
-was checked.
+the model's manifest and `EngineInfo`. An engine is machine code: it is only ever handed to TensorRT after its digest,
+which covers the header too, was checked.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from petseg_runtime.errors import ModelError
 from petseg_runtime.manifest import ModelFile, ModelManifest
@@ -19,7 +20,7 @@ ENGINE_SUFFIX = ".engine"
 FLAVOURS = ("tensorrt_rtx", "tensorrt")
 PRECISIONS = ("f32", "fp16")
 
-_MAGIC = b"PETSEG ENGINE 1\n"
+_MAGIC = b"PETSEG ENGINE 2\n"
 _LENGTH_BYTES = 8
 _LARGEST_HEADER = 10_000_000
 
@@ -34,9 +35,10 @@ class EngineInfo:
     version : of that module; engines do not move between versions.
     precision : "f32", or "fp16" with norms, global means and the head in f32.
     compute_capabilities : of the GPUs that it runs on, such as "8.6".
+    gpu : the only model of GPU that it runs on, as classic TensorRT has it; empty for TensorRT for RTX.
     max_batch : windows at once, at most.
     onnx_sha256 : of the ONNX file that it was built from.
-    engine_sha256 : of the engine itself.
+    content_sha256 : of the file behind its magic line and length, where this field is empty.
     """
 
     flavour: str
@@ -45,7 +47,8 @@ class EngineInfo:
     compute_capabilities: tuple[str, ...]
     max_batch: int
     onnx_sha256: str
-    engine_sha256: str
+    gpu: str = ""
+    content_sha256: str = ""
 
     @property
     def rebuild(self) -> str:
@@ -66,8 +69,15 @@ class EngineFile:
 
 def engine_content(engine: bytes, info: EngineInfo, manifest: ModelManifest) -> bytes:
     """Content of the file of an engine."""
-    header = json.dumps({"manifest": json.loads(manifest.to_json()), "engine": asdict(info)}).encode()
+    fields = {"manifest": json.loads(manifest.to_json()), "engine": asdict(info)}
+    fields["engine"]["content_sha256"] = _digest(fields, engine)
+    header = json.dumps(fields).encode()
     return _MAGIC + len(header).to_bytes(_LENGTH_BYTES, "big") + header + engine
+
+
+def _digest(header: dict[str, Any], engine: bytes) -> str:
+    unsigned = {**header, "engine": {**header["engine"], "content_sha256": ""}}
+    return hashlib.sha256(json.dumps(unsigned).encode() + engine).hexdigest()
 
 
 def read_engine(path: Path) -> EngineFile:
@@ -98,7 +108,7 @@ def read_engine(path: Path) -> EngineFile:
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"Engine {path.name} has a header that cannot be read. {build}") from error
     engine = content[start + length :]
-    if hashlib.sha256(engine).hexdigest() != info.engine_sha256:
+    if _digest(header, engine) != info.content_sha256:
         raise ModelError(f"Engine {path.name} is damaged: it does not match the digest in its header. {info.rebuild}")
     return EngineFile(engine, info, manifest, hashlib.sha256(content).hexdigest())
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from petseg_runtime.backends import Backend, open_backend
 from petseg_runtime.backends.base import PlansMemory
-from petseg_runtime.commissioning import Record, kept, user_folder
-from petseg_runtime.engine import ENGINE_SUFFIX, check_origin, read_engine
-from petseg_runtime.errors import BackendError, CancelledError, ModelError, UsageError
-from petseg_runtime.manifest import MAX_OVERLAP, ModelManifest, read_model
+from petseg_runtime.commissioning import Record, kept, precision_of, user_folder
+from petseg_runtime.engine import ENGINE_SUFFIX, EngineFile, check_origin, read_engine
+from petseg_runtime.errors import BackendError, CancelledError, ModelError, PetsegError, UsageError
+from petseg_runtime.manifest import MAX_OVERLAP, ModelFile, ModelManifest, read_model
 from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
 from petseg_runtime.preprocessing import MAX_NETWORK_VOXELS, Frame, NetworkInput, preprocess, restore
@@ -121,56 +121,47 @@ class Segmenter:
             check_signature(path, key)
         if path.suffix == ENGINE_SUFFIX:
             engine = read_engine(path)
+            _check_precision(engine, precision)
             self.manifest, self.model_sha256 = engine.manifest, engine.sha256
             self._backend, self.choice = open_backend(None, backend, device, threads, engine, cache=cache)
-            self._check_commissioned(kept(engine.info.onnx_sha256), engine.info.precision)
+            self._check_commissioned(kept(engine.info.onnx_sha256))
             return
         model = read_model(path)
-        beside = path.with_suffix(ENGINE_SUFFIX)
-        found, left_alone = None, ""
-        if device != "cpu" and backend in ("auto", "tensorrt") and beside.is_file():
-            try:
-                if key is not None:
-                    check_signature(beside, key)
-                found = read_engine(beside)
-                check_origin(found, model)
-            except ModelError as error:
-                if backend == "tensorrt":
-                    raise
-                found, left_alone = None, f" The engine beside the model is left alone: {error}"
         self.manifest, self.model_sha256 = model.manifest, model.sha256
         record = kept(model.sha256)
-        if found is not None and found.info.precision != "f32" and backend == "auto":
-            runs_on = f"{found.info.flavour} {found.info.version}"
-            if record is None or not record.allows(runs_on, found.info.precision):
-                left_alone = (
-                    f" The engine beside the model is left alone: its {found.info.precision} has not passed the "
-                    "self-test on this machine (petseg-run --self-test)."
-                )
-                found = None
         reduced = precision == "bf16" or (precision == "auto" and _passed_bf16(record))
-        chosen = "bf16" if reduced else "f32"
-        window = None if self.manifest.fit_multiple else self.manifest.patch_size
-        self._backend, choice = open_backend(
-            model.content,
-            backend,
-            device,
-            threads,
-            found,
-            precision=chosen,
-            cache=cache,
-            window=window,
-        )
-        self.choice = choice + left_alone
-        if precision == "bf16" and not self.backend_name.endswith("bf16"):
-            raise BackendError(f"{self.backend_name} does not run in bf16. Use --backend openvino.")
-        in_engine = found is not None and self.backend_name.startswith(found.info.flavour)
-        self._check_commissioned(record, found.info.precision if found is not None and in_engine else chosen)
 
-    def _check_commissioned(self, record: Record | None, precision: str) -> None:
+        def open_with(engine: EngineFile | None) -> None:
+            self._backend, self.choice = open_backend(
+                model.content,
+                backend,
+                device,
+                threads,
+                engine,
+                precision="bf16" if reduced else "f32",
+                cache=cache,
+                window=None if self.manifest.fit_multiple else self.manifest.patch_size,
+            )
+            if precision == "bf16" and precision_of(self.backend_name) != "bf16":
+                raise BackendError(f"{self.backend_name} does not run in bf16. Use --backend openvino.")
+            self._check_commissioned(record)
+
+        beside = path.with_suffix(ENGINE_SUFFIX)
+        if device == "cpu" or backend not in ("auto", "tensorrt") or not beside.is_file():
+            open_with(None)
+            return
+        try:
+            open_with(_engine_beside(beside, model, precision, key))
+        except PetsegError as error:
+            if backend != "auto":
+                raise
+            open_with(None)  # which ends the same way where it was not for the engine
+            self.choice += f" The engine beside the model is left alone: {error}"
+
+    def _check_commissioned(self, record: Record | None) -> None:
         """Refuse what failed the self-test here, and a reduced precision that did not pass it."""
         passed = None if record is None else record.passed(self.backend_name)
-        if passed is False or (passed is None and precision != "f32"):
+        if passed is False or (passed is None and precision_of(self.backend_name) != "f32"):
             how = "failed" if passed is False else "has not passed"
             raise BackendError(
                 f"{self.backend_name} {how} this model's self-test on this machine. Choose another --backend or "
@@ -342,9 +333,26 @@ def _cancellable(progress: Progress | None, cancel: Event | None) -> Progress | 
     return report
 
 
+def _engine_beside(path: Path, model: ModelFile, precision: str, key: Path | None) -> EngineFile:
+    if key is not None:
+        check_signature(path, key)
+    engine = read_engine(path)
+    check_origin(engine, model)
+    _check_precision(engine, precision)
+    return engine
+
+
+def _check_precision(engine: EngineFile, wanted: str) -> None:
+    if wanted not in ("auto", engine.info.precision):
+        raise BackendError(
+            f"The engine computes in {engine.info.precision}, not {wanted}. Leave out --precision, or pass the .onnx "
+            "file with --device cpu."
+        )
+
+
 def _passed_bf16(record: Record | None) -> bool:
-    if record is None or not record.allows("OpenVINO", "bf16"):
-        return False
+    if record is None or not any(outcome.precision == "bf16" for outcome in record.outcomes):
+        return False  # without the import
     from petseg_runtime.backends.openvino import backend_name, has_bf16
 
     return record.passed(backend_name("bf16")) is True and has_bf16()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,11 +46,10 @@ def self_test(model: Path | None = None, threads: int | None = None) -> tuple[Re
         expected = unpack(model_file.results, model_file.manifest.patch_size)
         outcomes: list[Outcome] = []
         passed_over = []
-        for precision, _, opened in candidates(model_file, path, threads):
+        for opened in candidates(model_file, path, threads):
             try:
                 backend = opened()
-                threshold = model_file.manifest.threshold
-                outcomes.append(examine(backend.name, precision, backend.predict, expected, threshold))
+                outcomes.append(examine(backend.name, backend.predict, expected, model_file.manifest.threshold))
             except (BackendError, ModelError) as error:
                 passed_over.append(str(error))
     if not outcomes:
@@ -77,23 +77,31 @@ def write_record(record: Record, path: Path) -> None:
     write_json({"petseg_version": __version__, **record.to_json()}, path)
 
 
-def candidates(model: ModelFile, path: Path, threads: int | None) -> Iterator[tuple[str, str, Callable[[], Backend]]]:
-    """Precision, backend and how to open it, of all that could run the model here; opening may fail."""
+def candidates(model: ModelFile, path: Path, threads: int | None) -> Iterator[Callable[[], Backend]]:
+    """How to open each backend and precision that could run the model here, ONNX Runtime first; opening may fail."""
     from petseg_runtime.backends.openvino import OpenVinoBackend, has_bf16
 
-    yield "f32", "openvino", lambda: OpenVinoBackend(model.content, threads)
-    if has_bf16():
-        yield "bf16", "openvino", lambda: OpenVinoBackend(model.content, threads, "bf16")
     if find_spec("onnxruntime") is not None:
-        from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
-
-        yield "f32", "onnxruntime", lambda: OnnxRuntimeBackend(model.content, None, threads)
+        yield partial(_onnxruntime, model, None, threads)
         if has_gpu_build():
-            yield "f32", "onnxruntime", lambda: OnnxRuntimeBackend(model.content, 0, threads)
+            yield partial(_onnxruntime, model, 0, threads)
+    yield lambda: OpenVinoBackend(model.content, threads)
+    if has_bf16():
+        yield lambda: OpenVinoBackend(model.content, threads, "bf16")
     beside = path.with_suffix(ENGINE_SUFFIX)
     if beside.is_file():
-        engine = read_engine(beside)
-        check_origin(engine, model)
-        from petseg_runtime.backends.tensorrt import TensorRtBackend
+        yield partial(_tensorrt, model, beside)
 
-        yield engine.info.precision, "tensorrt", lambda: TensorRtBackend(engine)
+
+def _onnxruntime(model: ModelFile, gpu: int | None, threads: int | None) -> Backend:
+    from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(model.content, gpu, threads)
+
+
+def _tensorrt(model: ModelFile, beside: Path) -> Backend:
+    from petseg_runtime.backends.tensorrt import TensorRtBackend
+
+    engine = read_engine(beside)
+    check_origin(engine, model)
+    return TensorRtBackend(engine)

@@ -6,14 +6,13 @@ that of the ONNX graph (see `precision`), which is all that TensorRT 11 knows.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from petseg_runtime.engine import FLAVOURS, PRECISIONS, EngineInfo, engine_content
+from petseg_runtime.backends.tensorrt import compute_capability, gpu_name
+from petseg_runtime.engine import FLAVOURS, PRECISIONS, EngineInfo, engine_content, read_engine
 from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.manifest import ModelFile, read_model
 from petseg_runtime.outputs.files import whole_file
@@ -72,23 +71,24 @@ def build_engine(
         compute_capabilities=tuple(capabilities),
         max_batch=max_batch,
         onnx_sha256=model_file.sha256,
-        engine_sha256=hashlib.sha256(engine).hexdigest(),
+        gpu=gpu_name(0) if flavour == "tensorrt" else "",
     )
     with whole_file(output) as temporary:
         temporary.write_bytes(engine_content(engine, info, model_file.manifest))
-    return info
+    return read_engine(output).info  # with its digest
 
 
 def _module(flavour: str) -> Any:
-    if find_spec(flavour) is None:
+    try:
+        return import_module(flavour)
+    except ImportError as error:  # also where its bindings are there without the libraries
         package = "petseg[engine]" if flavour == "tensorrt_rtx" else "tensorrt (beside an NVIDIA driver)"
-        raise BackendError(f"{flavour} is not installed. Install {package}.")
-    return import_module(flavour)
+        raise BackendError(f"{flavour} is not installed, or not whole: {error}. Install {package}.") from error
 
 
 def _capabilities(trt: Any, flavour: str, precision: str, wanted: Sequence[str]) -> tuple[str, ...]:
     if flavour == "tensorrt":
-        here = _own_capability()
+        here = compute_capability(0)
         if wanted and list(wanted) != [here]:
             raise UsageError(f"Classic TensorRT builds for the GPU of this machine, which is {here}.")
         return (here,)
@@ -103,12 +103,6 @@ def _capabilities(trt: Any, flavour: str, precision: str, wanted: Sequence[str])
     if TURING in wanted and (len(wanted) > 1 or precision != "fp16"):
         raise UsageError("Turing (7.5) takes an engine of its own, with --precision fp16 and no other capability.")
     return wanted
-
-
-def _own_capability() -> str:
-    from petseg_runtime.backends.tensorrt import compute_capability
-
-    return compute_capability(0)
 
 
 def _build(

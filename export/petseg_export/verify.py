@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -30,9 +30,9 @@ from petseg_runtime.quantification import RegionStatistics, quantify
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.self_test import candidates
 from petseg_runtime.volume import FloatArray, MaskArray, Volume
-from petseg_train.inference import torch_segmenter
-from petseg_train.metrics import dice
-from petseg_train.training import SegmentationModule, load_module
+
+if TYPE_CHECKING:  # PyTorch is needed where there is a checkpoint only
+    from petseg_train.training import SegmentationModule
 
 MAX_PROBABILITY_DIFFERENCE = 1e-3
 MIN_MASK_DSC = 0.999
@@ -79,17 +79,27 @@ def segmenters_of(model: Path, checkpoint: Path | None = None) -> tuple[list[Seg
     Raises
     ------
     ModelError : if the model or checkpoint cannot be read.
+    BackendError : if fewer than two of them work.
     """
     model_file = read_model(model)
-    found = [] if checkpoint is None else [torch_segmenter(load_module(checkpoint))]
-    # ONNX Runtime before the others: it is the reference where there is no checkpoint.
-    opened = sorted(candidates(model_file, model, None), key=lambda one: one[1] != "onnxruntime")
+    found = []
+    if checkpoint is not None:
+        from petseg_train.inference import torch_segmenter
+        from petseg_train.training import load_module
+
+        found.append(torch_segmenter(load_module(checkpoint)))
     passed_over = []
-    for _, _, open_it in opened:
+    for open_it in candidates(model_file, model, None):  # ONNX Runtime first: the reference without a checkpoint
         try:
             found.append(Segmenter.from_backend(model_file.manifest, open_it()))
         except (BackendError, ModelError) as error:
             passed_over.append(str(error))
+    if len(found) < 2:
+        here = ", ".join(segmenter.backend_name for segmenter in found) or "none"
+        raise BackendError(
+            f"There is nothing to compare: of two backends or more, here works {here}. Install petseg[onnxruntime], or "
+            f"pass --checkpoint. {' '.join(passed_over)}".rstrip()
+        )
     return found, tuple(passed_over)
 
 
@@ -120,7 +130,7 @@ def compare(segmenters: Sequence[Segmenter], volume: Volume, volume_name: str) -
                 reference.backend_name,
                 volume_name,
                 float(np.abs(found.probabilities - expected.probabilities).max()),
-                dice(found.mask > 0, expected.mask > 0),
+                2 * int((found.mask & expected.mask).sum()) / int(found.mask.sum() + expected.mask.sum()),
                 int((found.mask != expected.mask).sum()),
                 _relative(found.tumour.mtv_ml, expected.tumour.mtv_ml),
                 _relative(_total_uptake(found.tumour), _total_uptake(expected.tumour)),
@@ -131,7 +141,7 @@ def compare(segmenters: Sequence[Segmenter], volume: Volume, volume_name: str) -
 
 class _Inference(NamedTuple):
     probabilities: FloatArray  # on the network's grid, where no interpolation hides a difference
-    mask: MaskArray  # on the scan's grid
+    mask: MaskArray  # of 0 and 1, on the scan's grid
     tumour: RegionStatistics
 
 
@@ -157,6 +167,8 @@ def check_parity(module: SegmentationModule, model: Path, volume: Volume, volume
     ------
     ModelError : if a probability differs by more than 1e-3, or the masks are not identical.
     """
+    from petseg_train.inference import torch_segmenter
+
     segmenters = [torch_segmenter(module), Segmenter(model, "cpu", "onnxruntime")]
     (agreement,) = compare(segmenters, volume, volume_name)
     if agreement.largest_probability_difference > MAX_PROBABILITY_DIFFERENCE or agreement.differing_voxels:

@@ -63,9 +63,9 @@ def open_backend(
         return _chosen(OnnxRuntimeBackend(model, gpu, threads), "; ".join([*passed_over, "as asked"]))
     if device == "auto" and backend != "openvino":
         if has_gpu_build():
-            from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
-
             try:
+                from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
+
                 return _chosen(OnnxRuntimeBackend(model, 0, threads), "; ".join([*passed_over, "a GPU is present"]))
             except BackendError as error:
                 passed_over.append(f"the GPU does not work: {error}")

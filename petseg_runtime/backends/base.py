@@ -18,7 +18,10 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """Backend, version, device and precision, as the record of a run shows them."""
+        """Backend, version, device and, as the last word, precision; as the record of a run shows them.
+
+        The self-test's record knows a backend by it, so all that the numbers depend on is in it.
+        """
 
     def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
         """Tumour probabilities, float32, of normalised windows `(1, c, z, y, x)`, of the same shape and order."""

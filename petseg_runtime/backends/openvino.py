@@ -32,7 +32,7 @@ else:
 
 # Compiled networks that are kept, where windows fit themselves to bodies of many sizes.
 _SHAPES_KEPT = 4
-# Counts up with every change to what is done to a network before it is compiled.
+# Counts up with every change to what is done to a network before it is compiled: other forms round otherwise.
 _FORM = 3
 # Channels that an AVX-512 convolution computes at once.
 _LANES = 16
@@ -209,10 +209,10 @@ class _GateBehindTheHead(openvino.passes.MatcherPass):  # type: ignore[misc]
             ops, at = openvino.opset13, matcher.get_pattern_value_map()
             features, weights = at[x], at[head_weights]
             per_channel, one_channel = [1, features.get_shape()[1], 1, 1, 1], [1, 1, *features.get_shape()[2:]]
-            of_one_voxel = [at[channel_gate], weights, at[spatial_weights]]
+            of_one_voxel, of_one_channel = [at[channel_gate], weights, at[spatial_weights]], [at[spatial], at[head]]
             if (
                 any(list(value.get_shape()) != per_channel for value in of_one_voxel)
-                or list(at[head].get_shape()) != one_channel
+                or any(list(value.get_shape()) != one_channel for value in of_one_channel)
                 or len(at[gated].get_target_inputs()) > 1
             ):
                 return False
@@ -328,7 +328,7 @@ def _most_alive_bytes(operations: Sequence[Any]) -> int:
 
 def backend_name(precision: str) -> str:
     """How the backend is called in records."""
-    return f"OpenVINO {openvino.__version__.split('-')[0]}, CPU, {precision}"
+    return f"OpenVINO {openvino.__version__.split('-')[0]}, form {_FORM}, CPU, {precision}"
 
 
 def has_bf16() -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from petseg_runtime.backends.compiled import CompiledNetworks
-from petseg_runtime.engine import EngineFile
+from petseg_runtime.engine import FLAVOURS, EngineFile
 from petseg_runtime.errors import BackendError, ModelError, PetsegError
 from petseg_runtime.volume import FloatArray
 
@@ -33,6 +33,16 @@ def compute_capability(gpu: int) -> str:
     """
     capability = _device(gpu).compute_capability
     return f"{capability.major}.{capability.minor}"
+
+
+def gpu_name(gpu: int) -> str:
+    """The GPU's model, such as "NVIDIA RTX A4000".
+
+    Raises
+    ------
+    BackendError : as for `compute_capability`.
+    """
+    return str(_device(gpu).name)
 
 
 class TensorRtBackend:
@@ -54,7 +64,7 @@ class TensorRtBackend:
     def __init__(self, engine: EngineFile, gpu: int = 0, cache: Path | None = None) -> None:
         info = engine.info
         self._trt = _module(info.flavour)
-        check_fit(engine, self._trt.__version__, compute_capability(gpu))
+        check_fit(engine, self._trt.__version__, compute_capability(gpu), gpu_name(gpu))
         self._gpu, self._shape = gpu, (1, 1, *engine.manifest.patch_size)
         self._lock = threading.Lock()
         with _as_backend_error(f"TensorRT does not work on GPU {gpu}"):
@@ -71,7 +81,8 @@ class TensorRtBackend:
             # At once, so that a GPU without room is passed over before it is chosen.
             self._idle = [self._new_slots(device)]
         self.device = f"gpu:{gpu}"
-        self.name = f"{info.flavour} {info.version}, {device.name}, {info.precision}"
+        # Another build of the same model may choose other kernels, and is another backend to the self-test's record.
+        self.name = f"{info.flavour} {info.version}, {device.name}, engine {engine.sha256[:12]}, {info.precision}"
 
     def __enter__(self) -> TensorRtBackend:
         return self
@@ -180,8 +191,8 @@ class TensorRtBackend:
                 self._on_disk = compiled
 
 
-def check_fit(engine: EngineFile, version: str, capability: str) -> None:
-    """Refuse an engine of another version of TensorRT, or for other GPUs.
+def check_fit(engine: EngineFile, version: str, capability: str, gpu: str) -> None:
+    """Refuse an engine of another version of TensorRT, or for other GPUs than the one of this capability and name.
 
     Raises
     ------
@@ -193,8 +204,10 @@ def check_fit(engine: EngineFile, version: str, capability: str) -> None:
     if capability not in info.compute_capabilities:
         raise ModelError(
             f"The engine is for GPUs of compute capability {', '.join(info.compute_capabilities)}, here is "
-            f"{capability}. {info.rebuild}"
+            f"{capability}. {info.rebuild} --compute-capability {capability}"
         )
+    if info.gpu and info.gpu != gpu:
+        raise ModelError(f"The engine is for {info.gpu}, here is {gpu}. {info.rebuild}")
 
 
 class _Slot:
@@ -214,6 +227,11 @@ class _Slot:
         self._input, self._shape = input_name, shape
         if not context.set_input_shape(input_name, shape):
             raise BackendError(f"The engine does not take windows of {shape}.")
+        if tuple(context.get_tensor_shape(output_name)) != shape:
+            given = tuple(context.get_tensor_shape(output_name))
+            raise ModelError(
+                f"The engine makes {given} of windows of {shape}, expected the same. Export the model again."
+            )
         for name, buffer in ((input_name, self._device_in), (output_name, self._device_out)):
             if not context.set_tensor_address(name, int(buffer.handle)):
                 raise BackendError(f"The engine has no tensor {name}.")
@@ -259,7 +277,8 @@ def _module(flavour: str) -> Any:
     try:
         return import_module(flavour)
     except ImportError as error:
-        raise BackendError(f"{flavour} is not installed. Install petseg[gpu], or pass the .onnx file.") from error
+        package = "petseg[gpu]" if flavour == FLAVOURS[0] else f"{flavour}, which petseg[gpu] does not bring"
+        raise BackendError(f"{flavour} is not installed. Install {package}, or pass the .onnx file.") from error
 
 
 def _device(gpu: int) -> Any:
@@ -279,6 +298,11 @@ def _tensor_names(trt: Any, engine: Any) -> tuple[str, str]:
     outputs = [name for name in names if name not in inputs]
     if (len(inputs), len(outputs)) != (1, 1):
         raise ModelError(f"The engine has {len(inputs)} inputs and {len(outputs)} outputs, expected one of each.")
+    odd = [name for name in names if engine.get_tensor_dtype(name) != trt.float32]
+    if odd:  # its buffers are float32, and other bytes would be read as that
+        raise ModelError(
+            f"The engine's {', '.join(odd)} is not float32. Export the model again, and rebuild the engine."
+        )
     return inputs[0], outputs[0]
 
 

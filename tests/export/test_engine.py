@@ -29,6 +29,7 @@ from petseg_runtime.engine import EngineFile, EngineInfo, check_origin, engine_c
 from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.manifest import read_model
 from petseg_runtime.segmenter import BUNDLED_MODEL
+from petseg_runtime.self_test import candidates
 from petseg_runtime.volume import Geometry, Volume
 from petseg_train.networks import ResidualScseUNet
 
@@ -157,9 +158,14 @@ def test_a_graph_that_tensorrt_does_not_know_is_refused(known_model: Path, tmp_p
 
 
 def test_a_changed_engine_is_refused(engine_file: Path, tmp_path: Path) -> None:
-    content = bytearray(engine_file.read_bytes())
-    content[-1000] ^= 1
-    (tmp_path / "bad.engine").write_bytes(content)
+    content = engine_file.read_bytes()
+    engine = bytearray(content)
+    engine[-1000] ^= 1
+    (tmp_path / "bad.engine").write_bytes(engine)
+    with pytest.raises(ModelError, match=r"damaged.*petseg-export engine"):
+        read_engine(tmp_path / "bad.engine")
+    assert content.count(b'"threshold": 0.5') == 1
+    (tmp_path / "bad.engine").write_bytes(content.replace(b'"threshold": 0.5', b'"threshold": 0.4'))
     with pytest.raises(ModelError, match=r"damaged.*petseg-export engine"):
         read_engine(tmp_path / "bad.engine")
 
@@ -190,11 +196,43 @@ def test_a_header_of_another_version_is_refused(change: dict, engine_file: Path,
 
 def test_an_engine_of_another_version_or_gpu_is_refused_with_the_command(engine_file: Path) -> None:
     engine = read_engine(engine_file)
-    check_fit(engine, engine.info.version, "8.6")
+    check_fit(engine, engine.info.version, "8.6", "NVIDIA RTX A4000")
     with pytest.raises(ModelError, match=r"here is 99\.0.*petseg-export engine MODEL\.onnx --precision f32"):
-        check_fit(engine, "99.0", "8.6")
-    with pytest.raises(ModelError, match=r"compute capability 8\.0, 8\.6, 8\.9, 12\.0, here is 9\.0"):
-        check_fit(engine, engine.info.version, "9.0")
+        check_fit(engine, "99.0", "8.6", "NVIDIA RTX A4000")
+    with pytest.raises(ModelError, match=r"8\.0, 8\.6, 8\.9, 12\.0, here is 9\.0.*--compute-capability 9\.0"):
+        check_fit(engine, engine.info.version, "9.0", "NVIDIA H100")
+    classic = replace(engine, info=replace(engine.info, gpu="NVIDIA H100"))
+    with pytest.raises(ModelError, match="is for NVIDIA H100, here is NVIDIA RTX A4000"):
+        check_fit(classic, engine.info.version, "8.6", "NVIDIA RTX A4000")
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_an_engine_of_another_precision_than_asked_is_refused(
+    precision: str, engine_file: Path, tmp_path: Path
+) -> None:
+    engine = read_engine(engine_file)
+    content = engine_content(engine.engine, replace(engine.info, precision="fp16"), engine.manifest)
+    shutil.copy(engine_file.with_suffix(".onnx"), tmp_path / "model.onnx")
+    (tmp_path / "model.engine").write_bytes(content)
+    said = f"The engine computes in fp16, not {precision}"
+    with pytest.raises(BackendError, match=said):
+        Segmenter(tmp_path / "model.engine", precision=precision)
+    with pytest.raises(BackendError, match=said):
+        Segmenter(tmp_path / "model.onnx", backend="tensorrt", precision=precision)
+    if precision == "f32":
+        assert f"left alone: {said}" in Segmenter(tmp_path / "model.onnx", precision=precision).choice
+
+
+def test_a_stale_engine_does_not_keep_the_other_backends_from_the_self_test(engine_file: Path, tmp_path: Path) -> None:
+    model = read_model(BUNDLED)
+    shutil.copy(BUNDLED, tmp_path / "model.onnx")
+    engine = read_engine(engine_file)
+    stale = engine_content(engine.engine, replace(engine.info, onnx_sha256="0" * 64), engine.manifest)
+    (tmp_path / "model.engine").write_bytes(stale)
+    openings = list(candidates(model, tmp_path / "model.onnx", None))
+    with pytest.raises(ModelError, match="another model"):
+        openings[-1]()
+    assert len(openings) > 2
 
 
 def test_an_engine_of_another_model_is_stale(engine_file: Path, known_model: Path) -> None:
@@ -288,6 +326,7 @@ def fake_gpu(engine_file: Path, monkeypatch: pytest.MonkeyPatch) -> EngineFile:
         num_io_tensors=2,
         get_tensor_name=lambda index: ("image", "probabilities")[index],
         get_tensor_mode=lambda name: name == "image",
+        get_tensor_dtype=lambda _: "float32",
         create_execution_context=lambda *_: object(),
     )
     trt = SimpleNamespace(
@@ -295,12 +334,21 @@ def fake_gpu(engine_file: Path, monkeypatch: pytest.MonkeyPatch) -> EngineFile:
         Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda *_: None}),
         Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=lambda _: cuda_engine),
         TensorIOMode=SimpleNamespace(INPUT=True),
+        float32="float32",
     )
     monkeypatch.setattr(f"{backend}._device", lambda _: device)
     monkeypatch.setattr(f"{backend}._module", lambda _: trt)
     monkeypatch.setattr(f"{backend}._Slot", FakeSlot)
     monkeypatch.setattr(FakeSlot, "room", 4)
     return engine
+
+
+def test_an_engine_whose_tensors_are_not_float32_is_refused(fake_gpu: EngineFile, monkeypatch) -> None:
+    from petseg_runtime.backends import tensorrt
+
+    monkeypatch.setattr(tensorrt._module("tensorrt_rtx"), "float32", "of another size")
+    with pytest.raises(ModelError, match="image, probabilities is not float32"):
+        TensorRtBackend(fake_gpu)
 
 
 WINDOWS = [np.full((1, 1, 2, 2, 2), number, np.float32) for number in range(7)]

@@ -232,6 +232,14 @@ def test_verify_runs_whatever_there_is_and_says_what_does_not_work(
     assert passed_over == ()
 
 
+def test_verify_of_one_backend_alone_is_refused(
+    exported: tuple[SegmentationModule, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("petseg_export.verify.candidates", lambda *_: [])
+    with pytest.raises(BackendError, match=r"nothing to compare.*here works none.*petseg\[onnxruntime\]"):
+        segmenters_of(exported[1])
+
+
 @pytest.mark.parametrize(
     ("precision", "dsc", "volume", "fits"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from petseg_runtime.backends import openvino as openvino_backend
 from petseg_runtime.backends.onnxruntime import check_provider
 from petseg_runtime.backends.openvino import OpenVinoBackend
 from petseg_runtime.errors import BackendError, ModelError, UsageError
-from petseg_runtime.segmenter import Segmenter
+from petseg_runtime.segmenter import BUNDLED_MODEL, Segmenter
 
 BACKENDS = ("openvino", "onnxruntime")
 
@@ -131,37 +132,54 @@ def test_openvinos_convolutions_to_24_channels_fill_the_lanes(biased: bool, monk
     assert "Eltwise" not in widths, "bias, scale and shift are part of what they follow"
 
 
-@pytest.mark.parametrize(("kernel", "gated_elsewhere"), [(1, False), (1, True), (3, False)])
-def test_openvinos_head_behind_an_scse_is_gated_behind_its_sums(kernel: int, gated_elsewhere: bool) -> None:
+@pytest.mark.parametrize(
+    ("changed", "in_one"),
+    [("", True), ("kernel", False), ("gated elsewhere", False), ("spatial stride", False), ("spatial bias", False)],
+)
+def test_openvinos_head_behind_an_scse_is_gated_behind_its_sums(changed: str, in_one: bool) -> None:
     rng = np.random.default_rng(0)
-    node, image = helper.make_node, ["n", 5, "z", "y", "x"]
+    node, image, kernel = helper.make_node, ["n", 5, "z", "y", "x"], 3 if changed == "kernel" else 1
+    strides = [8] * 3 if changed == "spatial stride" else [1] * 3
     graph = helper.make_graph(
         [
             node("GlobalAveragePool", ["image"], ["mean"]),
             node("Sigmoid", ["mean"], ["channel_gate"]),
-            node("Conv", ["image", "spatial", "bias"], ["spatial_sum"]),
+            node("Conv", ["image", "spatial"], ["spatial_product"], strides=strides),
+            node("Add", ["spatial_product", "spatial_bias"], ["spatial_sum"]),
             node("Sigmoid", ["spatial_sum"], ["spatial_gate"]),
             node("Add", ["channel_gate", "spatial_gate"], ["gates"]),
             node("Mul", ["image", "gates"], ["gated"]),
             node("Conv", ["gated", "head", "bias"], ["sum"], pads=[kernel // 2] * 6),
-            node("Add", ["sum", "gated"] if gated_elsewhere else ["sum", "bias"], ["out"]),
+            node("Add", ["sum", "gated"] if changed == "gated elsewhere" else ["sum", "bias"], ["out"]),
         ],
         "scSE and head",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, image)],
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", "c", "z", "y", "x"])],
         [
             numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
-            for name, shape in {"spatial": (1, 5, 1, 1, 1), "head": (1, 5, *[kernel] * 3), "bias": (1,)}.items()
+            for name, shape in {
+                "spatial": (1, 5, 1, 1, 1),
+                "spatial_bias": (1, 5 if changed == "spatial bias" else 1, 1, 1, 1),
+                "head": (1, 5, *[kernel] * 3),
+                "bias": (1,),
+            }.items()
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
     window = rng.normal(size=(1, 5, 4, 6, 8)).astype(np.float32)
     backend = OpenVinoBackend(model)
     (found,), (expected,) = backend.predict([window]), open_backend(model, "onnxruntime", "cpu")[0].predict([window])
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     layers = backend.compiled(window.shape).get_runtime_model().get_ops()
-    in_one = any(list(layer.output(0).get_shape()) == [1, 3, 4, 6, 8] for layer in layers if layer.get_output_size())
-    assert in_one == (kernel == 1 and not gated_elsewhere)
+    outputs = [list(layer.output(0).get_shape()) for layer in layers if layer.get_output_size()]
+    assert ([1, 3, 4, 6, 8] in outputs) == in_one
+
+
+def test_openvino_gates_the_bundled_model_behind_its_head() -> None:
+    model = (files("petseg_runtime") / "models" / BUNDLED_MODEL).read_bytes()
+    layers = OpenVinoBackend(model).compiled((1, 1, 32, 32, 32)).get_runtime_model().get_ops()
+    outputs = [list(layer.output(0).get_shape()) for layer in layers if layer.get_output_size()]
+    assert [1, 3, 32, 32, 32] in outputs
 
 
 def test_auto_takes_openvino_on_the_cpu_and_says_so(known_model: Path) -> None:
