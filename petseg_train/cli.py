@@ -115,7 +115,7 @@ def evaluate(
 ) -> None:
     """Score a model on one or more cohorts, with T40 and the ellipsoid beside it."""
     from petseg_runtime.outputs.files import check_is_no_input, prepare_folder, whole_file
-    from petseg_train.cohort import read_cohorts
+    from petseg_train.cohort import check_cases, read_cohorts
     from petseg_train.evaluation import evaluate as score
     from petseg_train.evaluation import summarise
 
@@ -123,6 +123,7 @@ def evaluate(
     cases = _select(read_cohorts(cohort), centre or (), keep=True)
     segmenter, name = _open_model(model, accelerator, threads)
     prepare_folder(output.parent)
+    check_cases(cases)
     results = score(segmenter, cases, name, WINDOW_SHIFTS_SEED if window_invariance else None)
     with whole_file(output) as temporary:
         results.to_csv(temporary, index=False)
@@ -235,10 +236,10 @@ def study(
     output: Annotated[Path, typer.Option("--output", "-o", help="folder for report, tables, figures and scores")],
     cohort: Annotated[Path | None, typer.Argument(help="CSV of patients; default a simulated cohort")] = None,
     work: Annotated[Path | None, typer.Option(help="for cohort, checkpoints and caches [default: runs/OUTPUT]")] = None,
-    patients: Annotated[int, typer.Option(help="of the simulated cohort, as are --seed and --jobs")] = 232,
+    patients: Annotated[int | None, typer.Option(help="of the simulated cohort [default: 232]")] = None,
     config: Annotated[str, typer.Option(help="paper, cpu, smoke, or a JSON file of changed fields")] = "paper",
     networks: Networks = ALL_NETWORKS,
-    seed: Annotated[int, typer.Option(min=0, help="of the simulated cohort")] = 2021,
+    seed: Annotated[int | None, typer.Option(min=0, help="of the simulated cohort [default: 2021]")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="processes that simulate; default one a CPU")] = None,
     accelerator: Accelerator = Device.auto,
     threads: Threads = None,
@@ -247,9 +248,14 @@ def study(
     from petseg_train.config import load_config
     from petseg_train.study import run_study
 
+    if cohort is not None and (patients, seed, jobs) != (None, None, None):
+        raise UsageError(
+            f"--patients, --seed and --jobs are of the simulated cohort, and {cohort.name} was given. Leave them out."
+        )
     _set_threads(threads)
     names = [network.value for network in networks]
     work = Path("runs") / output.name if work is None else work
+    patients, seed = 232 if patients is None else patients, 2021 if seed is None else seed
     report = run_study(output, work, load_config(config), names, cohort, patients, seed, jobs, accelerator)
     print(f"wrote {report}")
 

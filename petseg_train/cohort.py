@@ -7,6 +7,7 @@ any hospital's patients can be trained on and evaluated.
 
 from __future__ import annotations
 
+import csv as comma_separated
 import hashlib
 import json
 import zipfile
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -115,9 +117,11 @@ def read_cohort(csv: Path) -> list[Case]:
     InputError : if the file or a required column is absent, a case is named twice, or an image or mask does not exist.
     """
     try:
-        table = pd.read_csv(csv)
-        as_written = pd.read_csv(csv, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        text = csv.read_text(encoding="utf-8-sig")
+        table = pd.read_csv(StringIO(text))
+        as_written = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
+        table.index = as_written.index = pd.Index(_lines_of_rows(text))
+    except (OSError, ValueError, comma_separated.Error) as error:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV: {error}") from error
     names = [name.strip() for name in table.columns]
     doubled = [name for name, count in Counter(names).items() if count > 1]
@@ -131,13 +135,14 @@ def read_cohort(csv: Path) -> list[Case]:
     absent = [column for column in REQUIRED_COLUMNS if column not in table.columns]
     if absent:
         raise InputError(f"Cohort {csv.name} lacks the columns {', '.join(absent)}; it needs {REQUIRED_COLUMNS}.")
-    if table.empty or table[list(REQUIRED_COLUMNS)].isna().any(axis=None):
-        raise InputError(f"Cohort {csv.name} has no rows, or an empty cell in {REQUIRED_COLUMNS}.")
+    if table.empty:
+        raise InputError(f"Cohort {csv.name} has no rows. Give it one a case.")
+    _check_no_empty_cell(table, csv.name)
     twice = table["case"][table["case"].duplicated()].tolist()
     if twice:
         raise InputError(f"Cohort {csv.name} names cases twice: {twice[:5]}. Give each row its own name.")
     cases = []
-    for line, row in enumerate(table.to_dict("records"), start=2):
+    for line, row in zip(table.index, table.to_dict("records")):
         extra = {str(key): value for key, value in row.items() if key not in (*REQUIRED_COLUMNS, *OPTIONAL_MASKS)}
         for name in (row["case"], row["centre"]):
             if name != Path(name).name or name == "..":  # they name files of the results
@@ -149,6 +154,23 @@ def read_cohort(csv: Path) -> list[Case]:
                 raise InputError(f"Cohort {csv.name}, line {line}, case {case.name}: {path.name} does not exist.")
         cases.append(case)
     return cases
+
+
+def _lines_of_rows(text: str) -> list[int]:
+    """The line of each row of a CSV, below its header; pandas leaves out blank lines, and counts none."""
+    rows = comma_separated.reader(StringIO(text))
+    return [rows.line_num for row in rows if len(row) > 1 or "".join(row).strip()][1:]
+
+
+def _check_no_empty_cell(table: pd.DataFrame, name: str) -> None:
+    for line, row in zip(table.index, table[list(REQUIRED_COLUMNS)].to_dict("records")):
+        empty = [column for column, cell in row.items() if pd.isna(cell)]
+        if empty:
+            case = "" if pd.isna(row["case"]) else f", case {row['case']}"
+            raise InputError(
+                f"Cohort {name}, line {line}{case}: an empty cell in {', '.join(map(str, empty))}. Fill it in or "
+                "leave the row out."
+            )
 
 
 def read_cohorts(csvs: Sequence[Path]) -> list[Case]:
@@ -194,6 +216,16 @@ def cohort_digest(cases: Iterable[Case]) -> str:
     return digest.hexdigest()
 
 
+def further_digest(cases: Iterable[Case]) -> str | None:
+    """SHA-256 of what only the scores depend on: the content of further masks, and the stages. None without any."""
+    further = [
+        (case.name, str(case.extra.get("stage")), {name: _file_digests(path) for name, path in case.masks.items()})
+        for case in cases
+        if case.masks or "stage" in case.extra
+    ]
+    return hashlib.sha256(repr(further).encode()).hexdigest() if further else None
+
+
 def _content_digest(case: Case) -> str:
     """SHA-256 of the files of image and mask."""
     return hashlib.sha256(b"".join((*_file_digests(case.image), *_file_digests(case.mask)))).hexdigest()
@@ -222,13 +254,32 @@ def check_study_cohort(cases: Sequence[Case]) -> None:
                 f"Case {case.name} is the only one of centre {case.centre}; a centre needs two or more. "
                 "Give it to another centre or leave it out."
             )
-    for case in track(cases, description="Checking the cohort", transient=True):
-        volume, mask = case.read()
-        case.read_further(volume)
+    for case, mask in _checked(cases):
         if not mask.any():
             raise InputError(
                 f"Case {case.name}: the mask {case.mask.name} is empty. Outline the tumour or leave it out."
             )
+
+
+def check_cases(cases: Sequence[Case]) -> None:
+    """Refuse what cannot be scored, before any work; an empty mask can, where there is no tumour.
+
+    Raises
+    ------
+    InputError : if two cases have the same image, or a case cannot be read or has a mask on another grid; the message
+        names the case.
+    """
+    cohort_digest(cases)  # which refuses an image that comes twice
+    for _ in _checked(cases):
+        pass
+
+
+def _checked(cases: Sequence[Case]) -> Iterator[tuple[Case, MaskArray]]:
+    """Each case, of which all files have been read, and its mask. Shows a progress bar."""
+    for case in track(cases, description="Checking the cohort", transient=True):
+        volume, mask = case.read()
+        case.read_further(volume)
+        yield case, mask
 
 
 def load_training_cases(

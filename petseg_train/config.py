@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from petseg_runtime.errors import ModelError, UsageError
-from petseg_runtime.manifest import PreprocessingSpec
+from petseg_runtime.manifest import MAX_OVERLAP, MAX_PATCH_SIDE, PreprocessingSpec
 from petseg_runtime.outputs.files import whole_file
 from petseg_train.augmentation import Augmentation
 from petseg_train.field_types import check_types
@@ -82,10 +82,12 @@ class TrainingConfig:
             *((name, 0 <= getattr(self, name) <= 1, "0 to 1") for name in shares),
             ("patches_per_epoch", self.patches_per_epoch is None or self.patches_per_epoch >= 1, "at least 1"),
             ("patch_size", len(self.patch_size) == 3, "three sides (z, y, x)"),
-            ("fit_multiple", self.fit_multiple >= 0, "0, or what the network's sides are multiples of"),
-            ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
+            ("patch_size", max(self.patch_size, default=0) <= MAX_PATCH_SIDE, f"sides up to {MAX_PATCH_SIDE}"),
+            ("fit_multiple", self._sides_are_multiples(), f"0, or what the sides {self.patch_size} are multiples of"),
+            ("overlap", 0 <= self.overlap <= MAX_OVERLAP, f"0 to {MAX_OVERLAP}"),
             ("threshold", 0 < self.threshold < 1, "between 0 and 1"),
             ("network_settings", all(value >= 1 for value in self.network_settings.values()), "numbers from 1 on"),
+            ("network_settings", self.network_settings.get("in_channels", 1) == 1, "in_channels of 1: the PET"),
             ("seed", self.seed >= 0, "at least 0"),
             ("adam_betas", all(0 <= beta < 1 for beta in self.adam_betas), "two numbers of at least 0 and below 1"),
             ("learning_rate", self.learning_rate[0] >= self.learning_rate[1] > 0, "the highest, then the lowest"),
@@ -98,6 +100,10 @@ class TrainingConfig:
         ):
             if not fits:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected {expected}.")
+
+    def _sides_are_multiples(self) -> bool:
+        multiple = self.fit_multiple
+        return multiple == 0 or (multiple > 0 and all(side % multiple == 0 for side in self.patch_size))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -172,9 +178,18 @@ def load_config(name_or_path: str, **changes: Any) -> TrainingConfig:
 
 
 def claim(file: Path, settings: dict[str, Any], otherwise: str) -> None:
-    """Write the settings of a new folder, or check that an old one was made with the same.
+    """Write the settings of a new folder, or check that an old one was made with the same, see `check_claim`."""
+    check_claim(file, settings, otherwise)
+    if not file.exists():
+        with whole_file(file) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1))
 
-    A field that the config did not have then counts as its default.
+
+def check_claim(file: Path, settings: dict[str, Any], otherwise: str) -> None:
+    """Check that the folder of `file` is new, or was made with the same settings.
+
+    A field that the config did not have then counts as its default, and "further", the digest of what only scores
+    depend on, as what it is now.
 
     Parameters
     ----------
@@ -186,11 +201,11 @@ def claim(file: Path, settings: dict[str, Any], otherwise: str) -> None:
     UsageError : if the settings differ, or the file cannot be read.
     """
     if not file.exists():
-        with whole_file(file) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1))
         return
+    added_later = {key: settings[key] for key in ("further",) if key in settings}
     try:
-        same = _complete(json.loads(file.read_text())) == _complete(json.loads(json.dumps(settings)))
+        before = added_later | _complete(json.loads(file.read_text()))
+        same = before == _complete(json.loads(json.dumps(settings)))
     except (ValueError, KeyError, TypeError, UsageError):
         same = False
     if not same:

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from petseg_runtime.outputs.files import prepare_folder, whole_file
-from petseg_train.cohort import Case, check_study_cohort, cohort_digest
-from petseg_train.config import TrainingConfig, claim
+from petseg_train.cohort import Case, check_study_cohort, cohort_digest, further_digest
+from petseg_train.config import TrainingConfig, check_claim, claim
 from petseg_train.evaluation import evaluate, summarise
 from petseg_train.inference import torch_segmenter
 from petseg_train.networks import NETWORKS
@@ -50,20 +51,23 @@ def cross_validate(
     """
     work = output if work is None else work
     configs = [replace(config, network=network) for network in networks]
-    for fold_config in configs:  # all of them, before hours of training
-        build_network(fold_config)
+    build_networks(config, networks)
     prepare_folder(output)
+    further = further_digest(cases) if cohort is None else None
     cohort = cohort_digest(cases) if cohort is None else cohort
-    _write_splits(cases, config, cohort, output / "splits.json")
+    splits = _splits(cases, config, cohort, further)
+    otherwise = f"{output.name} holds a study of other settings or other cases."
+    check_claim(output / "splits.json", splits, otherwise)
     centres = list(dict.fromkeys(case.centre for case in cases))
     todo = [
         (fold_config, centre)
         for fold_config in configs
         for centre in centres
-        if not _scores(output, fold_config.network, centre).exists()
+        if not _is_finished(_scores(output, fold_config.network, centre), window_invariance)
     ]
     if todo:
         check_study_cohort(cases)
+    claim(output / "splits.json", splits, otherwise)  # only now: a refused cohort is repaired, and is then another
     for fold_config, centre in todo:
         scores = _run_fold(cases, centre, fold_config, work, accelerator, window_invariance, cohort)
         prepare_folder(_scores(output, fold_config.network, centre).parent)
@@ -74,12 +78,33 @@ def cross_validate(
     return results
 
 
+def build_networks(config: TrainingConfig, networks: Sequence[str]) -> None:
+    """Build each network of a study once, before hours of work.
+
+    Raises
+    ------
+    UsageError : if the settings do not fit one, see `build_network`.
+    """
+    for network in networks:
+        build_network(replace(config, network=network))
+
+
 def _read_results(output: Path, centres: Sequence[str]) -> pd.DataFrame:
     """The scores of all finished folds, a row a case and model."""
     finished = [_scores(output, network, centre) for network in NETWORKS for centre in centres]
-    tables = [pd.read_csv(path, dtype={"case": str, "centre": str}) for path in finished if path.exists()]
+    tables = [_read_scores(path) for path in finished if path.exists()]
     # T40 and the ellipsoid come with every network; once is enough.
     return pd.concat(tables).drop_duplicates(["case", "model"]).reset_index(drop=True)
+
+
+def _read_scores(path: Path) -> pd.DataFrame:
+    # A case or a centre may be called NA; what has no value was written as an empty cell.
+    return pd.read_csv(path, dtype={"case": str, "centre": str}, keep_default_na=False, na_values=[""])
+
+
+def _is_finished(scores: Path, window_invariance: bool) -> bool:
+    """Whether a fold's scores are there, with the columns that are asked."""
+    return scores.exists() and (not window_invariance or "window_invariance" in _read_scores(scores))
 
 
 def run_folder(work: Path, network: str, centre: str) -> Path:
@@ -114,8 +139,8 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(temporary, index=False)
 
 
-def _write_splits(cases: Sequence[Case], config: TrainingConfig, cohort: str, path: Path) -> None:
-    """Write config, cohort and folds, or check that they are those of the study that `output` holds."""
+def _splits(cases: Sequence[Case], config: TrainingConfig, cohort: str, further: str | None) -> dict[str, Any]:
+    """What a study is known by: config, cohort and folds; and the digest of what only scores depend on, if any."""
     folds = {}
     for centre in dict.fromkeys(case.centre for case in cases):
         training, tuning = split_tuning([case for case in cases if case.centre != centre], config)
@@ -125,5 +150,4 @@ def _write_splits(cases: Sequence[Case], config: TrainingConfig, cohort: str, pa
             "test": [case.name for case in cases if case.centre == centre],
         }
     settings = {key: value for key, value in config.to_dict().items() if key != "network"}
-    content = {"config": settings, "cohort": cohort, "folds": folds}
-    claim(path, content, f"{path.parent.name} holds a study of other settings or other cases.")
+    return {"config": settings, "cohort": cohort, "folds": folds} | ({"further": further} if further else {})

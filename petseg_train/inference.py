@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -30,8 +31,24 @@ class TorchBackend:
     def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
         for window in windows:
             tensor = torch.from_numpy(window).to(self._module.device, memory_format=torch.channels_last_3d)
-            probabilities: FloatArray = torch.sigmoid(self._module.network(tensor)).cpu().numpy()
+            with _whole_float32():
+                probabilities: FloatArray = torch.sigmoid(self._module.network(tensor)).cpu().numpy()
             yield probabilities
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Without TF32, which cuDNN takes by default since Ampere: it rounds to ten bits what is called f32.
+
+    What was set before comes back, since trainings go on in the same process, and the weights follow from it.
+    """
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = False
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 def torch_segmenter(module: SegmentationModule) -> Segmenter:

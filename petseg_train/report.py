@@ -9,7 +9,7 @@ import pandas as pd
 from petseg_train.evaluation import METRICS, summarise
 from petseg_train.figures import LABELS, MODELS
 from petseg_train.networks import NETWORKS
-from petseg_train.statistics import by_decile, by_stage, leaks, outliers, paired_tests, study_summary
+from petseg_train.statistics import by_decile, by_stage, leaks, outliers, paired_tests, study_numbers
 
 # Table 2 of Iantsen et al. (EJNMMI 2021): mean and standard deviation a test fold, and over the folds.
 _PAPER_COLUMNS = ("Brest", "Nantes", "Montreal", "Barcelona", "Liege", "average")
@@ -68,7 +68,8 @@ Each fold was trained on the other centres and tested on the one named. Mean ± 
 "average" is the mean ± standard deviation of the folds' means. The paper's row stands below ours."""
 _TESTS = """\
 Difference of the means, matched-pairs rank-biserial effect, p of the Wilcoxon signed-rank and the Kolmogorov-Smirnov
-test as in the paper, and both after Holm's correction over the table. Significant: both corrected p below 0.05."""
+test, and both after Holm's correction over the table. `paper`: both uncorrected p below 0.05, the paper's criterion.
+`corrected`: the corrected p of the Wilcoxon test below 0.05."""
 
 
 def _about(about: Mapping[str, str]) -> str:
@@ -107,7 +108,7 @@ def _further(results: pd.DataFrame, models: Sequence[str]) -> str:
         "dsc_exact_mean": "DSC with the exact mask",
         "cases_leaking_into_the_bladder": "cases with > 1 % in the bladder",
     }
-    summary = study_summary(results, models)
+    summary = study_numbers(results, models)
     rows = [{"": MODELS[model], **{names[k]: v for k, v in summary[model].items() if k in names}} for model in models]
     return markdown_table(pd.DataFrame(rows).round(2))
 

@@ -10,7 +10,7 @@ import pandas as pd
 from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_train.cohort import Case, read_cohort
 from petseg_train.config import TrainingConfig
-from petseg_train.cross_validation import cross_validate, run_folder
+from petseg_train.cross_validation import build_networks, cross_validate, run_folder
 from petseg_train.figures import MODELS, box_plots, cohort_figure, decile_plots, slice_figure
 from petseg_train.report import PROPOSED, write_report
 from petseg_train.simulation.calibration import calibration
@@ -37,6 +37,7 @@ def run_study(
     work : gets the simulated cohort, checkpoints and caches; only needed while the study runs.
     cohort : CSV of patients; a cohort of `patients` is simulated with `seed` where it is None.
     """
+    build_networks(config, networks)  # before half an hour of simulation
     prepare_folder(output)
     simulated = cohort is None
     csv = simulate_cohort(work / "cohort", patients, seed, jobs) if cohort is None else cohort

@@ -255,12 +255,15 @@ def fit(
     if pretrained is not None:
         _begin_with(module, pretrained)
         settings["pretrained_sha256"] = module.pretrained_sha256
-    _claim_run_dir(run_dir, settings)
+    prepare_folder(run_dir)
     checkpoint = run_dir / "last.ckpt"
+    if checkpoint.exists():
+        _claim_run_dir(run_dir, settings)
     if (run_dir / "done.json").exists() and checkpoint.exists():
         return checkpoint
     with _only_process(run_dir):
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        trainer = _trainer(config, run_dir, devices, accelerator)
+        if _is_first_process():
             (run_dir / "done.json").unlink(missing_ok=True)  # of a checkpoint that is gone
         cache = run_dir / "preprocessed" if cache is None else cache
         loaded = load_training_cases(training, config.preprocessing, cache)
@@ -275,7 +278,9 @@ def fit(
             load_training_cases(tuning, config.preprocessing, cache),
             config,
         )
-        _train(module, data, _trainer(config, run_dir, devices, accelerator), checkpoint)
+        if _is_first_process():
+            _claim_run_dir(run_dir, settings)  # only now: refused cases are repaired, and are then others
+        _train(module, data, trainer, checkpoint)
     return checkpoint
 
 
@@ -304,6 +309,10 @@ def _train(module: SegmentationModule, data: PatchDataModule, trainer: lightning
         trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     except SIGTERMException as stop:  # a SystemExit that says success
         raise SystemExit(128 + signal.SIGTERM) from stop
+    except SystemExit as stop:  # Lightning's, at Ctrl-C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         if not checkpoint.exists() or zipfile.is_zipfile(checkpoint):
             raise
@@ -313,10 +322,14 @@ def _train(module: SegmentationModule, data: PatchDataModule, trainer: lightning
         write_json({"epochs": trainer.current_epoch, "metrics": metrics}, checkpoint.with_name("done.json"))
 
 
+def _is_first_process() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 @contextmanager
 def _only_process(run_dir: Path) -> Iterator[None]:
     """Hold the run folder, so that two processes do not write one checkpoint; the system lets go when we die."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # a process of the run that holds it
+    if not _is_first_process():  # it is of the run that holds it
         yield
         return
     with (run_dir / "lock").open("w") as lock:
@@ -405,8 +418,9 @@ def load_module(checkpoint: Path, accelerator: str = "cpu") -> SegmentationModul
 
 
 def _claim_run_dir(run_dir: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of a new run, or check that an old run had the same."""
-    prepare_folder(run_dir)
+    """Write the settings of a new run, or check that an old run had the same; without a checkpoint there was none."""
+    if not (run_dir / "last.ckpt").exists():
+        (run_dir / "run.json").unlink(missing_ok=True)
     claim(run_dir / "run.json", settings, f"{run_dir.name} holds a run with other settings or cases.")
 
 

@@ -43,7 +43,7 @@ def simulate_cohort(
 
     Raises
     ------
-    UsageError : if `output` cannot be written, or holds another cohort, or a worker was killed.
+    UsageError : if `output` cannot be written, or holds another cohort or one of patients, or a worker was killed.
     """
     plan = cohort_plan(patients)
     prepare_folder(output)
@@ -53,7 +53,7 @@ def simulate_cohort(
     todo = [(index, *of) for index, of in enumerate(named) if not (output / of[0]).exists()]
     with _single_threaded_children(), ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn")) as pool:
         made = [
-            pool.submit(make_patient, output / name, index, centre, scanner, seed, dicom, trunk)
+            pool.submit(make_patient, output / name, index, centre, scanner, seed, dicom, trunk, patients)
             for index, name, centre, scanner in todo
         ]
         try:
@@ -97,9 +97,16 @@ def _named(plan: list[tuple[Centre, Scanner]], prefix: str) -> Iterator[tuple[st
 
 
 def make_patient(
-    folder: Path, index: int, centre: Centre, scanner: Scanner, seed: int, dicom: bool = False, trunk: bool = False
+    folder: Path,
+    index: int,
+    centre: Centre,
+    scanner: Scanner,
+    seed: int,
+    dicom: bool = False,
+    trunk: bool = False,
+    patients: int = 1,
 ) -> None:
-    """Make patient `index` of the cohort; its folder appears when it is whole."""
+    """Make patient `index` of a cohort of `patients`; its folder appears when it is whole."""
     rng = np.random.default_rng([seed, index])
     patient = simulate_patient(centre, scanner, rng, trunk)
     truth = paper_truth(patient, rng)
@@ -112,7 +119,9 @@ def make_patient(
         with whole_file(partial / f"{name}.nii.gz") as temporary:
             write_image(mask, patient.volume.geometry, temporary)
     if dicom:
-        write_dicom_series(patient, partial / "dicom", seed, index)
+        # All that the pixels depend on, so that no two scans have one UID.
+        version = f"{VERSION}t{TRUNK_VERSION}" if trunk else str(VERSION)
+        write_dicom_series(patient, partial / "dicom", f"SIM{version}-{patients}-{seed}-{index}-{folder.name}")
     name = folder.name
     row: dict[str, object] = {"case": name, "centre": patient.centre, "image": f"{name}/PET.nii.gz"}
     row |= {key: f"{name}/{key}.nii.gz" for key in ("mask", "exact", "bladder")} | record(patient)
@@ -126,6 +135,8 @@ def _claim(output: Path, settings: dict[str, int]) -> None:
     """Write the settings of a new cohort, or check that an old one had the same."""
     file = output / "simulation.json"
     if not file.exists():
+        if (output / "cohort.csv").exists():
+            raise UsageError(f"{output.name} holds a cohort.csv that was not simulated. Choose another folder.")
         write_json(settings, file)
         return
     try:

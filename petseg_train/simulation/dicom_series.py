@@ -16,20 +16,20 @@ _SCAN_START = datetime(2020, 1, 15, 10, 0, 0)
 _LARGEST = 32767
 
 
-def write_dicom_series(patient: Patient, folder: Path, seed: int, index: int) -> None:
+def write_dicom_series(patient: Patient, folder: Path, identity: str) -> None:
     """Write one file a slice: Bq/ml with a slope a slice, decay-corrected to the start of the series.
 
-    `seed` and `index` make the UIDs, so the same patient has the same ones.
+    `identity` is the patient's ID and makes the UIDs, so it must be another where the pixels are.
     """
     prepare_folder(folder)
-    shared = _shared_attributes(patient, seed, index)
+    shared = _shared_attributes(patient, identity)
     geometry = patient.volume.geometry
     for number, plane in enumerate(patient.volume.array * np.float32(patient.protocol.becquerel_per_ml), start=1):
         dataset = Dataset()
         dataset.update(shared)
         slope = float(f"{max(float(plane.max()), 1.0) / _LARGEST:.10g}")  # as DICOM's 16 characters hold it
         dataset.InstanceNumber = dataset.ImageIndex = number
-        dataset.SOPInstanceUID = _uid(seed, index, f"slice {number}")
+        dataset.SOPInstanceUID = _uid(identity, f"slice {number}")
         x, y, z = (
             origin + (number - 1) * step
             for origin, step in zip(geometry.origin_lps_mm, (0.0, 0.0, geometry.spacing_mm[0]))
@@ -48,7 +48,7 @@ def write_dicom_series(patient: Patient, folder: Path, seed: int, index: int) ->
         dataset.save_as(folder / f"PT{number:04d}.dcm", enforce_file_format=True)
 
 
-def _shared_attributes(patient: Patient, seed: int, index: int) -> Dataset:
+def _shared_attributes(patient: Patient, identity: str) -> Dataset:
     protocol, geometry = patient.protocol, patient.volume.geometry
     scanner = protocol.scanner
     injected = _SCAN_START - timedelta(seconds=round(protocol.uptake_s))
@@ -62,10 +62,10 @@ def _shared_attributes(patient: Patient, seed: int, index: int) -> Dataset:
     dataset.Modality, dataset.Manufacturer, dataset.ManufacturerModelName = "PT", scanner.manufacturer, scanner.model
     dataset.InstitutionName = patient.centre
     dataset.SeriesDescription = f"Simulated PET, {scanner.method}"
-    dataset.PatientName = dataset.PatientID = f"SIM{seed}-{index:04d}"
+    dataset.PatientName = dataset.PatientID = identity
     dataset.PatientSex, dataset.PatientWeight = "F", f"{protocol.weight_kg:.2f}"
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = _uid(seed, index, "study"), _uid(seed, index, "series")
-    dataset.FrameOfReferenceUID = _uid(seed, index, "frame")
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = _uid(identity, "study"), _uid(identity, "series")
+    dataset.FrameOfReferenceUID = _uid(identity, "frame")
     dataset.PositionReferenceIndicator, dataset.SeriesNumber, dataset.PatientPosition = "", 1, "HFS"
     dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     dataset.PixelSpacing = [f"{geometry.spacing_mm[1]:.6f}", f"{geometry.spacing_mm[2]:.6f}"]
@@ -105,5 +105,5 @@ def _code(value: str, scheme: str, meaning: str) -> Dataset:
     return item
 
 
-def _uid(seed: int, index: int, what: str) -> str:
-    return str(generate_uid(entropy_srcs=["petseg simulation", str(seed), str(index), what]))
+def _uid(identity: str, what: str) -> str:
+    return str(generate_uid(entropy_srcs=["petseg simulation", identity, what]))

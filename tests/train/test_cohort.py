@@ -79,6 +79,29 @@ def test_numbers_stay_names_and_na_elsewhere_is_nothing(cohort_csv: Path) -> Non
     assert cases[0].extra["dose"] == 1.5
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ("case1,north,case1.nii.gz,,II", "line 5, case case1: an empty cell in mask"),
+        (",, case1.nii.gz,case1_mask.nii.gz,II", "line 5: an empty cell in case, centre"),
+        ("case1,north,gone.nii.gz,case1_mask.nii.gz,II", "line 5, case case1: gone.nii.gz does not exist"),
+        ("case1,no/rth,case1.nii.gz,case1_mask.nii.gz,II", "line 5: 'no/rth' cannot name a file"),
+    ],
+    ids=["cell", "name", "file", "slash"],
+)
+def test_a_refusal_names_the_line_as_an_editor_counts_it(cohort_csv: Path, spoilt: str, message: str) -> None:
+    heading, first, _, *others = cohort_csv.read_text().splitlines()
+    csv = cohort_csv.with_name("blank.csv")
+    csv.write_text("\n".join([heading, "", first, "  ", spoilt, *others]))
+    with pytest.raises(InputError, match=message):
+        read_cohort(csv)
+
+
+def test_a_file_that_is_no_text_is_refused(cohort_csv: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read as CSV"):
+        read_cohort(read_cohort(cohort_csv)[0].image)
+
+
 def test_a_column_named_twice_is_refused(cohort_csv: Path) -> None:
     lines = [f"{line},x" for line in cohort_csv.read_text().splitlines()]
     lines[0] = lines[0].removesuffix("x") + "case "
@@ -138,6 +161,11 @@ def test_a_json_file_changes_a_preset(tiny_config: Path) -> None:
     "text",
     [
         '{"overlap": 1.0}',
+        '{"overlap": 0.95}',
+        '{"patch_size": [528, 128, 128]}',
+        '{"patch_size": [72, 128, 128]}',
+        '{"fit_multiple": -16}',
+        '{"network_settings": {"in_channels": 2}}',
         '{"epochs": 1.5}',
         '{"epochs": true}',
         '{"fit_multiple": 8.0}',

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -264,6 +269,60 @@ def test_the_dicom_series_holds_the_same_scan_in_suv(folder: Path) -> None:
     np.testing.assert_allclose(series.geometry.origin_lps_mm, image.geometry.origin_lps_mm, atol=1e-3)
     np.testing.assert_allclose(series.geometry.spacing_mm, image.geometry.spacing_mm, atol=1e-4)
     np.testing.assert_allclose(series.array, image.array, rtol=2e-3, atol=2e-3)
+
+
+def test_scans_of_other_pixels_have_other_uids(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command names the same scan; another case, size of cohort, kind of scan, seed or version does not."""
+    truth = SimpleNamespace(mask=patient.tumour, method="flab", flab_dsc=1.0)
+    monkeypatch.setattr(cohort_module, "simulate_patient", lambda *_: patient)
+    monkeypatch.setattr(cohort_module, "paper_truth", lambda *_: truth)
+
+    def names(folder: str, case: str = "a-001", seed: int = 5, **settings: Any) -> set[str]:
+        make_patient(tmp_path / folder / case, 3, MONTREAL, DISCOVERY_ST, seed, dicom=True, **settings)
+        series = pydicom.dcmread(tmp_path / folder / case / "dicom" / "PT0001.dcm")
+        keywords = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID")
+        assert len(series.PatientID) <= 64
+        return {str(series[keyword].value) for keyword in keywords}
+
+    made = [names("first"), names("case", "a-002"), names("size", patients=232), names("trunk", trunk=True)]
+    made.append(names("seed", seed=6))
+    assert names("again") == made[0]
+    monkeypatch.setattr(cohort_module, "VERSION", 99)
+    made.append(names("version"))
+    monkeypatch.setattr(cohort_module, "TRUNK_VERSION", 99)
+    made.append(names("trunk version", trunk=True))
+    assert len(set.union(*made)) == 5 * len(made)
+
+
+def test_a_cohort_of_patients_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").write_text("case,centre,image,mask\n")
+    with pytest.raises(UsageError, match=r"holds a cohort.csv that was not simulated. Choose another folder"):
+        simulate_cohort(tmp_path, 10, seed=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["cohort.csv"]
+
+
+def test_a_killed_process_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(Future):
+        def result(self, timeout: float | None = None) -> None:
+            raise BrokenProcessPool
+
+    class Pool:
+        def __init__(self, *_: object) -> None: ...
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def submit(self, *_: object) -> Killed:
+            killed = Killed()
+            killed.set_result(None)
+            return killed
+
+    monkeypatch.setattr(cohort_module, "ProcessPoolExecutor", Pool)
+    with pytest.raises(UsageError, match="A simulating process was killed"):
+        simulate_cohort(tmp_path, 10, seed=5)
+    assert not (tmp_path / "cohort.csv").exists()
 
 
 def test_a_finished_cohort_is_not_made_again(

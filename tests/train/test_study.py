@@ -18,8 +18,10 @@ from scipy.stats import wilcoxon
 from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.images import write_image
 from petseg_runtime.volume import Geometry, Volume
-from petseg_train.cohort import check_study_cohort, cohort_digest, load_training_cases, read_cohort
-from petseg_train.config import PREPROCESSING, load_config
+from petseg_train import cross_validation
+from petseg_train.cli import study as study_command
+from petseg_train.cohort import Case, check_study_cohort, cohort_digest, load_training_cases, read_cohort
+from petseg_train.config import PREPROCESSING, TrainingConfig, load_config
 from petseg_train.cross_validation import cross_validate
 from petseg_train.evaluation import evaluate
 from petseg_train.figures import box_plots, projections
@@ -34,6 +36,7 @@ from petseg_train.statistics import (
     rank_biserial,
     study_summary,
 )
+from petseg_train.study import run_study
 from petseg_train.training import load_module
 
 Spoil = Callable[[list[dict[str, str]]], object]
@@ -78,6 +81,21 @@ def test_the_tests_are_paired_by_case_and_made_in_each_centre() -> None:
     assert (same["wilcoxon_p"] == 1.0).all()
     assert (same["effect"] == 0.0).all()
     assert (tests["wilcoxon_p_holm"] >= tests["wilcoxon_p"]).all()
+
+
+def test_the_papers_criterion_and_the_corrected_one_are_told_apart() -> None:
+    """Better in all of six cases: p = 0.03 of the Wilcoxon test, which is no longer small after correction."""
+    low = np.linspace(0.30, 0.31, 6)
+    apart = pd.concat([scores(dsc=low + 0.4, model="new"), scores(dsc=low, model="old")])
+    tests = paired_tests(apart, "new", "old").set_index("metric")
+    assert tests.loc["dsc", "paper"]
+    assert not tests.loc["dsc", "corrected"]
+    # Better in all of thirty cases, but by less than they differ: not by the paper's, which asks the KS test as well.
+    wide = np.linspace(0.1, 0.9, 30)
+    near = pd.concat([scores(dsc=wide + np.linspace(0.01, 0.02, 30), model="new"), scores(dsc=wide, model="old")])
+    tests = paired_tests(near, "new", "old").set_index("metric")
+    assert not tests.loc["dsc", "paper"]
+    assert tests.loc["dsc", "corrected"]
 
 
 def test_an_outlier_is_below_q1_less_one_and_a_half_times_the_spread_of_its_fold() -> None:
@@ -137,6 +155,17 @@ def test_the_report_holds_every_number_beside_the_papers() -> None:
     assert "![scores.png](scores.png)" in text
 
 
+def test_an_infinite_distance_is_said_in_the_report_and_null_in_json() -> None:
+    results = paper_like_results()
+    missed = results["model"] == "t40"
+    results.loc[missed, "hd95_mm"] = np.inf
+    results.loc[results["model"] == "standard_unet", "hd95_mm"] = np.nan
+    text = write_report(results, None, {}, [])
+    assert "| T40 | inf | 0.8 |" in text
+    assert "| standard U-Net |  | 0.8 |" in text
+    assert study_summary(results, ["t40"])["t40"]["hd95_mm_median"] is None
+
+
 def test_a_study_in_pieces_has_a_report_that_says_which_folds_are_missing(tmp_path: Path) -> None:
     results = paper_like_results()
     half = results[(results["model"] != "standard_unet") | results["centre"].isin(["Brest", "Nantes"])]
@@ -169,6 +198,110 @@ def test_scores_of_other_patients_are_not_taken_for_these(cohort_csv: Path, tiny
         cross_validate(cases, config, ["residual_scse_unet"], tmp_path)
     changed = [replace(case, mask=cases[0].mask) for case in cases]
     assert cohort_digest(cases) == cohort_digest(read_cohort(cohort_csv)) != cohort_digest(changed)
+
+
+@pytest.fixture
+def folds_done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The centres of the folds that were done, of which the training and the scores are made up."""
+    done: list[str] = []
+
+    def run_fold(cases: list[Case], centre: str, config: TrainingConfig, *rest: Any) -> pd.DataFrame:
+        window_invariance = rest[2]
+        done.append(centre)
+        names = [case.name for case in cases if case.centre == centre]
+        table = scores(case=names, centre=centre, model=config.network, dsc=[0.5] * len(names))
+        return table.assign(window_invariance=0.9) if window_invariance else table
+
+    monkeypatch.setattr(cross_validation, "_run_fold", run_fold)
+    return done
+
+
+NETWORK = ["residual_scse_unet"]
+
+
+def test_cases_and_centres_called_na_keep_their_scores(
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path, folds_done: list[str]
+) -> None:
+    names = {"case0": "nan", "case1": "None", "case2": "case2", "case3": "null"}
+    centres = {"north": "NA", "south": "None"}
+    cases = [replace(case, name=names[case.name], centre=centres[case.centre]) for case in read_cohort(cohort_csv)]
+    results = cross_validate(cases, load_config(str(tiny_config)), NETWORK, tmp_path)
+    assert folds_done == results["centre"].unique().tolist() == ["NA", "None"]
+    assert results["case"].tolist() == ["nan", "None", "case2", "null"]
+    summary = (tmp_path / "summary.csv").read_text()
+    assert "residual_scse_unet,NA,2" in summary
+    assert "residual_scse_unet,average,4" in summary
+
+
+def test_a_refused_cohort_may_be_repaired(
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path, folds_done: list[str]
+) -> None:
+    cases, config = read_cohort(cohort_csv), load_config(str(tiny_config))
+    spoilt = [replace(case, mask=cases[2].mask) if case.name == "case1" else case for case in cases]
+    with pytest.raises(InputError, match=r"Case case1: the mask .* does not lie on"):
+        cross_validate(spoilt, config, NETWORK, tmp_path)
+    assert not folds_done
+    cross_validate(cases, config, NETWORK, tmp_path)
+    assert folds_done == ["north", "south"]
+
+
+def test_a_fold_without_the_columns_that_are_asked_is_not_finished(
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path, folds_done: list[str]
+) -> None:
+    cases, config = read_cohort(cohort_csv), load_config(str(tiny_config))
+    plain = cross_validate(cases, config, NETWORK, tmp_path, window_invariance=False)
+    assert "window_invariance" not in plain
+    assert (cross_validate(cases, config, NETWORK, tmp_path)["window_invariance"] == 0.9).all()
+    assert folds_done == ["north", "south"] * 2
+    for asked in (True, False):
+        cross_validate(cases, config, NETWORK, tmp_path, window_invariance=asked)
+    assert folds_done == ["north", "south"] * 2
+
+
+def test_a_changed_bladder_or_stage_is_another_study(
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path, folds_done: list[str]
+) -> None:
+    config, study, splits = load_config(str(tiny_config)), tmp_path / "study", tmp_path / "study" / "splits.json"
+    bladder = tmp_path / "bladder.nii.gz"
+    cases = [replace(case, masks={"bladder": case.mask}) for case in read_cohort(cohort_csv)]
+    cross_validate(cases, config, NETWORK, study)
+    cross_validate(cases, config, NETWORK, study)
+    volume, mask = cases[0].read()
+    write_image(1 - mask, volume.geometry, bladder)
+    corrected = [replace(cases[0], masks={"bladder": bladder}), *cases[1:]]
+    staged = [replace(cases[0], extra={"stage": "IVA"}), *cases[1:]]
+    for changed in (corrected, staged):
+        with pytest.raises(UsageError, match="other settings or other cases"):
+            cross_validate(changed, config, NETWORK, study)
+    # The training knows none of these, so its own claim stays; and a study from before these were kept goes on.
+    assert cohort_digest(cases) == cohort_digest(corrected) == cohort_digest(staged)
+    content = json.loads(splits.read_text())
+    del content["further"]
+    splits.write_text(json.dumps(content))
+    cross_validate(corrected, config, NETWORK, study)
+    assert folds_done == ["north", "south"]
+    # A simulated cohort is known by its seed alone.
+    cross_validate(cases, config, NETWORK, tmp_path / "simulated", cohort="simulated, seed 1")
+    content = json.loads((tmp_path / "simulated" / "splits.json").read_text())
+    assert content.keys() == {"config", "cohort", "folds"}
+
+
+def test_settings_that_fit_no_network_are_refused_before_patients_are_simulated(
+    tiny_config: Path, tmp_path: Path
+) -> None:
+    config = load_config(str(tiny_config), patch_size=(20, 20, 20))
+    with pytest.raises(UsageError, match="patch_size is"):
+        run_study(tmp_path / "study", tmp_path / "work", config, NETWORK, patients=10)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", [{"patients": 50}, {"seed": 0}, {"jobs": 2}], ids=str)
+def test_options_of_a_simulated_cohort_are_refused_with_one_of_patients(
+    option: dict[str, int], cohort_csv: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"are of the simulated cohort, and cohort.csv was given"):
+        study_command(tmp_path / "study", cohort_csv, **option)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_summary_is_the_mean_over_the_centres_means() -> None:

@@ -21,7 +21,7 @@ import pytest
 import torch
 from petseg_export.to_onnx import export_onnx, write_model
 
-from petseg_runtime.errors import ModelError, UsageError
+from petseg_runtime.errors import InputError, ModelError, UsageError
 from petseg_train.cli import evaluate as evaluate_command
 from petseg_train.cli import fit as fit_command
 from petseg_train.cohort import TrainingCase, read_cohort
@@ -30,7 +30,7 @@ from petseg_train.config import load_config
 from petseg_train.cross_validation import cross_validate
 from petseg_train.evaluation import evaluate, summarise
 from petseg_train.ground_truth.thresholds import t40
-from petseg_train.inference import make_manifest, torch_segmenter
+from petseg_train.inference import TorchBackend, make_manifest, torch_segmenter
 from petseg_train.training import (
     PatchDataModule,
     SegmentationModule,
@@ -107,7 +107,30 @@ def test_too_few_cases_are_refused(cohort_csv: Path, tiny_config: Path, tmp_path
         fit(read_cohort(cohort_csv)[:1], load_config(str(tiny_config)), tmp_path)
 
 
-def test_terminated_is_not_success(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+def test_refused_cases_may_be_repaired(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    cases, config = read_cohort(cohort_csv), load_config(str(tiny_config), epochs=1)
+    spoilt = [replace(case, mask=cases[2].mask) if case.name == "case1" else case for case in cases]
+    with pytest.raises(InputError, match=r"Case case1: the mask .* does not lie on"):
+        fit(spoilt, config, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+    (tmp_path / "run" / "run.json").write_text("{}")  # of a run that never got to a checkpoint
+    fit(cases, config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["epochs"] == 1
+
+
+def test_a_device_that_is_not_there_is_said_before_any_work(
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    config = load_config(str(tiny_config), patches_per_epoch=500)
+    with pytest.raises(UsageError, match="Training cannot start on 99 x gpu"):
+        fit(read_cohort(cohort_csv), config, tmp_path, devices=99, accelerator="gpu")
+    assert not (tmp_path / "preprocessed").exists()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "ctrl-c"])
+def test_stopped_is_not_success(
+    sent: signal.Signals, code: int, cohort_csv: Path, tiny_config: Path, tmp_path: Path
+) -> None:
     config = json.loads(tiny_config.read_text()) | {"epochs": 500}
     (tmp_path / "long.json").write_text(json.dumps(config))
     process = subprocess.Popen(
@@ -118,8 +141,8 @@ def test_terminated_is_not_success(cohort_csv: Path, tiny_config: Path, tmp_path
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.terminate()
-    assert process.wait(60) == 143
+    process.send_signal(sent)
+    assert process.wait(60) == code
     assert not (tmp_path / "run" / "done.json").exists()
 
 
@@ -196,6 +219,38 @@ def test_a_patch_the_network_cannot_halve_is_refused(tiny_config: Path) -> None:
     for patch_size in ((16, 16, 20), (8, 16, 16)):
         with pytest.raises(UsageError, match="multiples of 8, from 16 on"):
             build_network(load_config(str(tiny_config), patch_size=patch_size))
+
+
+def test_a_fit_that_the_network_cannot_halve_is_refused(tiny_config: Path) -> None:
+    with pytest.raises(UsageError, match="fit_multiple is 4, expected 0 or a multiple of 8"):
+        build_network(load_config(str(tiny_config), fit_multiple=4))
+
+
+def test_the_manifest_takes_what_the_config_does(tiny_config: Path) -> None:
+    config = load_config(str(tiny_config), overlap=0.9, patch_size=(512, 16, 32), fit_multiple=16)
+    assert make_manifest(SegmentationModule(config.to_dict()), "widest", "1").overlap == 0.9
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_evaluation_is_in_the_float32_that_it_says_and_training_in_its_own(allowed: bool, trained: Path) -> None:
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    seen = []
+
+    class Noting(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append((convolutions.allow_tf32, products.allow_tf32))
+            return image
+
+    module = load_module(trained)
+    module.network = Noting()
+    before = convolutions.allow_tf32, products.allow_tf32
+    try:
+        convolutions.allow_tf32 = products.allow_tf32 = allowed
+        for _ in TorchBackend(module).predict([np.zeros((1, 1, 8, 8, 8), np.float32)] * 2):
+            assert (convolutions.allow_tf32, products.allow_tf32) == (allowed, allowed)
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
+    assert seen == [(False, False)] * 2
 
 
 def test_the_first_weights_follow_from_the_seed(tiny_config: Path) -> None:
@@ -412,6 +467,28 @@ def test_scores_do_not_overwrite_what_they_are_of(trained: Path, cohort_csv: Pat
         assert taken.read_bytes() == content
     with pytest.raises(UsageError, match="is a folder"):
         evaluate_command(trained, [cohort_csv], cohort_csv.parent)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("mask", "case2_mask.nii.gz", "Case case1: the mask has a grid"),
+        ("bladder", "case2_mask.nii.gz", "Case case1: the bladder mask has a grid"),
+        ("image", "case0.nii.gz", "Cases case0 and case1 have the same image"),
+    ],
+)
+def test_cases_that_cannot_be_scored_are_refused_before_the_model_runs(
+    column: str, value: str, message: str, known_model: Path, cohort_csv: Path, tmp_path: Path, monkeypatch
+) -> None:
+    runs: list[Any] = []
+    monkeypatch.setattr("petseg_train.evaluation.evaluate", runs.append)
+    table = pd.read_csv(cohort_csv, dtype=object).assign(bladder=None)
+    table.loc[1, column] = value
+    csv = cohort_csv.with_name(f"spoilt_{column}.csv")
+    table.to_csv(csv, index=False)
+    with pytest.raises(InputError, match=message):
+        evaluate_command(known_model, [csv], tmp_path / "scores.csv", accelerator="cpu")
+    assert not runs
 
 
 def test_cases_only_to_train_on_never_watch_and_do_not_move_the_others(
