@@ -37,7 +37,7 @@ AXIAL_MIRRORINGS = ((), (1,), (2,), (1, 2))
 class RecordingBackend:
     """A network that keeps its windows and answers with `answer`."""
 
-    device, name = "cpu", "recording"
+    device, name = "cpu", "recording f32"
 
     def __init__(self, answer: Callable[[np.ndarray], np.ndarray] = np.zeros_like) -> None:
         self.answer = answer
@@ -355,5 +355,5 @@ def test_what_to_mind_of_scan_and_model_stands_in_the_record(windowed: ModelMani
 def test_the_record_names_the_model_and_the_backend_that_ran(command: Command, manifest: ModelManifest) -> None:
     command()
     assert command.record["model"]["name"] == manifest.name
-    assert command.record["backend"] == "recording"
+    assert command.record["backend"] == "recording f32"
     assert "Runs on a fake." in command.record["decisions"]
