@@ -44,10 +44,13 @@ class Outcome:
     """How one backend did: `name` tells backend, version, device and precision. `dsc` is NaN between empty masks."""
 
     name: str
-    precision: str
     largest_difference: float
     mean_difference: float
     dsc: float
+
+    @property
+    def precision(self) -> str:
+        return precision_of(self.name)
 
     @property
     def passed(self) -> bool:
@@ -73,7 +76,10 @@ class Record:
         """The record as JSON values, with what passed."""
         return {
             **{key: value for key, value in asdict(self).items() if key != "outcomes"},
-            "outcomes": [_as_json(asdict(outcome)) | {"passed": outcome.passed} for outcome in self.outcomes],
+            "outcomes": [
+                _as_json(asdict(outcome)) | {"precision": outcome.precision, "passed": outcome.passed}
+                for outcome in self.outcomes
+            ],
         }
 
 
@@ -138,7 +144,6 @@ def examine(name: str, predict: Predict, expected: Sequence[FloatArray], thresho
     both, total = int((ours & theirs & clear).sum()), int((ours & clear).sum() + (theirs & clear).sum())
     return Outcome(
         name,
-        precision_of(name),
         largest_difference=float(np.max([part.max() for part in apart])),  # which is NaN where a part is
         mean_difference=float(np.mean([part.mean(dtype=np.float64) for part in apart])),
         dsc=2 * both / total if total else math.nan,
@@ -165,7 +170,7 @@ def kept(model_sha256: str) -> Record | None:
 
 
 def _outcome(fields: dict[str, Any]) -> Outcome:
-    known: dict[str, Any] = {key: value for key, value in fields.items() if key != "passed"}
+    known: dict[str, Any] = {key: value for key, value in fields.items() if key not in ("precision", "passed")}
     return Outcome(**known | {key: math.nan for key, value in known.items() if value is None})
 
 

@@ -202,10 +202,11 @@ def check_claim(file: Path, settings: dict[str, Any], otherwise: str) -> None:
     """
     if not file.exists():
         return
-    added_later = {key: settings[key] for key in ("further",) if key in settings}
     try:
-        before = added_later | _complete(json.loads(file.read_text()))
-        same = before == _complete(json.loads(json.dumps(settings)))
+        before, now = _complete(json.loads(file.read_text())), _complete(json.loads(json.dumps(settings)))
+        if "further" in now:
+            before.setdefault("further", now["further"])
+        same = before == now
     except (ValueError, KeyError, TypeError, UsageError):
         same = False
     if not same:

@@ -8,12 +8,15 @@ both are empty and infinite where just one is: no number of millimetres stands f
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import torch
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
 from petseg_runtime.volume import bounding_box
+
+if TYPE_CHECKING:  # `petseg-export verify` counts voxels on machines without PyTorch and MONAI
+    import torch
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -43,6 +46,8 @@ def hausdorff95_mm(predicted: BoolArray, truth: BoolArray, spacing_mm: tuple[flo
     """
     if not (predicted.any() and truth.any()):
         return 0.0 if predicted.any() == truth.any() else float("inf")
+    from monai.metrics import compute_hausdorff_distance
+
     one, other = _cropped(predicted, truth)
     return float(compute_hausdorff_distance(one, other, True, percentile=95, spacing=spacing_mm))
 
@@ -53,6 +58,8 @@ def surface_dice(
     """Share of both surfaces' area that lies within `tolerance_mm` of the other (Nikolov et al., arXiv 1809.04430)."""
     if not (predicted.any() and truth.any()):
         return float(predicted.any() == truth.any())
+    from monai.metrics import compute_surface_dice
+
     one, other = _cropped(predicted, truth)
     return float(compute_surface_dice(one, other, [tolerance_mm], True, spacing=spacing_mm, use_subvoxels=True))
 
@@ -65,6 +72,8 @@ def leakage(predicted: BoolArray, organ: BoolArray) -> float:
 
 def _cropped(predicted: BoolArray, truth: BoolArray) -> tuple[torch.Tensor, torch.Tensor]:
     """Both masks in the box of both with a margin of one voxel, as `(1, 1, z, y, x)`."""
+    import torch
+
     box = bounding_box(predicted | truth)
     one, other = (torch.from_numpy(np.pad(mask[box], 1))[None, None] for mask in (predicted, truth))
     return one, other

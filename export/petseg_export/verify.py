@@ -30,6 +30,7 @@ from petseg_runtime.quantification import RegionStatistics, quantify
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.self_test import candidates
 from petseg_runtime.volume import FloatArray, MaskArray, Volume
+from petseg_train.metrics import dice
 
 if TYPE_CHECKING:  # PyTorch is needed where there is a checkpoint only
     from petseg_train.training import SegmentationModule
@@ -130,7 +131,7 @@ def compare(segmenters: Sequence[Segmenter], volume: Volume, volume_name: str) -
                 reference.backend_name,
                 volume_name,
                 float(np.abs(found.probabilities - expected.probabilities).max()),
-                2 * int((found.mask & expected.mask).sum()) / int(found.mask.sum() + expected.mask.sum()),
+                dice(found.mask > 0, expected.mask > 0),
                 int((found.mask != expected.mask).sum()),
                 _relative(found.tumour.mtv_ml, expected.tumour.mtv_ml),
                 _relative(_total_uptake(found.tumour), _total_uptake(expected.tumour)),
@@ -141,7 +142,7 @@ def compare(segmenters: Sequence[Segmenter], volume: Volume, volume_name: str) -
 
 class _Inference(NamedTuple):
     probabilities: FloatArray  # on the network's grid, where no interpolation hides a difference
-    mask: MaskArray  # of 0 and 1, on the scan's grid
+    mask: MaskArray  # on the scan's grid
     tumour: RegionStatistics
 
 

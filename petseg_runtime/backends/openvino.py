@@ -187,7 +187,7 @@ class OpenVinoBackend:
         )
 
 
-class _GateBehindTheHead(openvino.passes.MatcherPass):  # type: ignore[misc]
+class _GateBehindTheHead(openvino.passes.MatcherPass):  # type: ignore[misc]  # OpenVINO has no stubs of its passes
     """Let a head of one channel read what an scSE gates, and gate the head's own sums in place of it.
 
     Of features x, head weights h, channel gate c and spatial gate s = sigmoid(v x + b), both 1x1x1 convolutions:

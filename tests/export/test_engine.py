@@ -388,6 +388,21 @@ def test_auto_passes_over_a_gpu_without_room(fake_gpu: EngineFile, engine_file: 
     assert "GPU 0 has no room for the model: CUDA_ERROR_OUT_OF_MEMORY" in segmenter.choice
 
 
+def test_an_engine_whose_precision_was_not_tested_here_is_left_alone(
+    fake_gpu: EngineFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    shutil.copy(BUNDLED, tmp_path / "model.onnx")
+    content = engine_content(fake_gpu.engine, replace(fake_gpu.info, precision="fp16"), fake_gpu.manifest)
+    (tmp_path / "model.engine").write_bytes(content)
+    segmenter = Segmenter(tmp_path / "model.onnx")
+    assert segmenter.device == "cpu"
+    assert "left alone: tensorrt_rtx" in segmenter.choice
+    assert "fp16 has not passed this model's self-test" in segmenter.choice
+    with pytest.raises(BackendError, match="fp16 has not passed"):
+        Segmenter(tmp_path / "model.onnx", backend="tensorrt")
+
+
 # --- on a GPU --------------------------------------------------------------------------------------------------
 
 

@@ -232,6 +232,19 @@ def test_verify_runs_whatever_there_is_and_says_what_does_not_work(
     assert passed_over == ()
 
 
+def test_verify_needs_no_pytorch_without_a_checkpoint(exported: tuple[SegmentationModule, Path]) -> None:
+    program = """if True:
+        import sys
+        sys.modules.update(dict.fromkeys(("torch", "monai", "lightning")))
+        from pathlib import Path
+        from petseg_export.verify import segmenters_of
+        print(len(segmenters_of(Path(sys.argv[1]))[0]))
+    """
+    done = subprocess.run([sys.executable, "-c", program, exported[1]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 2
+
+
 def test_verify_of_one_backend_alone_is_refused(
     exported: tuple[SegmentationModule, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -73,6 +75,19 @@ def test_threads_do_not_disturb_each_other(name: str, known_model: Path) -> None
             assert probabilities.flat[0] == pytest.approx(1 / (1 + np.exp(-10 * (value - 2))), abs=1e-4)
 
 
+def model_of(graph: onnx.GraphProto) -> bytes:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model.SerializeToString()
+
+
+def layers_that_agree(model: bytes, window: np.ndarray, rtol: float, atol: float) -> list[Any]:
+    """What OpenVINO computes for the window, layer by layer, where its result is that of ONNX Runtime."""
+    backend = OpenVinoBackend(model)
+    (found,), (expected,) = backend.predict([window]), open_backend(model, "onnxruntime", "cpu")[0].predict([window])
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
+    return list(backend.compiled(window.shape).get_runtime_model().get_ops())
+
+
 @pytest.mark.parametrize("sides", [(8, 8, 8), (8, 6, 4), (5, 7, 9)], ids=str)
 def test_openvinos_mean_in_two_steps_is_the_mean(sides: tuple[int, int, int]) -> None:
     shape = ["n", 1, "z", "y", "x"]
@@ -86,9 +101,8 @@ def test_openvinos_mean_in_two_steps_is_the_mean(sides: tuple[int, int, int]) ->
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(np.array([-1, -2, -3]), "axes")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     window = np.random.default_rng(0).normal(5.0, 1.0, (1, 1, *sides)).astype(np.float32)
-    (found,) = OpenVinoBackend(model.SerializeToString()).predict([window])
+    (found,) = OpenVinoBackend(model_of(graph)).predict([window])
     np.testing.assert_allclose(found, window + window.mean(dtype=np.float64), rtol=1e-6)
 
 
@@ -116,12 +130,9 @@ def test_openvinos_convolutions_to_24_channels_fill_the_lanes(biased: bool, monk
             for name, shape in (weights | {"last": (1, 24, 1, 1, 1), "bias": (24,), "scale": (24,)}).items()
         ],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
-    window = rng.normal(size=(1, 1, 8, 8, 8)).astype(np.float32)
-    backend = OpenVinoBackend(model)
-    (found,), (expected,) = backend.predict([window]), open_backend(model, "onnxruntime", "cpu")[0].predict([window])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
-    layers = backend.compiled(window.shape).get_runtime_model().get_ops()
+    layers = layers_that_agree(
+        model_of(graph), rng.normal(size=(1, 1, 8, 8, 8)).astype(np.float32), rtol=1e-4, atol=1e-3
+    )
     kinds = [node.get_rt_info()["layerType"].astype(str) for node in layers]
     widths = {kind: [] for kind in kinds}
     for node, kind in zip(layers, kinds):
@@ -165,12 +176,9 @@ def test_openvinos_head_behind_an_scse_is_gated_behind_its_sums(changed: str, in
             }.items()
         ],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
-    window = rng.normal(size=(1, 5, 4, 6, 8)).astype(np.float32)
-    backend = OpenVinoBackend(model)
-    (found,), (expected,) = backend.predict([window]), open_backend(model, "onnxruntime", "cpu")[0].predict([window])
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    layers = backend.compiled(window.shape).get_runtime_model().get_ops()
+    layers = layers_that_agree(
+        model_of(graph), rng.normal(size=(1, 5, 4, 6, 8)).astype(np.float32), rtol=1e-5, atol=1e-5
+    )
     outputs = [list(layer.output(0).get_shape()) for layer in layers if layer.get_output_size()]
     assert ([1, 3, 4, 6, 8] in outputs) == in_one
 
@@ -189,6 +197,18 @@ def test_auto_takes_openvino_on_the_cpu_and_says_so(known_model: Path) -> None:
     assert backend.name.startswith("OpenVINO")
     assert "CPU" in choice
     assert "no GPU" in choice
+
+
+def test_auto_goes_on_without_an_onnx_runtime_that_is_not_whole(
+    known_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where both of its wheels were installed, and one was taken away again with the files of the other."""
+    monkeypatch.setattr("petseg_runtime.backends.has_gpu_build", lambda: True)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "petseg_runtime.backends.onnxruntime")
+    backend, choice = open_backend(known_model.read_bytes())
+    assert backend.device == "cpu"
+    assert "the GPU does not work: ONNX Runtime is not installed" in choice
 
 
 def test_a_gpu_that_is_not_there_is_refused(known_model: Path) -> None:

@@ -49,8 +49,8 @@ def tested_model(known_model: Path, tmp_path: Path) -> Path:
     return path
 
 
-def outcome(name: str, passed: bool, precision: str = "f32") -> Outcome:
-    return Outcome(name, precision, 0.0 if passed else 0.5, 0.0 if passed else 0.1, 1.0 if passed else 0.5)
+def outcome(name: str, passed: bool) -> Outcome:
+    return Outcome(name, 0.0 if passed else 0.5, 0.0 if passed else 0.1, 1.0 if passed else 0.5)
 
 
 def test_the_windows_are_the_same_to_the_last_bit_on_every_machine() -> None:
@@ -180,7 +180,7 @@ def test_an_input_or_the_self_test(arguments: list[str], capsys) -> None:
 
 def test_a_record_is_of_one_machine_and_one_model(tested_model: Path) -> None:
     sha256 = read_model(tested_model).sha256
-    record = new_record(sha256, [outcome("OpenVINO", True)])
+    record = new_record(sha256, [outcome("OpenVINO f32", True)])
     path = keep(record)
     assert kept(sha256) == record
     assert kept("0" * 64) is None
@@ -211,7 +211,7 @@ def cpu_with_bf16(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def bf16_record(sha256: str, passed: bool) -> Record:
     from petseg_runtime.backends.openvino import backend_name
 
-    return new_record(sha256, [outcome(backend_name("f32"), True), outcome(backend_name("bf16"), passed, "bf16")])
+    return new_record(sha256, [outcome(backend_name("f32"), True), outcome(backend_name("bf16"), passed)])
 
 
 def test_bf16_is_taken_where_it_passed(tested_model: Path, cpu_with_bf16: list[str]) -> None:
