@@ -117,9 +117,12 @@ def sliding_window_probabilities(
 
 
 def _divide_by_importance(total: FloatArray, places: Sequence[Box], importance: FloatArray) -> None:
-    """Divide each voxel by the importance it has in all windows together, slice by slice: a volume less in memory."""
+    """Divide each voxel by the importance it has in all windows together, slice by slice: a volume less in memory.
+
+    The sum of the importance is in float64, which costs nothing for one slice, so only that of the windows rounds.
+    """
     for number in range(len(total)):
-        weight = np.zeros_like(total[number])
+        weight = np.zeros(total.shape[1:])
         for z, y, x in places:
             if z.start <= number < z.stop:
                 weight[y, x] += importance[number - z.start]

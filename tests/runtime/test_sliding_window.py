@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
@@ -61,6 +61,7 @@ def test_importance_is_symmetric(window: tuple[int, int, int]) -> None:
 
 
 @settings(max_examples=30, deadline=None)
+@example(shape=(10, 21, 21), window=(6, 9, 9), overlap=0.78125, seed=0)
 @given(
     shape=st.tuples(*[st.integers(3, 24)] * 3),
     window=st.tuples(*[st.integers(4, 10)] * 3),
@@ -72,7 +73,8 @@ def test_blending_changes_nothing_for_a_network_that_looks_at_one_voxel(
 ) -> None:
     array = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     blended = sliding_window_probabilities(array, window, overlap, -1.0, lambda windows: map(np.tanh, windows))
-    np.testing.assert_allclose(blended, np.tanh(array), atol=1e-5)
+    # At most 1,000 windows of these sizes lie over a voxel, and each addition in float32 rounds by 2^-24 of the sum.
+    np.testing.assert_allclose(blended, np.tanh(array), atol=1000 * 2**-24)
 
 
 def test_agrees_with_monai_for_a_network_that_looks_around() -> None:
