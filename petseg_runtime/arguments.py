@@ -57,7 +57,9 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="send the scans to this Dask cluster (extra: cluster)")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="leave alone what is done: same input, model, settings")
-    again.add_argument("--overwrite", action="store_true", help="do every scan again, which is the default")
+    again.add_argument(
+        "--overwrite", action="store_true", help="write also over files that no run before wrote, or that changed"
+    )
     parser.add_argument(
         "--identify", action="store_true", help="write patient and study identifiers of DICOM to the records as well"
     )

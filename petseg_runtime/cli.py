@@ -181,7 +181,7 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
     import SimpleITK as sitk
 
     from petseg_runtime.outputs.files import prepare_folder
-    from petseg_runtime.runner import RunSettings, write_summary
+    from petseg_runtime.runner import RunSettings, check_inputs_stay, remove_summary, summary_files, write_summary
     from petseg_runtime.volume import Unit
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings hold paths; what matters is checked and said
@@ -199,6 +199,7 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
         overlap=options.overlap,
         tta=options.tta,
         identify=options.identify,
+        overwrite=options.overwrite,
     )
     if options.watch:
         if loading is None:
@@ -211,13 +212,25 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
         raise UsageError(
             f"{', '.join(settings.overrides.options)} is of one patient, but {wanted} scans were given. Pass one scan."
         )
+    check_inputs_stay(scans, settings)
     if settings.output is not None:
         prepare_folder(settings.output)
-    results = _run_scans(scans, loading, settings, options, failures)
-    summary: tuple[Path, ...] = ()
     in_folder = any(path.is_dir() for path in options.input) and any(scan.image is not None for scan in scans)
-    if wanted > 1 or in_folder:
-        summary = write_summary(results, failures, _summary_folder(options, settings), settings.report)
+    folder = _summary_folder(options, settings) if wanted > 1 or in_folder else None
+    results: list[ScanResult] = []
+    summary: tuple[Path, ...] = ()
+    if folder is None:
+        _run_scans(scans, loading, settings, options, results, failures)
+        table = summary_files(settings.folder_for(scans[0]))[0] if scans else None
+        if table is not None and table.exists() and not options.quiet:
+            _messages().print(f"{table.name} in the output folder is of a run before: it does not hold this result.")
+    else:
+        prepare_folder(folder)
+        remove_summary(folder)
+        try:
+            _run_scans(scans, loading, settings, options, results, failures)
+        finally:  # of what is done, also if somebody interrupts the rest
+            summary = write_summary(results, failures, folder, settings.report)
     if results and not options.json and not options.quiet:
         from petseg_runtime.console import print_table
 
@@ -323,10 +336,10 @@ def _self_test(options: argparse.Namespace) -> None:
         raise BackendError(f"The self-test failed for {'; '.join(failed)}: refused from now on on this machine.")
 
 
-def _summary_folder(options: argparse.Namespace, settings: RunSettings) -> Path:
-    """Where the CSV and the index of a batch go: the output folder, or else the first input's own."""
-    first: Path = options.input[0]
-    return settings.output or (first if first.is_dir() else first.parent)
+def _summary_folder(options: argparse.Namespace, settings: RunSettings) -> Path | None:
+    """Where the CSV and the index of a batch go: the output folder, or else the own of the first input that exists."""
+    own = (path if path.is_dir() else path.parent for path in options.input if path.exists())
+    return settings.output or next(own, None)
 
 
 Failures = list[tuple[str, PetsegError]]
@@ -354,9 +367,12 @@ def _run_scans(
     loading: Future[Segmenter] | None,
     settings: RunSettings,
     options: argparse.Namespace,
+    results: list[ScanResult],
     failures: Failures,
-) -> list[ScanResult]:
-    """Run each scan; one that fails is reported, added to `failures` and passed over, unless it is the only one.
+) -> None:
+    """Run each scan and add its result; one that fails is reported, added to `failures` and passed over.
+
+    Unless it is the only one: then the error is raised.
 
     They go to the cluster where no segmenter loads here.
     """
@@ -365,7 +381,6 @@ def _run_scans(
 
     for folder in {settings.folder_for(scan) for scan in scans} if options.resume else ():
         remove_leavings(folder)
-    results: list[ScanResult] = []
     with ExitStack() as stack:
         show = None if options.quiet else _bar(scans, stack)
         outcomes = (
@@ -396,7 +411,6 @@ def _run_scans(
                     _print_notes(result, loading if len(results) == 1 else None, len(scans) > 1, options.verbose)
             if show is not None:
                 show(number, 1, 1)
-    return results
 
 
 def _bar(scans: Sequence[Scan], stack: ExitStack) -> Report:

@@ -73,6 +73,7 @@ def watch(
     InputError : if the inbox is no folder.
     UsageError : if there is no output folder, it cannot be written, or another process works into it.
     """
+    settings = replace(settings, overwrite=True)  # the output folder is the inbox's own
     output = settings.output
     if output is None:
         raise UsageError("An inbox needs a folder for its results. Pass --output.")

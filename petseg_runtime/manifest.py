@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ SCHEMA_VERSION = 1
 # Beyond these a manifest is damaged: half a metre of 1 mm voxels, and ten windows over each voxel of an axis.
 MAX_PATCH_SIDE = 512
 MAX_OVERLAP = 0.9
+# A name that a DICOM result can hold (PS3.5 table 6.2-1, LO).
+_LONG_STRING = re.compile(r"[^\\\x00-\x1f\x7f]{1,64}")
 
 _GRAPH_FIELD = 7
 _METADATA_FIELD = 14
@@ -99,7 +102,9 @@ class ModelManifest:
 
     def __post_init__(self) -> None:
         _require(self.schema_version == SCHEMA_VERSION, "schema_version", self.schema_version)
-        _require(isinstance(self.name, str) and isinstance(self.version, str), "name and version", self.name)
+        names = (self.name, self.version)
+        sound = all(isinstance(name, str) and _LONG_STRING.fullmatch(name) for name in names)
+        _require(sound, "name and version", names)
         _require(isinstance(self.labels, dict), "labels", self.labels)
         _require(isinstance(self.training, dict), "training", self.training)
         _require(self.channels == (Channel("PT", "any"),), "channels", self.channels)

@@ -26,7 +26,8 @@ class RegionStatistics:
     mtv_ml : metabolic tumour volume: number of voxels times the volume of one, in ml.
     suv_max, suv_mean : largest and mean SUVbw (g/ml) of the region's voxels; None unless the scan is in SUVbw.
     suv_peak : the largest mean SUVbw of a sphere of 1 cm³ centred on a voxel of the region; it averages the scan's
-        voxels whose centres it holds, in the region or not (Wahl et al., J Nucl Med 50:122S, 2009; IBSI 0F91).
+        voxels whose centres it holds, in the region or not (Wahl et al., J Nucl Med 50:122S, 2009; IBSI 0F91). None
+        too where the voxels are so large that it holds one centre only, and would be suv_max.
     tlg_g : total lesion glycolysis, suv_mean x mtv_ml, in g; None unless the scan is in SUVbw.
     mtv_41_ml : volume of a lesion's voxels at or above 41 % of its largest value (Boellaard et al., EJNMMI 42:328,
         2015), for comparison; of the whole tumour the sum over its lesions.
@@ -106,7 +107,7 @@ def quantify(
     labels = lesion_labels[tuple(index.T)]
     index = index[np.argsort(labels, kind="stable")]
     ends = np.cumsum(np.bincount(labels, minlength=1)[1:])
-    peaks: list[float] = []
+    peaks: list[float | None] = []
     lesions = []
     for label, end in enumerate(ends, start=1):
         own = slice(ends[label - 2] if label > 1 else 0, end)
@@ -121,7 +122,7 @@ def quantify(
         )
     dmax_mm = _farthest_mm(np.array([lesion.centroid_lps_mm for lesion in lesions])) if len(lesions) > 1 else None
     tumour = replace(
-        _region(volume, index, max(peaks, default=0.0), probabilities),
+        _region(volume, index, max((peak for peak in peaks if peak is not None), default=None), probabilities),
         mtv_41_ml=sum(lesion.mtv_41_ml for lesion in lesions),
     )
     return ScanStatistics(volume.unit, float(volume.array.max()), len(lesions), dmax_mm, tumour, tuple(lesions))
@@ -130,20 +131,20 @@ def quantify(
 def _region(
     volume: Volume,
     index: npt.NDArray[np.intp],
-    peak: float,
+    peak: float | None,
     probabilities: FloatArray | None,
 ) -> RegionStatistics:
     values = volume.array[tuple(index.T)].astype(np.float64)
     voxel_ml, is_suv = volume.geometry.voxel_volume_ml, volume.unit is Unit.SUVBW
     mtv_ml = len(values) * voxel_ml
-    largest, mean, highest = (float(values.max()), float(values.mean()), peak) if len(values) else (None, None, None)
+    largest, mean = (float(values.max()), float(values.mean())) if len(values) else (None, None)
     to_edge_mm = np.minimum(index, np.array(volume.array.shape) - 1 - index) * np.array(volume.geometry.spacing_mm)
     sure = None if probabilities is None or not len(values) else float(probabilities[tuple(index.T)].mean(dtype=float))
     return RegionStatistics(
         mtv_ml=mtv_ml,
         suv_max=largest if is_suv else None,
         suv_mean=mean if is_suv else None,
-        suv_peak=highest if is_suv else None,
+        suv_peak=peak if is_suv else None,
         tlg_g=mtv_ml * (mean or 0.0) if is_suv else None,
         mtv_41_ml=float((values >= RELATIVE_THRESHOLD * (largest or 0.0)).sum()) * voxel_ml,
         mtv_suv25_ml=float((values >= SUV_THRESHOLD).sum()) * voxel_ml if is_suv else None,
@@ -151,16 +152,21 @@ def _region(
         mean_probability=sure,
         intensity_max=largest,
         intensity_mean=mean,
-        intensity_peak=highest,
+        intensity_peak=peak,
     )
 
 
-def _peak(volume: Volume, index: npt.NDArray[np.intp]) -> float:
-    """The largest mean of a 1 cm³ sphere round one of the voxels `(n, 3)`, over what of it lies in the scan."""
+def _peak(volume: Volume, index: npt.NDArray[np.intp]) -> float | None:
+    """The largest mean of a 1 cm³ sphere round one of the voxels `(n, 3)`, over what of it lies in the scan.
+
+    None where such a sphere holds the centre of no other voxel.
+    """
     spacing_mm = np.array(volume.geometry.spacing_mm)
     reach = np.floor(PEAK_RADIUS_MM / spacing_mm).astype(np.intp)
     steps = np.argwhere(np.ones(2 * reach + 1)) - reach
     steps = steps[((steps * spacing_mm) ** 2).sum(axis=1) <= PEAK_RADIUS_MM**2]
+    if len(steps) == 1:
+        return None
     # The region's box, `reach` voxels wider; what of it lies beyond the scan does not count.
     low, high = index.min(axis=0) - reach, index.max(axis=0) + reach + 1
     inside = tuple(slice(max(0, a), min(n, b)) for a, b, n in zip(low, high, volume.array.shape))

@@ -44,6 +44,9 @@ REPLACED = "The results of another scan of this name, which lay in the output fo
 # The hottest voxel of a patient: more than the mean of the body, less than the urine of a small one.
 PLAUSIBLE_SUV_MAX = (1.0, 500.0)
 
+# Bytes of a file's name on Linux.
+_LONGEST_NAME = 255
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -59,6 +62,8 @@ class RunSettings:
     threshold, overlap : in place of the model's.
     tta : average over mirrorings.
     identify : write who a DICOM scan is of to the records; else no identifier leaves the scan but in DICOM results.
+    overwrite : also what no run before wrote, or somebody changed since; else such a file is left alone and the scan
+        refused.
     """
 
     output: Path | None = None
@@ -74,6 +79,7 @@ class RunSettings:
     overlap: float | None = None
     tta: bool = False
     identify: bool = False
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         check_options(self.overlap, self.threshold)
@@ -89,6 +95,27 @@ class RunSettings:
 
     def folder_for(self, scan: Scan) -> Path:
         return scan.beside if self.output is None else self.output / scan.folder
+
+    def results_of(self, scan: Scan) -> list[Path]:
+        """The files that a scan's results go to; the record of the run is the last."""
+        wanted = {
+            "_petseg.nii.gz": "nifti" in self.output_types,
+            "_prob.nii.gz": self.save_probabilities and self.probabilities_as_nifti,
+            "_seg.dcm": "dicom-seg" in self.output_types or "dicom-sr" in self.output_types,
+            "_sr.dcm": "dicom-sr" in self.output_types,
+            "_probseg.dcm": self.save_probabilities and "dicom-seg" in self.output_types,
+            "_rtstruct.dcm": "dicom-rtstruct" in self.output_types,
+            "_stats.json": self.statistics,
+            "_radiomics.csv": self.radiomics,
+            "_preview.png": self.preview,
+            "_report.html": self.report,
+            "_run.json": True,
+        }
+        return [self.folder_for(scan) / f"{scan.name}{suffix}" for suffix, is_wanted in wanted.items() if is_wanted]
+
+    @property
+    def probabilities_as_nifti(self) -> bool:
+        return "nifti" in self.output_types or "dicom-seg" not in self.output_types
 
 
 @dataclass(frozen=True)
@@ -261,11 +288,58 @@ def _read_or_recall(
 
 def _read(scan: Scan, settings: RunSettings, budget: MemoryBudget | None) -> _Prepared:
     prepare_folder(settings.folder_for(scan))
+    before = _check_results(scan, settings)
     sha256 = scan.sha256()
     started = perf_counter()
-    volume = scan.read(settings.unit, settings.overrides, MAX_VOXELS if budget is None else budget.scan_voxels())
+    try:
+        volume = scan.read(settings.unit, settings.overrides, MAX_VOXELS if budget is None else budget.scan_voxels())
+    except InputError as error:
+        if before.get("input_sha256", sha256) == sha256:
+            raise
+        raise InputError(f"{error} The results of another scan of this name still lie in the output folder.") from error
     reading_s = perf_counter() - started
     return _Prepared(scan, sha256, volume, _source(scan, volume, settings), reading_s)
+
+
+def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
+    """Refuse, before any work, to write over what is not ours; returns the record of the run before.
+
+    Raises
+    ------
+    UsageError : if a name is too long, or a file of it was not written by a run before, or changed since.
+    """
+    results = settings.results_of(scan)
+    longest = max((path.name for path in results), key=_bytes)
+    if _bytes(longest) > _LONGEST_NAME:
+        raise UsageError(f"The name {longest[:32]}... of a result is too long for a file system. Rename the scan.")
+    before = _record(results[-1])
+    if settings.overwrite or (results[-1].exists() and not before):  # a power cut may leave a record nobody can read
+        return before
+    for path in results:
+        now = _size(path)
+        if now and path.name not in before.get("outputs", ()):
+            raise _would_overwrite(path, "was not written by a run before")
+        if now and now != before.get("bytes", {}).get(path.name, now):
+            raise _would_overwrite(path, "was changed since the run before")
+    return before
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none, and of one that a power cut left empty."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _would_overwrite(path: Path, why: str) -> UsageError:
+    return UsageError(
+        f"{path.name} {why} and would be overwritten. Pass --overwrite if it may, or choose another --output."
+    )
+
+
+def _bytes(name: str) -> int:
+    return len(os.fsencode(name))
 
 
 def _segment(prepared: _Prepared, segmenter: Segmenter, settings: RunSettings, progress: Progress | None) -> _Segmented:
@@ -296,7 +370,7 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         warnings += (REPLACED,)
     names_before = [name for name in before.get("outputs", ()) if Path(name).name == name]
     with staged(folder, last=record, before=names_before) as stage:
-        files = _write_outputs(scan.name, volume, segmentation, stage, settings, segmenter, source)
+        files = _write_outputs(scan.name, volume, segmentation, stage, settings, segmenter, source, warnings)
         timings_s = {
             "loading": round(segmenter.loading_s, 4),
             "reading": round(prepared.reading_s, 4),
@@ -360,7 +434,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 def run_key(scan_sha256: str, segmenter: Segmenter, settings: RunSettings) -> str:
     """Digest of all that a result depends on: the input, the model, what was asked for, and this software."""
-    asked = {name: value for name, value in asdict(settings).items() if name != "output"}
+    asked = {name: value for name, value in asdict(settings).items() if name not in ("output", "overwrite")}
     made_by = (segmenter.model_sha256, segmenter.backend_name, __version__)  # the backend's name tells its precision
     parts = (scan_sha256, *made_by, json.dumps(asked, sort_keys=True, default=str))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -389,6 +463,38 @@ def _source(scan: Scan, volume: Volume, settings: RunSettings) -> Source | None:
     return read_source(volume.source, volume.geometry)
 
 
+def check_inputs_stay(scans: Sequence[Scan], settings: RunSettings) -> None:
+    """Refuse to write over what is read.
+
+    Raises
+    ------
+    UsageError : if the result of one of the scans would be the input of one.
+    """
+    inputs = {os.path.realpath(file) for scan in scans for file in scan.files}
+    for path in (path for scan in scans for path in settings.results_of(scan)):
+        if os.path.realpath(path) in inputs:
+            raise UsageError(f"{path.name} is an input and would be overwritten. Choose another --output.")
+
+
+def summary_files(folder: Path) -> tuple[Path, Path]:
+    """The table and the page of a batch."""
+    return folder / "petseg_results.csv", folder / "petseg_index.html"
+
+
+def remove_summary(folder: Path) -> None:
+    """Remove the table and the page of a run before, which speak of results that are about to be replaced.
+
+    Raises
+    ------
+    UsageError : if they cannot be removed.
+    """
+    for file in summary_files(folder):
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"{file.name} cannot be replaced: {error.strerror}. Choose another --output.") from error
+
+
 def write_summary(
     results: Sequence[ScanResult], failures: Sequence[tuple[str, PetsegError]], folder: Path, with_index: bool
 ) -> tuple[Path, ...]:
@@ -398,7 +504,7 @@ def write_summary(
     ----------
     folder : gets the files; the page links to the scans' own pages relative to it.
     """
-    table = folder / "petseg_results.csv"
+    table, index = summary_files(folder)
     rows = [summary_row(result.label, result.identity, result.statistics, result.warnings) for result in results]
     write_csv(rows, failures, table)
     if not with_index:
@@ -408,7 +514,6 @@ def write_summary(
         pages = [file for file in result.files if file.name.endswith("_report.html")]
         page = Path(os.path.relpath(pages[0], folder)).as_posix() if pages else None
         scans.append(IndexedScan(result.label, result.statistics, len(result.warnings), page))
-    index = folder / "petseg_index.html"
     write_index(scans, [(name, str(error)) for name, error in failures], index)
     return table, index
 
@@ -421,13 +526,14 @@ def _write_outputs(
     settings: RunSettings,
     segmenter: Segmenter,
     source: Source | None,
+    warnings: Sequence[str],
 ) -> list[Path]:
     files: list[Path] = []
     if "nifti" in settings.output_types:
         files.append(folder / f"{name}_petseg.nii.gz")
         with whole_file(files[-1]) as temporary:
             write_image(segmentation.mask, segmentation.geometry, temporary)
-    if settings.save_probabilities and ("nifti" in settings.output_types or "dicom-seg" not in settings.output_types):
+    if settings.save_probabilities and settings.probabilities_as_nifti:
         files.append(folder / f"{name}_prob.nii.gz")
         with whole_file(files[-1]) as temporary:
             write_image(segmentation.probabilities, segmentation.geometry, temporary)
@@ -437,7 +543,7 @@ def _write_outputs(
 
         equipment = Equipment(segmenter.manifest.name, segmenter.manifest.version, segmenter.model_sha256)
         files += write_dicom(
-            source, segmentation, equipment, settings.output_types, settings.save_probabilities, folder / name
+            source, segmentation, equipment, settings.output_types, settings.save_probabilities, warnings, folder / name
         )
     if settings.statistics:
         files.append(folder / f"{name}_stats.json")
@@ -462,6 +568,8 @@ def _warnings(volume: Volume, segmentation: Segmentation) -> tuple[str, ...]:
         own = ("The file does not say its unit: SUV quantities are left out. Pass --unit suvbw if it holds SUVbw.",)
     elif not low <= highest <= high:
         own = (f"The highest SUVbw of the scan is {highest:.3g}, expected {low:g} to {high:g}. Check its unit.",)
+    if segmentation.statistics.lesions and segmentation.statistics.tumour.intensity_peak is None:
+        own += ("The voxels are too large for a sphere of 1 ml: SUVpeak is left out.",)
     if segmentation.statistics.tumour.edge_mm == 0:
         own += ("A lesion reaches the edge of the scan and may go on beyond: its quantities are of what was scanned.",)
     return (*volume.warnings, *segmentation.warnings, *own)

@@ -264,6 +264,7 @@ class Segmenter:
             raise ModelError(
                 f"The model gave values from {total.min()} to {total.max()}, expected probabilities. Do not use it."
             )
+        np.clip(total, 0.0, 1.0, out=total)
         return total
 
     def _predict(self, windows: Iterable[FloatArray], window: Shape) -> Iterator[FloatArray]:

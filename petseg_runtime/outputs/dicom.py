@@ -10,9 +10,10 @@ from pydicom.dataset import Dataset
 from petseg_runtime.errors import InputError
 from petseg_runtime.outputs.dicom_rtstruct import structure_set
 from petseg_runtime.outputs.dicom_seg import lesion_segmentation, probability_segmentation
-from petseg_runtime.outputs.dicom_source import Equipment, Source, quiet
+from petseg_runtime.outputs.dicom_source import Equipment, Source
 from petseg_runtime.outputs.dicom_sr import measurement_report
 from petseg_runtime.outputs.files import whole_file
+from petseg_runtime.outputs.quiet import QUIET
 from petseg_runtime.segmentation import Segmentation
 
 
@@ -22,6 +23,7 @@ def write_dicom(
     equipment: Equipment,
     kinds: Sequence[str],
     save_probabilities: bool,
+    warnings: Sequence[str],
     stem: Path,
 ) -> list[Path]:
     """Write what `kinds` ask for ("dicom-seg", "dicom-sr", "dicom-rtstruct") and return the files.
@@ -30,15 +32,16 @@ def write_dicom(
     ----------
     source : see `dicom_source.read_source`.
     save_probabilities : write them as a fractional segmentation too, where a segmentation is written.
+    warnings : what to mind, for whoever reads the report or the structure set in an archive.
     stem : folder and name that the files' names begin with.
 
     Raises
     ------
     InputError : if the series' headers allow no such object.
     """
-    with quiet():
+    with QUIET:
         try:
-            results = _results(source.slices, segmentation, equipment, kinds, save_probabilities)
+            results = _results(source.slices, segmentation, equipment, kinds, save_probabilities, warnings)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"The headers of the series do not allow DICOM results ({type(error).__name__}). Leave out "
@@ -58,6 +61,7 @@ def _results(
     equipment: Equipment,
     kinds: Sequence[str],
     save_probabilities: bool,
+    warnings: Sequence[str],
 ) -> dict[str, Dataset]:
     """The objects by the suffix of their files' names."""
     labels, geometry, results = segmentation.lesion_labels, segmentation.geometry, dict[str, Dataset]()
@@ -65,9 +69,9 @@ def _results(
         lesions = lesion_segmentation(labels, slices, equipment)
         results["_seg.dcm"] = lesions
         if "dicom-sr" in kinds:
-            results["_sr.dcm"] = measurement_report(segmentation.statistics, lesions, slices, equipment)
+            results["_sr.dcm"] = measurement_report(segmentation.statistics, lesions, slices, equipment, warnings)
     if "dicom-seg" in kinds and save_probabilities:
         results["_probseg.dcm"] = probability_segmentation(segmentation.probabilities, slices, equipment)
     if "dicom-rtstruct" in kinds:
-        results["_rtstruct.dcm"] = structure_set(labels, geometry, slices, equipment)
+        results["_rtstruct.dcm"] = structure_set(labels, geometry, slices, equipment, warnings)
     return results

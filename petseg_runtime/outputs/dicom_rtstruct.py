@@ -16,13 +16,19 @@ from petseg_runtime.volume import Geometry
 
 SERIES_NUMBER = 904
 
+_LONGEST_SHORT_TEXT = 1024  # PS3.5 table 6.2-1, ST
+
 _STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, which readers expect of the study referred to
 _COPIED = (*PATIENT_AND_STUDY, "SpecificCharacterSet", "FrameOfReferenceUID")
 _COLOURS = ((220, 0, 30), (0, 110, 220), (0, 150, 60), (230, 140, 0), (140, 60, 200))
 
 
 def structure_set(
-    labels: npt.NDArray[np.integer], geometry: Geometry, source: Sequence[Dataset], equipment: Equipment
+    labels: npt.NDArray[np.integer],
+    geometry: Geometry,
+    source: Sequence[Dataset],
+    equipment: Equipment,
+    warnings: Sequence[str] = (),
 ) -> Dataset:
     """Each lesion as a region of its own; without lesions one region without contours says so.
 
@@ -34,10 +40,11 @@ def structure_set(
     ----------
     labels : whole numbers `(z, y, x)`, 0 outside, 1 to n in the lesions; slice k lies on `source[k]`.
     source : headers of the PET slices, see `dicom_source.read_source`.
+    warnings : what to mind, for its description.
     """
     count = int(labels.max())
     names = [f"Lesion {number}" for number in range(1, count + 1)] or ["Tumour (none found)"]
-    dataset = _header(source[0], equipment)
+    dataset = _header(source[0], equipment, warnings)
     frame_uid = source[0].FrameOfReferenceUID
     dataset.ReferencedFrameOfReferenceSequence = [_referenced_frame(source)]
     dataset.StructureSetROISequence = [
@@ -58,8 +65,10 @@ def structure_set(
     return dataset
 
 
-def _header(first: Dataset, equipment: Equipment) -> Dataset:
+def _header(first: Dataset, equipment: Equipment, warnings: Sequence[str]) -> Dataset:
     now = datetime.now()
+    about = f"Research use only. Model {equipment.model_name} {equipment.model_version}, SHA-256 "
+    about += " ".join([f"{equipment.model_sha256}.", *warnings])
     dataset = _item(
         SOPClassUID=RTStructureSetStorage,
         SOPInstanceUID=generate_uid(),
@@ -76,8 +85,7 @@ def _header(first: Dataset, equipment: Equipment) -> Dataset:
         DeviceSerialNumber=equipment.serial_number,
         SoftwareVersions=equipment.software,
         StructureSetLabel="TUMOUR",
-        StructureSetDescription=f"Research use only. Model {equipment.model_name} {equipment.model_version}, SHA-256 "
-        f"{equipment.model_sha256}",
+        StructureSetDescription=about[:_LONGEST_SHORT_TEXT],
         StructureSetDate=now.strftime("%Y%m%d"),
         StructureSetTime=now.strftime("%H%M%S"),
         ApprovalStatus="UNAPPROVED",

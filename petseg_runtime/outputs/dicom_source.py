@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from logging import NullHandler, getLogger
 from pathlib import Path
-from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import pydicom
@@ -23,6 +20,7 @@ from petseg_runtime import __version__
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom_elements import Elements, if_sound, tag_name
 from petseg_runtime.io.dicom_header import ENHANCED_PET_STORAGE
+from petseg_runtime.outputs.quiet import QUIET
 from petseg_runtime.volume import Geometry
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -42,6 +40,12 @@ _DATES = {"PatientBirthDate": 0x00100030, "StudyDate": 0x00080020}
 _STUDY_TIME, _SEX = 0x00080030, 0x00100040
 # What a record says of whose it is, where it is asked to.
 _IDENTITY = ("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID", "StudyDate")
+# What is made up for the results where the series lacks it.
+_MADE_UP = {
+    0x0020000E: "The series has no SeriesInstanceUID: the DICOM results refer to one made up for them.",
+    0x00200052: "The series has no FrameOfReferenceUID: the DICOM results have one made up for them, by which no other "
+    "system knows that they lie on the scan.",
+}
 PATIENT_AND_STUDY = (*_TEXTS, _ISSUER, *_DATES, "StudyTime", "PatientSex", "StudyInstanceUID")
 
 
@@ -75,8 +79,8 @@ def read_source(files: Sequence[str], geometry: Geometry) -> Source:
 
     Only what results need is taken, decoded to Unicode. Attributes of Type 2 that are absent, malformed or too long
     for the standard are left empty, and a note says which. A slice whose data set has lost its SOPInstanceUID has it
-    in the file's own header. A series without SeriesInstanceUID, as some anonymisers leave it, gets one that follows
-    from its study and number, so that all results of it agree.
+    in the file's own header. A series without SeriesInstanceUID or FrameOfReferenceUID, as some anonymisers leave it,
+    gets one that follows from its study and number, so that all results of it agree, and a note says so.
 
     Parameters
     ----------
@@ -87,7 +91,7 @@ def read_source(files: Sequence[str], geometry: Geometry) -> Source:
     ------
     InputError : if the study or a slice has no valid UID, or two slices have the same.
     """
-    with quiet():
+    with QUIET:
         kind = pydicom.dcmread(files[0], specific_tags=["SOPClassUID"]).get("SOPClassUID", "")
         if str(kind) in ENHANCED_PET_STORAGE:
             raise InputError(
@@ -97,6 +101,8 @@ def read_source(files: Sequence[str], geometry: Geometry) -> Source:
         originals = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
         about, notes = _patient_and_study(originals[0])
         slices = tuple(_slice(original, about, geometry, index) for index, original in enumerate(originals))
+        elements = Elements(originals[0])
+        notes += tuple(note for tag, note in _MADE_UP.items() if not elements.text(tag))
     if len({one.SOPInstanceUID for one in slices}) < len(slices):
         raise _unfit("SOPInstanceUID (0008,0018) is the same in several slices")
     return Source(slices, notes)
@@ -109,27 +115,12 @@ def identity_of(file: Path) -> dict[str, str]:
     ------
     InputError : if it cannot be read any more.
     """
-    with quiet():
+    with QUIET:
         try:
             elements = Elements(pydicom.dcmread(file, specific_tags=["SpecificCharacterSet", *_IDENTITY]))
             return {keyword: if_sound(partial(elements.decoded, Tag(keyword))) or "" for keyword in _IDENTITY}
         except (OSError, InvalidDicomError, AttributeError, TypeError, ValueError) as error:
             raise InputError(f"{file.name} cannot be read any more.") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep pydicom's and highdicom's warnings back: they hold names and identifiers of the patient."""
-    logger, handler = getLogger("highdicom"), NullHandler()
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
-    try:
-        with catch_warnings():
-            simplefilter("ignore")
-            yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
 
 
 def _patient_and_study(first: Dataset) -> tuple[Dataset, tuple[str, ...]]:

@@ -31,11 +31,17 @@ _MEAN = CodedConcept("373098007", "SCT", "Mean")
 _PROCEDURE = CodedConcept("44136-0", "LN", "PET Unspecified body region")
 _ABSENT = CodedConcept("2667000", "SCT", "Absent")
 
+_RESEARCH = "Research use only, not for diagnosis."
+
 _Group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations | hd.sr.MeasurementsAndQualitativeEvaluations
 
 
 def measurement_report(
-    statistics: ScanStatistics, segmentation: hd.seg.Segmentation, source: Sequence[Dataset], equipment: Equipment
+    statistics: ScanStatistics,
+    segmentation: hd.seg.Segmentation,
+    source: Sequence[Dataset],
+    equipment: Equipment,
+    warnings: Sequence[str] = (),
 ) -> hd.sr.Comprehensive3DSR:
     """The quantities, each lesion's group referring to its segment; without lesions the finding is absent.
 
@@ -43,8 +49,9 @@ def measurement_report(
     ----------
     segmentation : of the same lesions, see `dicom_seg.lesion_segmentation`.
     source : headers of the PET slices, see `dicom_source.read_source`.
+    warnings : what to mind, each a comment on the whole tumour.
     """
-    groups: list[_Group] = [_whole_tumour(statistics, equipment)]
+    groups: list[_Group] = [_whole_tumour(statistics, equipment, warnings)]
     groups += [_lesion(lesion, segmentation, source, equipment) for lesion in statistics.lesions]
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=generate_uid(entropy_srcs=[equipment.model_sha256, equipment.software]),
@@ -100,18 +107,22 @@ def _lesion(
     )
 
 
-def _whole_tumour(statistics: ScanStatistics, equipment: Equipment) -> _Group:
-    """All lesions together; without any, the finding is absent and the volume 0."""
+def _whole_tumour(statistics: ScanStatistics, equipment: Equipment, warnings: Sequence[str]) -> _Group:
+    """All lesions together, with what to mind; without any, the finding is absent and the volume 0."""
     tumour = statistics.tumour
     values = [(_VOLUME, tumour.mtv_ml, _ML, None), (_GLYCOLYSIS, tumour.tlg_g, _G, None)]
     finding = [] if statistics.lesions else [hd.sr.QualitativeEvaluation(name=codes.SCT.Neoplasm, value=_ABSENT)]
-    return hd.sr.MeasurementsAndQualitativeEvaluations(
+    group = hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(), identifier="Whole tumour"),
         finding_type=codes.SCT.Neoplasm,
         algorithm_id=_algorithm(equipment),
         measurements=_measurements(values),
         qualitative_evaluations=finding,
     )
+    for text in (_RESEARCH, *warnings):
+        comment = hd.sr.TextContentItem(codes.DCM.Comment, text, hd.sr.RelationshipTypeValues.CONTAINS)
+        group[0].ContentSequence.append(comment)
+    return group
 
 
 def _measurements(

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -18,7 +19,7 @@ from petseg_runtime.errors import UsageError
 
 # Begins with a dot, so that nobody takes it for a result; keeps the suffix, by which SimpleITK knows the format.
 _TEMPORARY_PREFIX = ".petseg-"
-_HOST = re.sub(r"\W", "_", platform.node()) or "host"
+_HOST = re.sub(r"\W", "_", platform.node())[:64] or "host"
 
 
 @contextmanager
@@ -29,7 +30,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     ------
     UsageError : if the folder cannot be written, the disk is full, or the name is not UTF-8.
     """
-    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{_process(os.getpid())}-{get_ident()}-{path.name}")
+    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    own = sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:8]  # the name itself may be as long as can be
+    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{_process(os.getpid())}-{get_ident()}-{own}{suffix}")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:  # ITK would end the process

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import logging
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import write_image
 from petseg_runtime.outputs.files import whole_file
+from petseg_runtime.outputs.quiet import QUIET
 from petseg_runtime.volume import Unit, Volume
 
 # mirp's names of the families of features; what else it returns speaks of files and settings.
@@ -117,8 +117,7 @@ def _unlogged() -> Iterator[None]:
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with QUIET:
             yield
     finally:
         root.removeHandler(handler)

@@ -23,6 +23,9 @@ from petseg_runtime.cli import main
 from petseg_runtime.commissioning import new_record
 from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import read_image, read_mask, write_image
+from petseg_runtime.io.scans import find_scans
+from petseg_runtime.runner import OUTPUT_TYPES, RunSettings, run_scan
+from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.self_test import keep
 from petseg_runtime.volume import Geometry
 
@@ -251,6 +254,50 @@ def test_an_input_that_is_missing_does_not_stop_the_others(run, scan: Path, tmp_
     assert code == 7
     assert "1 of 2 scans failed; the others are done" in err[-1]
     assert "scan_petseg.nii.gz" in files_in(tmp_path / "out")
+
+
+def test_the_table_lies_beside_the_first_input_that_exists(run, scan: Path, tmp_path: Path) -> None:
+    code, _, err = run(tmp_path / "gone/x.nii.gz", scan, output=False)
+    assert code == 7
+    assert "1 of 2 scans failed; the others are done" in err[-1]
+    assert (scan.parent / "petseg_results.csv").read_text().count("\n") == 3
+
+
+def test_an_input_is_never_written_over(run, scan: Path) -> None:
+    other = scan.with_name("scan_petseg.nii.gz")
+    shutil.copy(scan, other)
+    before = other.read_bytes()
+    for again in ((), ("--overwrite",)):
+        code, _, err = run(scan, other, *again, output=False)
+        assert code == 2
+        assert "scan_petseg.nii.gz is an input and would be overwritten" in err[-1]
+        assert other.read_bytes() == before
+    assert files_in(scan.parent) == ["scan.nii.gz", "scan_petseg.nii.gz"]
+
+
+def test_names_are_as_long_as_the_file_system_takes_them(run, scan: Path, tmp_path: Path) -> None:
+    longest = "n" * (255 - len("_petseg.nii.gz"))
+    code, _, err = run(shutil.copy(scan, tmp_path / f"{longest}.nii.gz"))
+    assert code == 0, err
+    assert files_in(tmp_path / "out") == [f"{longest}_petseg.nii.gz", f"{longest}_run.json"]
+    code, _, err = run(shutil.copy(scan, tmp_path / f"{longest}n.nii.gz"))
+    assert code == 2
+    assert "too long for a file system. Rename the scan." in err[-1]
+
+
+@pytest.mark.parametrize("kinds", [("nifti",), ("dicom-seg",), ("dicom-sr",), ("dicom-rtstruct",), OUTPUT_TYPES])
+@pytest.mark.parametrize("further", [False, True])
+def test_a_run_writes_what_its_settings_name(
+    kinds: tuple[str, ...], further: bool, known_model: Path, tmp_path: Path
+) -> None:
+    """Only so is it known before any work what would be written over."""
+    save_dicom(tmp_path / "in")
+    (scan,) = find_scans(tmp_path / "in")
+    asked = dict.fromkeys(("statistics", "preview", "report", "save_probabilities"), further)
+    settings = RunSettings(output=tmp_path / "out", output_types=kinds, **asked)
+    result = run_scan(scan, Segmenter(known_model), settings)
+    assert sorted(settings.results_of(scan)) == sorted(result.files)
+    assert [str(file.relative_to(tmp_path / "out")) for file in sorted(result.files)] == files_in(tmp_path / "out")
 
 
 def test_a_folder_whose_name_is_no_utf8_is_refused_and_the_others_are_done(run, tmp_path: Path) -> None:

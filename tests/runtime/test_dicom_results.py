@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
+from logging import getLogger
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pydicom
@@ -28,12 +30,14 @@ from petseg_runtime.io.scans import RESULT_SUFFIXES
 from petseg_runtime.outputs.contours import outlines
 from petseg_runtime.outputs.dicom import write_dicom
 from petseg_runtime.outputs.dicom_source import Equipment, identity_of, read_source
+from petseg_runtime.outputs.quiet import QUIET
 from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.volume import Volume
 
 EQUIPMENT = Equipment("petseg-test", "3", "ab" * 32)
 KINDS = ("dicom-seg", "dicom-sr", "dicom-rtstruct")
+WARNINGS = ("A lesion reaches the edge of the scan.", "The highest SUVbw of the scan is 720.")
 SHAPE = (5, 12, 14)
 
 
@@ -61,7 +65,7 @@ def segmentation_of(volume: Volume, labels: np.ndarray) -> Segmentation:
 
 def results_of(volume: Volume, labels: np.ndarray, folder: Path) -> dict[str, Path]:
     source = read_source(volume.source, volume.geometry)
-    files = write_dicom(source, segmentation_of(volume, labels), EQUIPMENT, KINDS, True, folder / "scan")
+    files = write_dicom(source, segmentation_of(volume, labels), EQUIPMENT, KINDS, True, WARNINGS, folder / "scan")
     return {file.name.removeprefix("scan"): file for file in files}
 
 
@@ -214,6 +218,46 @@ def test_the_report_holds_the_quantities_of_each_lesion(tmp_path: Path) -> None:
         assert [value for _, _, value, _ in ours] == pytest.approx([value for _, _, value, _ in theirs], rel=1e-6)
 
 
+def test_who_reads_a_result_in_an_archive_is_told_what_to_mind(tmp_path: Path) -> None:
+    files = results_of(scan_in(tmp_path / "in"), two_lesions(), tmp_path)
+    report, structures = (pydicom.dcmread(files[name]) for name in ("_sr.dcm", "_rtstruct.dcm"))
+    (measurements,) = (item for item in report.ContentSequence if item.ValueType == "CONTAINER")
+    comments = [item.TextValue for item in measurements.ContentSequence[0].ContentSequence if item.ValueType == "TEXT"]
+    assert comments[-3:] == ["Research use only, not for diagnosis.", *WARNINGS]
+    assert structures.StructureSetDescription.endswith(" ".join(WARNINGS))
+    assert "Research use only" in structures.StructureSetDescription
+
+
+def test_the_warnings_of_libraries_stay_back_until_the_last_thread_is_done(
+    capfd, recwarn: pytest.WarningsRecorder
+) -> None:
+    """They hold names of patients; and Python keeps one set of filters for all threads."""
+    reading, writing = Event(), Event()
+
+    def read() -> None:
+        with QUIET:
+            reading.set()
+            writing.wait(10)  # leaves first what it entered first
+
+    def write() -> None:
+        reading.wait(10)
+        with QUIET:
+            writing.set()
+            reader.join()
+            warnings.warn("Jane Doe", stacklevel=1)
+            getLogger("highdicom.base").warning("Jane Doe")
+
+    propagates, filters = getLogger("highdicom").propagate, list(warnings.filters)
+    reader, writer = Thread(target=read), Thread(target=write)
+    reader.start()
+    writer.start()
+    writer.join()
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+    assert getLogger("highdicom").propagate == propagates
+    assert list(warnings.filters) == filters
+
+
 def spoilt(volume: Volume, edit) -> None:
     """Edit the files of a scan that has been read."""
     for index, file in enumerate(volume.source):
@@ -246,7 +290,7 @@ def test_a_series_that_nothing_can_refer_to_is_refused(edit, says: str, tmp_path
 
 def test_what_anonymisers_leave_is_made_fit(tmp_path: Path, capfd) -> None:
     def anonymised(dataset: Dataset, _: int) -> None:
-        del dataset.SeriesInstanceUID
+        del dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID
         dataset.PatientName = "Doe"
         dataset.ClinicalTrialSponsorName, dataset.ClinicalTrialProtocolID = "", "6668"
         dataset.add_new(0x00080050, "LO", "An accession number that is far too long")
@@ -260,6 +304,9 @@ def test_what_anonymisers_leave_is_made_fit(tmp_path: Path, capfd) -> None:
     assert notes == (
         "Left empty in the DICOM results, because the series has it malformed or too long: AccessionNumber, "
         "PatientBirthDate.",
+        "The series has no SeriesInstanceUID: the DICOM results refer to one made up for them.",
+        "The series has no FrameOfReferenceUID: the DICOM results have one made up for them, by which no other system "
+        "knows that they lie on the scan.",
     )
     files = results_of(volume, two_lesions(), tmp_path)
     assert capfd.readouterr() == ("", "")

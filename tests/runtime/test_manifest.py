@@ -90,6 +90,10 @@ def test_garbage_is_refused(content: bytes, tmp_path_factory: pytest.TempPathFac
         ("patch_size", [16.5, 16, 16]),
         ("overlap", 0.95),
         ("name", None),
+        ("name", ""),
+        ("name", "n" * 65),  # PS3.5 table 6.2-1, LO
+        ("name", "one\\two"),
+        ("version", "1\n2"),
         ("labels", ["tumour"]),
         ("channels", [{"modality": "PT", "unit": "suvbw"}]),
         ("preprocessing", {"spacing_mm": [2, 4, float("nan")], "body_threshold": 0.2, "body_margin_mm": 20}),

@@ -85,6 +85,19 @@ def test_suv_peak_averages_a_cubic_centimetre() -> None:
     assert quantify(Volume(array, geometry, Unit.SUVBW), labels).lesions[0].suv_peak == pytest.approx(2.0)
 
 
+def test_there_is_no_suv_peak_where_a_cubic_centimetre_holds_the_centre_of_one_voxel_only() -> None:
+    """Its radius is 6.2 mm. What would be said of it is the largest value."""
+    labels = np.zeros((5, 5, 5), np.uint32)
+    labels[2, 2, 1:4] = 1
+    array = np.where(labels > 0, 7.0, 1.0).astype(np.float32)
+    array[2, 2, 2] = 9.0
+    for side_mm, peak in ((6.1, (9 + 2 * 7 + 4 * 1) / 7), (6.3, None)):
+        statistics = quantify(Volume(array, Geometry((5, 5, 5), (side_mm,) * 3), Unit.SUVBW), labels)
+        assert statistics.tumour.suv_peak == statistics.lesions[0].suv_peak == pytest.approx(peak)
+        assert statistics.tumour.intensity_peak == pytest.approx(peak)
+        assert statistics.lesions[0].suv_max == 9.0
+
+
 def test_suv_peak_of_a_large_even_ball_is_its_uptake() -> None:
     lesion = quantify(*ball_of(7.0, 15.0, (2.0, 3.0, 3.0))).lesions[0]
     assert lesion.suv_peak == pytest.approx(7.0)

@@ -18,6 +18,8 @@ from runtime.test_cli import SMALL, files_in, save
 
 from petseg_runtime.cli import main
 from petseg_runtime.outputs.files import remove_leavings
+from petseg_runtime.segmentation import Segmentation
+from petseg_runtime.segmenter import Segmenter
 
 SCANS = 6
 OPTIONS = ("-s", "-p", "--unit", "suvbw")
@@ -101,6 +103,70 @@ def test_a_run_that_writes_less_leaves_nothing_of_the_one_before(
     (out / "scan0_notes.txt").write_text("of somebody else")
     assert main([*arguments, "--threshold", "0.9"]) == 0
     assert set(files_in(out)) == {"scan0_petseg.nii.gz", "scan0_run.json", "scan0_notes.txt"}
+
+
+@pytest.mark.parametrize("whose", ["somebody's", "ours, changed since", "ours, record gone"])
+def test_what_is_not_ours_any_more_is_not_written_over(whose: str, run, tmp_path: Path) -> None:
+    """A physician's contour may have the name of a result, or be one that was corrected."""
+    scan, mask = save(body_array(SMALL), tmp_path / "scan.nii.gz"), tmp_path / "out/scan_petseg.nii.gz"
+    if whose == "somebody's":
+        mask.parent.mkdir()
+    else:
+        run(scan)
+        (tmp_path / "out/scan_run.json").unlink() if "gone" in whose else None
+    mask.write_bytes(b"corrected by hand")
+    before = files_in(tmp_path / "out")
+    for again in ((), ("--resume",)):
+        code, _, said = run(scan, *again)
+        assert code == 2
+        said = " ".join(said.split())
+        reason = "changed since the run before" if "changed" in whose else "not written by a run before"
+        assert f"scan_petseg.nii.gz was {reason}" in said
+        assert "--overwrite" in said
+        assert mask.read_bytes() == b"corrected by hand"
+        assert files_in(tmp_path / "out") == before
+    assert run(scan, "--overwrite")[0] == 0
+    assert mask.read_bytes()[:2] == b"\x1f\x8b"
+
+
+def test_a_scan_that_is_refused_says_that_results_of_another_lie_there(run, tmp_path: Path) -> None:
+    scan = save(body_array(SMALL), tmp_path / "scan.nii.gz")
+    run(scan)
+    save(body_array(SMALL) * np.nan, scan)
+    code, _, said = run(scan)
+    assert code == 3
+    assert "results of another scan of this name still lie" in " ".join(said.split())
+
+
+def test_the_table_never_speaks_of_results_that_were_replaced(batch: Path, run, tmp_path: Path) -> None:
+    """Nor does the page, whose links a run without reports leaves dead."""
+    out = tmp_path / "out"
+    run(batch, "--report")
+    assert (out / "petseg_index.html").exists()
+    run(batch, "--threshold", "0.9")
+    assert not (out / "petseg_index.html").exists()
+    assert "of a run before: it does not hold this result" in " ".join(run(batch / "0/scan0.nii.gz")[2].split())
+
+
+def test_an_interrupted_batch_has_a_table_of_what_is_done(
+    batch: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/petseg_results.csv").write_text("of a run before")
+    segment, calls = Segmenter.segment, []
+
+    def interrupted(*arguments: object, **further: object) -> Segmentation:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return segment(*arguments, **further)
+
+    monkeypatch.setattr(Segmenter, "segment", interrupted)
+    assert run(batch)[0] == 130
+    table = (tmp_path / "out/petseg_results.csv").read_text().splitlines()
+    done = [name for name in files_in(tmp_path / "out") if name.endswith("_run.json")]
+    assert table[0].startswith("scan,unit")
+    assert 2 <= len(table) - 1 <= len(done) <= 3
 
 
 def test_another_backend_does_everything_again(batch: Path, run, tmp_path: Path) -> None:

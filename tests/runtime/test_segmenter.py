@@ -133,6 +133,15 @@ def test_a_network_that_gives_no_probabilities_is_refused(answer, reason: str, a
         Segmenter.from_backend(manifest, Wrong()).segment(axial_volume)
 
 
+def test_rounding_makes_no_probability_above_one(axial_volume, manifest) -> None:
+    class Rounding:
+        name, device = "rounding", "cpu"
+        predict = staticmethod(partial(map, lambda window: np.full_like(window, 1.0005)))
+
+    probabilities = Segmenter.from_backend(manifest, Rounding()).segment(axial_volume).probabilities
+    assert probabilities.max() == 1.0
+
+
 def test_a_giant_is_refused_before_memory_is_taken(segmenter: Segmenter) -> None:
     geometry = Geometry((40, 40, 40), (2000.0, 2000.0, 2000.0))
     with pytest.raises(MemoryBudgetError, match="voxel size"):
