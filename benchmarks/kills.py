@@ -4,9 +4,9 @@
     python benchmarks/kills.py --kills 50 --scans 20 --seed 0 --inbox
 
 The batch runs `petseg-run FOLDER -o OUT --resume`, or with --inbox `petseg-run FOLDER -o OUT --watch`; each process is
-killed (SIGKILL) at a random moment of the time that the whole batch takes. In the end every file must be there, byte
-for byte, and no other; of the records all but the times, and of an inbox's journal the state of each scan. Exit code 1
-if not.
+killed (SIGKILL) at a random moment, early enough that the batch outlives many kills: with 20 scans within the first
+quarter of the time that all of it takes. In the end every file must be there, byte for byte, and no other; of the
+records all but the times, and of an inbox's journal the state of each scan. Exit code 1 if not.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def fresh_command(folder: Path, model: Path, rounds: int) -> dict[str, Any]:
         {"scan": rounds + 2, "version": rounds + 2},
     )
     stages = json.loads((folder / "pelvis_run.json").read_text())["timings_s"]
-    seconds = statistics.median(second for second, _ in runs["scan"])
+    seconds = runs["scan"][-1][0]  # of the run whose stages they are; its end counts too
     later = ("inference", "postprocessing", "quantification", "writing")
     return {**runs, "stages_s": stages, "to_first_window_s": seconds - sum(stages[stage] for stage in later)}
 
@@ -233,7 +233,14 @@ def main() -> None:
         }
         if options.cohort is not None:
             parts["accuracy"] = lambda: accuracy(options.cohort, options.model)
-        found = {"machine": _machine(), "model": read_model(options.model).manifest.name}
+        manifest = read_model(options.model).manifest
+        found = {
+            "machine": _machine(),
+            "model": f"{manifest.name} {manifest.version}",
+            "weights": manifest.weights_sha256,
+            "commit": subprocess.check_output(["git", "describe", "--always", "--dirty"], text=True, cwd=ROOT).strip(),
+            "rounds": options.rounds,
+        }
         for name, measure in parts.items():
             kept = _kept(options.state, found)
             if name not in kept:
@@ -245,11 +252,12 @@ def main() -> None:
     picture = options.output.with_suffix(".png")
     _draw(found, picture)
     options.output.write_text(_page(found, picture.name), encoding="utf-8")
+    options.state.unlink()  # the next benchmark measures anew
     print(f"wrote {options.output}")
 
 
 def _kept(state: Path, of: dict[str, Any]) -> dict[str, Any]:
-    """What an interrupted benchmark of the same machine and model has measured."""
+    """What an interrupted benchmark of the same machine, model, commit and rounds has measured."""
     found: dict[str, Any] = json.loads(state.read_text()) if state.exists() else of
     return found if {key: found[key] for key in of} == of else of
 
@@ -295,7 +303,8 @@ def _page(found: dict[str, Any], picture: str) -> str:
     answers = f"{statistics.median(version):.2f} s ({_spread(version)})"
     return f"""# How fast, beside what
 
-Written by `benchmarks/performance.py` (`make bench`) on an {found["machine"]}.
+Written by `benchmarks/performance.py` (`make bench`), commit {found["commit"]}, model {found["model"]},
+on an {found["machine"]}.
 Every number is of a fresh process from the scan's file to the mask's file, start-up included; the
 commands took turns. Machines that are shared are noisy: mind the ratios of medians, not the seconds.
 

@@ -46,7 +46,7 @@ def main() -> int:
     segmenter, example = Segmenter(device="cpu"), read_volume(EXAMPLE, "suvbw")
     cuts = [cut(example, number) for number in range(CUTS)]
     alone = [segmenter.segment(one) for one in cuts]
-    everybody = Barrier(options.threads)
+    everybody = Barrier(min(options.threads, options.scans))
     after_first: list[float] = []
 
     def work(thread: int) -> int:

@@ -15,7 +15,7 @@ def command_line() -> argparse.ArgumentParser:
         prog="petseg-run",
         description="Outline the tumour in FDG PET scans. For research, not for diagnosis.",
         epilog="Exit codes: 0 done, 1 a fault of PETSeg, 2 usage, 3 input refused, 4 model refused, 5 backend or "
-        "device, 6 too large for memory, 7 some scans of a batch failed.",
+        "device, 6 too large for memory, 7 some scans of a batch failed, 130 interrupted, 141 nobody reads the output.",
     )
     parser.add_argument(
         "input", nargs="*", type=_path, help="a .nii, .nii.gz, .mha or .nrrd file, a DICOM folder, or a folder of these"

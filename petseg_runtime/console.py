@@ -18,7 +18,13 @@ if TYPE_CHECKING:  # a message must not wait for the imports of a run
 _MAX_LESION_ROWS = 20
 
 
-_MESSAGES = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the caller know, who has the exit code for it; Rich would end the process with another."""
+        raise BrokenPipeError
+
+
+_MESSAGES = _Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def messages_console() -> Console:
@@ -97,4 +103,4 @@ def print_self_test(record: Record, path: Path) -> None:
 
 
 def _output() -> Console:
-    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    return _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)

@@ -22,7 +22,7 @@ from petseg_runtime.io.plausible import MAX_VOXELS
 from petseg_runtime.io.scans import Scan
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
 from petseg_runtime.memory import MemoryBudget
-from petseg_runtime.outputs.files import prepare_folder, staged, whole_file, write_json
+from petseg_runtime.outputs.files import moving_record, prepare_folder, staged, whole_file, write_json
 from petseg_runtime.outputs.preview import write_preview
 from petseg_runtime.outputs.radiomics import RadiomicsSettings, check_installed, write_radiomics
 from petseg_runtime.outputs.records import run_record, statistics_from, statistics_record, summary_row, write_csv
@@ -312,7 +312,7 @@ def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
     longest = max((path.name for path in results), key=_bytes)
     if _bytes(longest) > _LONGEST_NAME:
         raise UsageError(f"The name {longest[:32]}... of a result is too long for a file system. Rename the scan.")
-    before = _record(results[-1])
+    before = _run_before(results[-1])
     if settings.overwrite or (results[-1].exists() and not before):  # a power cut may leave a record nobody can read
         return before
     for path in results:
@@ -365,7 +365,7 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         **({"radiomics": asdict(RadiomicsSettings())} if settings.radiomics else {}),
     }
     record = f"{scan.name}_run.json"
-    before = _record(folder / record)
+    before = _run_before(folder / record)
     if before.get("input_sha256", prepared.sha256) != prepared.sha256:
         warnings += (REPLACED,)
     names_before = [name for name in before.get("outputs", ()) if Path(name).name == name]
@@ -419,6 +419,11 @@ def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanRes
         return None
     label = str(scan.folder / scan.name)
     return ScanResult(scan.name, label, statistics, files, timings_s, decisions, warnings, identity)
+
+
+def _run_before(record: Path) -> dict[str, Any]:
+    """What a run before wrote of itself, also one that was killed while its results moved to their place."""
+    return _record(record) or _record(moving_record(record))
 
 
 def _record(path: Path) -> dict[str, Any]:

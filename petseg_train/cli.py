@@ -131,7 +131,8 @@ def evaluate(
     if window_invariance:
         print(
             f"window invariance: mean {results['window_invariance'].mean():.3f}, "
-            f"lowest case {results['window_invariance'].min():.3f}"
+            f"lowest case {results['window_invariance'].min():.3f}, of the {results['window_invariance'].count()} of "
+            f"{len(results)} cases in which anything was found"
         )
     print(f"wrote {output}")
 

@@ -19,7 +19,8 @@ def ask(path: str, body: bytes | None = None) -> bytes:
         return answer.read()
 
 
-suffix = Path(scan).name.split(".", 1)[1]  # nii, nii.gz, mha or nrrd; dicom.zip for an archive of one DICOM study
+formats = ("nii", "nii.gz", "mha", "nrrd", "dicom.zip")  # the last is an archive of one DICOM study
+suffix = next((one for one in formats if scan.endswith(f".{one}")), "")
 state = json.loads(ask(f"/scans?format={suffix}", Path(scan).read_bytes()))
 while state["state"] == "waiting":
     time.sleep(1)

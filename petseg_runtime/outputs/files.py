@@ -31,8 +31,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     UsageError : if the folder cannot be written, the disk is full, or the name is not UTF-8.
     """
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    own = sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:8]  # the name itself may be as long as can be
-    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{_process(os.getpid())}-{get_ident()}-{own}{suffix}")
+    own = f"{_process(os.getpid())}-{get_ident()}-{_digest(path.name)}"
+    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{own}{suffix}")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:  # ITK would end the process
@@ -55,7 +55,7 @@ def staged(folder: Path, last: str, before: Iterable[str] = ()) -> Iterator[Path
 
     If anything fails, nothing of them is left. `last` is the file that moves last: where it lies, the others do.
     `before` names what a run before wrote: what this one does not write of it is removed, and then its `last`. So that
-    never lies beside files that it does not speak of, and as long as they lie there, somebody knows of them.
+    never lies beside files that it does not speak of. A run that is killed meanwhile leaves the `moving_record`.
 
     Raises
     ------
@@ -67,14 +67,28 @@ def staged(folder: Path, last: str, before: Iterable[str] = ()) -> Iterator[Path
             files = sorted(stage.iterdir(), key=lambda file: file.name == last)
             sync(*files)
             stale = [name for name in before if name != last and not (stage / name).exists()]
+            moving = moving_record(folder / last)
+            moving.write_text(json.dumps({"outputs": [*stale, *(file.name for file in files)]}), encoding="utf-8")
+            sync(moving)
             for name in (*stale, last):
                 (folder / name).unlink(missing_ok=True)
             sync(folder)
             for file in files:
                 os.replace(file, folder / file.name)
             sync(folder)
+            moving.unlink()
         except OSError as error:
             raise UsageError(f"A result cannot be written: {error.strerror}. Choose another --output.") from error
+
+
+def moving_record(last: Path) -> Path:
+    """A hidden file that says, as long as results move to their place, which they are: that nobody else wrote them."""
+    return last.with_name(f"{_TEMPORARY_PREFIX}moving-{_digest(last.name)}.json")
+
+
+def _digest(name: str) -> str:
+    """Stands for a name in that of a temporary file: the name itself may be as long as a name can be."""
+    return sha256(os.fsencode(name)).hexdigest()[:16]
 
 
 @contextmanager

@@ -18,9 +18,7 @@ def share_of_maximum(volume: Volume, share: float, voi: npt.NDArray[np.bool_] | 
     """
     if not 0 < share < 1:
         raise InputError(f"The share of the maximum is {share}, expected more than 0 and less than 1.")
-    inside = np.ones(volume.array.shape, dtype=bool) if voi is None else voi
-    if not inside.any():
-        raise InputError("The VOI is empty. Draw it round the tumour.")
+    inside = _inside(volume, voi)
     return ((volume.array >= share * volume.array[inside].max()) & inside).astype(np.uint8)
 
 
@@ -29,14 +27,20 @@ def fixed_suv(volume: Volume, suv: float, voi: npt.NDArray[np.bool_] | None = No
 
     Raises
     ------
-    InputError : if the scan's values are not SUVbw.
+    InputError : if the scan's values are not SUVbw, or the VOI is empty.
     """
     if volume.unit is not Unit.SUVBW:
         raise InputError(
             f"A threshold in SUV needs a scan in SUVbw, and this is in {volume.unit.value}. Pass --unit suvbw if it is."
         )
+    return ((volume.array >= suv) & _inside(volume, voi)).astype(np.uint8)
+
+
+def _inside(volume: Volume, voi: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
     inside = np.ones(volume.array.shape, dtype=bool) if voi is None else voi
-    return ((volume.array >= suv) & inside).astype(np.uint8)
+    if not inside.any():
+        raise InputError("The VOI is empty. Draw it round the tumour.")
+    return inside
 
 
 def t40(volume: Volume) -> MaskArray:

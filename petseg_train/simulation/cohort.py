@@ -21,11 +21,11 @@ from rich.progress import track
 
 from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import write_image
-from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
+from petseg_runtime.outputs.files import prepare_folder, remove_leavings, scratch_folder, whole_file, write_json
 from petseg_train.simulation.centres import Centre, Scanner, cohort_plan
 from petseg_train.simulation.dicom_series import write_dicom_series
-from petseg_train.simulation.patient import record, simulate_patient
-from petseg_train.simulation.truth import paper_truth
+from petseg_train.simulation.patient import Patient, record, simulate_patient
+from petseg_train.simulation.truth import Truth, paper_truth
 
 # Raised with each change of anatomy, physics or truth, so that no cohort is made half by one and half by another.
 VERSION = 2
@@ -47,6 +47,7 @@ def simulate_cohort(
     """
     plan = cohort_plan(patients)
     prepare_folder(output)
+    remove_leavings(output)
     settings = {"patients": patients, "seed": seed, "dicom": dicom, "version": VERSION}
     _claim(output, settings | ({"trunk": TRUNK_VERSION} if trunk else {}))
     named = list(_named(plan, "trunk-" if trunk else ""))
@@ -110,8 +111,14 @@ def make_patient(
     rng = np.random.default_rng([seed, index])
     patient = simulate_patient(centre, scanner, rng, trunk)
     truth = paper_truth(patient, rng)
-    partial = folder.with_name(f".{folder.name}-{os.getpid()}")
-    prepare_folder(partial)
+    with scratch_folder(folder.parent) as scratch:
+        partial = scratch / folder.name
+        partial.mkdir()
+        _write(patient, truth, partial, dicom, f"{patients}-{seed}-{index}-{folder.name}", trunk)
+        partial.rename(folder)
+
+
+def _write(patient: Patient, truth: Truth, partial: Path, dicom: bool, identity: str, trunk: bool) -> None:
     masks = {"mask": truth.mask, "exact": patient.tumour, "bladder": patient.bladder}
     with whole_file(partial / "PET.nii.gz") as temporary:
         write_image(patient.volume.array, patient.volume.geometry, temporary)
@@ -121,14 +128,13 @@ def make_patient(
     if dicom:
         # All that the pixels depend on, so that no two scans have one UID.
         version = f"{VERSION}t{TRUNK_VERSION}" if trunk else str(VERSION)
-        write_dicom_series(patient, partial / "dicom", f"SIM{version}-{patients}-{seed}-{index}-{folder.name}")
-    name = folder.name
+        write_dicom_series(patient, partial / "dicom", f"SIM{version}-{identity}")
+    name = partial.name
     row: dict[str, object] = {"case": name, "centre": patient.centre, "image": f"{name}/PET.nii.gz"}
     row |= {key: f"{name}/{key}.nii.gz" for key in ("mask", "exact", "bladder")} | record(patient)
     row |= {"truth": truth.method, "flab_dsc": round(truth.flab_dsc, 4)}
     row |= {f"noise_{organ}": round(value, 3) for organ, value in patient.noise.items()}
     write_json(row, partial / "patient.json")
-    partial.rename(folder)
 
 
 def _claim(output: Path, settings: dict[str, int]) -> None:

@@ -663,6 +663,19 @@ def test_a_full_disk_behind_standard_output_is_called_that(
     assert ended.stderr == "petseg-run: The disk that results or messages go to is full. Make room, and run again.\n"
 
 
+def test_who_reads_no_further_ends_the_run_with_the_code_for_it(scan: Path, known_model: Path, tmp_path: Path) -> None:
+    """Not with 1, which is for our faults. The table is Rich's, which has a code of its own."""
+    command = [sys.executable, "-m", "petseg_runtime.cli", scan, "-m", known_model, "-o", tmp_path / "out", "-d", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 141, said
+    assert "Traceback" not in said
+    assert "scan_run.json" in files_in(tmp_path / "out")
+
+
 def test_no_thread_of_a_refused_scan_waits_for_the_garbage_collector(known_model: Path, tmp_path: Path) -> None:
     (tmp_path / "scan.nii.gz").write_bytes(b"no image")
     gc.disable()

@@ -129,6 +129,33 @@ def test_what_is_not_ours_any_more_is_not_written_over(whose: str, run, tmp_path
     assert mask.read_bytes()[:2] == b"\x1f\x8b"
 
 
+@pytest.mark.parametrize("further", [(), ("-p",)], ids=["less than before", "more than before"])
+def test_a_run_that_ended_while_its_files_moved_goes_on(
+    further: tuple[str, ...], known_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the results lie there without a record: they are ours all the same."""
+    scan, out = save(body_array(SMALL), tmp_path / "scan.nii.gz"), tmp_path / "out"
+    arguments = [str(scan), "-m", str(known_model), "-o", str(out), *further]
+    assert main([*arguments, "--report"]) == 0
+    moved, replace = [], os.replace
+
+    def ends(source: Path, target: Path) -> None:
+        if target.parent == out:
+            moved.append(target.name)
+            if len(moved) == 2:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", ends)
+        assert main([*arguments, "-s"]) == 130
+    assert len(moved) == 2
+    assert "scan_run.json" not in files_in(out)
+    assert main([*arguments, "-s", "--resume"]) == 0
+    expected = ["scan_petseg.nii.gz", *(["scan_preview.png"] if further else []), "scan_run.json", "scan_stats.json"]
+    assert files_in(out) == expected
+
+
 def test_a_scan_that_is_refused_says_that_results_of_another_lie_there(run, tmp_path: Path) -> None:
     scan = save(body_array(SMALL), tmp_path / "scan.nii.gz")
     run(scan)

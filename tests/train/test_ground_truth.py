@@ -115,6 +115,8 @@ def test_thresholds_refuse_what_they_cannot_mean() -> None:
     with pytest.raises(InputError, match="expected more than 0"):
         share_of_maximum(small_volume(), 1.5)
     with pytest.raises(InputError, match="VOI is empty"):
+        fixed_suv(small_volume(), 2.5, np.zeros((1, 2, 2), bool))
+    with pytest.raises(InputError, match="VOI is empty"):
         share_of_maximum(small_volume(), 0.4, np.zeros((1, 2, 2), bool))
 
 

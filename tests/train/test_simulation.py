@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import Counter
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from petseg_runtime import read_volume
 from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import read_mask
+from petseg_runtime.outputs.files import _HOST
 from petseg_runtime.volume import Unit
 from petseg_train.cli import simulate as simulate_command
 from petseg_train.cohort import read_cohort
@@ -333,7 +335,12 @@ def test_a_finished_cohort_is_not_made_again(
     (tmp_path / "montreal-001").mkdir()
     for file in folder.glob("*.*"):
         (tmp_path / "montreal-001" / file.name).write_bytes(file.read_bytes())
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = tmp_path / f".petseg-{_HOST}.{ended.pid}.1-killed"
+    left.mkdir()
     csv = simulate_cohort(tmp_path, 10, seed=5)
+    assert not left.exists()  # what a killed process left of a patient
     assert pd.read_csv(csv)["volume_ml"].tolist() == [row["volume_ml"]]
     assert [case.centre for case in read_cohort(csv)] == ["Montreal"]
     simulate_command(tmp_path, patients=10, seed=5)
