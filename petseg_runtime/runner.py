@@ -315,13 +315,19 @@ def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
     before = _run_before(results[-1])
     if settings.overwrite or (results[-1].exists() and not before):  # a power cut may leave a record nobody can read
         return before
-    for path in results:
+    own = {results[-1].with_name(name) for name in _outputs(before)}  # removed where this run does not write them
+    for path in sorted({*results, *own}):
         now = _size(path)
-        if now and path.name not in before.get("outputs", ()):
-            raise _would_overwrite(path, "was not written by a run before")
+        if now and path not in own:
+            raise _would_lose(path, "was not written by a run before")
         if now and now != before.get("bytes", {}).get(path.name, now):
-            raise _would_overwrite(path, "was changed since the run before")
+            raise _would_lose(path, "was changed since the run before")
     return before
+
+
+def _outputs(record: dict[str, Any]) -> list[str]:
+    """The files that a record names; a damaged one may name others than its neighbours."""
+    return [name for name in record.get("outputs", ()) if Path(name).name == name]
 
 
 def _size(path: Path) -> int:
@@ -332,10 +338,8 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _would_overwrite(path: Path, why: str) -> UsageError:
-    return UsageError(
-        f"{path.name} {why} and would be overwritten. Pass --overwrite if it may, or choose another --output."
-    )
+def _would_lose(path: Path, why: str) -> UsageError:
+    return UsageError(f"{path.name} {why} and would be lost. Pass --overwrite if it may, or choose another --output.")
 
 
 def _bytes(name: str) -> int:
@@ -368,8 +372,7 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
     before = _run_before(folder / record)
     if before.get("input_sha256", prepared.sha256) != prepared.sha256:
         warnings += (REPLACED,)
-    names_before = [name for name in before.get("outputs", ()) if Path(name).name == name]
-    with staged(folder, last=record, before=names_before) as stage:
+    with staged(folder, last=record, before=_outputs(before)) as stage:
         files = _write_outputs(scan.name, volume, segmentation, stage, settings, segmenter, source, warnings)
         timings_s = {
             "loading": round(segmenter.loading_s, 4),
@@ -432,6 +435,7 @@ def _record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         names = record["outputs"]
         sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        sound = sound and isinstance(record.get("bytes", {}), dict)
         return dict(record) if sound else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

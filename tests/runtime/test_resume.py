@@ -106,7 +106,7 @@ def test_a_run_that_writes_less_leaves_nothing_of_the_one_before(
 
 
 @pytest.mark.parametrize("whose", ["somebody's", "ours, changed since", "ours, record gone"])
-def test_what_is_not_ours_any_more_is_not_written_over(whose: str, run, tmp_path: Path) -> None:
+def test_what_is_not_ours_any_more_is_not_written_over(whose: str, run, known_model: Path, tmp_path: Path) -> None:
     """A physician's contour may have the name of a result, or be one that was corrected."""
     scan, mask = save(body_array(SMALL), tmp_path / "scan.nii.gz"), tmp_path / "out/scan_petseg.nii.gz"
     if whose == "somebody's":
@@ -127,6 +127,10 @@ def test_what_is_not_ours_any_more_is_not_written_over(whose: str, run, tmp_path
         assert files_in(tmp_path / "out") == before
     assert run(scan, "--overwrite")[0] == 0
     assert mask.read_bytes()[:2] == b"\x1f\x8b"
+    if "changed" in whose:  # nor is it removed by a run that writes none such
+        (tmp_path / "out/scan_preview.png").write_bytes(b"drawn on")
+        assert main([str(scan), "-m", str(known_model), "-o", str(tmp_path / "out")]) == 2
+        assert (tmp_path / "out/scan_preview.png").read_bytes() == b"drawn on"
 
 
 @pytest.mark.parametrize("further", [(), ("-p",)], ids=["less than before", "more than before"])
