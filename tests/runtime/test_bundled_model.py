@@ -36,10 +36,13 @@ def dice(found: np.ndarray, truth: np.ndarray) -> float:
 
 def test_it_is_small_licensed_and_has_a_card() -> None:
     assert MODEL.stat().st_size <= 16e6
-    training = read_model(MODEL).manifest.training
+    manifest = read_model(MODEL).manifest
+    training = manifest.training
+    assert training["field_of_view"] == "abdomen and pelvis"  # the card forbids all else, and the report prints it
     assert "CC BY 3.0" in training["licence"]
     assert training["intended_use"] == "research"
     card = MODEL.with_suffix(".md").read_text()
+    assert card.startswith(f"# {manifest.name}, version {manifest.version}\n")
     for part in (
         "10.7937/K9/TCIA.2015.7GO2GSKS",
         "ellipsoid",
