@@ -230,7 +230,8 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
         try:
             _run_scans(scans, loading, settings, options, results, failures)
         finally:  # of what is done, also if somebody interrupts the rest
-            summary = write_summary(results, failures, folder, settings.report)
+            if results or failures:
+                summary = write_summary(results, failures, folder, settings.report)
     if results and not options.json and not options.quiet:
         from petseg_runtime.console import print_table
 

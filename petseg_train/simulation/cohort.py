@@ -111,6 +111,7 @@ def make_patient(
     rng = np.random.default_rng([seed, index])
     patient = simulate_patient(centre, scanner, rng, trunk)
     truth = paper_truth(patient, rng)
+    prepare_folder(folder.parent)
     with scratch_folder(folder.parent) as scratch:
         partial = scratch / folder.name
         partial.mkdir()
