@@ -259,13 +259,14 @@ def _outcome(scan: Scan, future: Future[ScanResult]) -> tuple[Scan, ScanResult |
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A scan in memory, ready to be segmented."""
+    """A scan in memory, ready to be segmented; `before` is the record of the run before, empty where there was none."""
 
     scan: Scan
     sha256: str
     volume: Volume
     source: Source | None
     reading_s: float
+    before: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,7 @@ def _read(scan: Scan, settings: RunSettings, budget: MemoryBudget | None) -> _Pr
             raise
         raise InputError(f"{error} The results of another scan of this name still lie in the output folder.") from error
     reading_s = perf_counter() - started
-    return _Prepared(scan, sha256, volume, _source(scan, volume, settings), reading_s)
+    return _Prepared(scan, sha256, volume, _source(scan, volume, settings), reading_s, before)
 
 
 def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
@@ -369,7 +370,7 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         **({"radiomics": asdict(RadiomicsSettings())} if settings.radiomics else {}),
     }
     record = f"{scan.name}_run.json"
-    before = _run_before(folder / record)
+    before = prepared.before
     if before.get("input_sha256", prepared.sha256) != prepared.sha256:
         warnings += (REPLACED,)
     with staged(folder, last=record, before=_outputs(before)) as stage:
