@@ -32,9 +32,9 @@ STRETCH_MM = 150.0
 
 
 class PatchSampler(Sampler[tuple[int, int]]):
-    """Keys `(epoch, index)` in a random order, each process of a distributed run its share.
+    """Keys `(epoch, batch)` in a random order, each process of a distributed run its share.
 
-    All randomness of a patch follows from `(seed, epoch, index)`. So a run that was killed and resumed sees what
+    All randomness of a batch follows from `(seed, epoch, batch)`. So a run that was killed and resumed sees what
     an uninterrupted one sees, whatever the number of workers.
     """
 
@@ -50,17 +50,21 @@ class PatchSampler(Sampler[tuple[int, int]]):
         return self.length // self.world_size  # the same for each process: gradients are exchanged every step
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        # A generator, which draws at its first key: Lightning asks for it before it sets the epoch of a resumed run.
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        mine = order[self.rank :: self.world_size][: len(self)]
-        return iter([(self.epoch, int(index)) for index in mine])
+        for batch in order[self.rank :: self.world_size][: len(self)]:
+            yield self.epoch, int(batch)
 
 
 class PatchDataset(Dataset[dict[str, Tensor]]):
-    """One augmented patch of one case for each key `(epoch, index)`; the cases take turns.
+    """A batch of augmented patches for each key `(epoch, batch)`, of cases that take turns.
 
-    With `centres_take_turns` the centres do, and in each centre its cases: a centre of few cases counts as much as
-    one of many, as where real patients are trained on beside many more simulated ones. A cohort that only trains
-    (`petseg_train.training.fit`) takes a turn as a centre does.
+    With `centres_take_turns` the centres do, a batch each, and in each centre its cases: a centre of few cases counts
+    as much as one of many, as where real patients are trained on beside many more simulated ones. A cohort that only
+    trains (`petseg_train.training.fit`) takes a turn as a centre does.
+
+    The patches of a batch are of one size, which holds the largest of its cases: PyTorch computes a lone small patch
+    without oneDNN in 32 bits on a CPU, at a third of the speed.
 
     With `pairs` each patch is seen through two windows that lie up to a quarter of their sides apart.
 
@@ -80,6 +84,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         augmentation: Augmentation,
         seed: int,
         patches_per_epoch: int | None = None,
+        batch_size: int = 1,
         tumour_share: float = 0.67,
         centres_take_turns: bool = False,
         fit_multiple: int = 0,
@@ -95,19 +100,39 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         self.cases = list(cases)
         self.patch_size, self.fit_multiple = patch_size, fit_multiple
         self.preprocessing, self.augmentation = preprocessing, augmentation
-        self.seed, self.patches_per_epoch = seed, patches_per_epoch or len(cases)
+        self.seed, self.batch_size = seed, batch_size
+        self.batches_per_epoch = (patches_per_epoch or len(cases)) // batch_size
         self.tumour_share, self.pairs = tumour_share, pairs
         self.crop_share, self.stretch_share, self.bright_share = crop_share, stretch_share, bright_share
 
     def __len__(self) -> int:
-        return self.patches_per_epoch
+        return self.batches_per_epoch
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
-        """`image` and `mask`, float32 `(windows, z, y, x)`, and `start`, their first voxels in the patch."""
-        epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
-        case = self._perhaps_cut(self.cases[self.case_of(epoch, index)], rng)
-        window = self._draw_window(case, rng)
+        """`image` and `mask`, float32 `(patches, windows, z, y, x)`.
+
+        And `start`, whole numbers `(patches, windows, 3)`: the windows' first voxels in the patch.
+        """
+        epoch, batch = key
+        rng = np.random.default_rng([self.seed, epoch, batch])
+        cases = [self._perhaps_cut(self.cases[number], rng) for number in self.cases_of(epoch, batch)]
+        window = self._draw_window(cases, rng)
+        patches = [self._draw_patch(case, window, rng) for case in cases]
+        return {name: torch.stack([patch[name] for patch in patches]) for name in ("image", "mask", "start")}
+
+    def cases_of(self, epoch: int, batch: int) -> list[int]:
+        """The cases that a key's patches show: they take turns, in an order drawn anew once all had theirs."""
+        turn, group = divmod(epoch * len(self) + batch, len(self._turns))
+        cases, first = self._turns[group], turn * self.batch_size
+        numbers = []
+        for place in range(first, first + self.batch_size):
+            begun, position = divmod(place, len(cases))
+            order = np.random.default_rng([self.seed, group, begun]).permutation(len(cases))
+            numbers.append(cases[order[position]])
+        return numbers
+
+    def _draw_patch(self, case: TrainingCase, window: Shape, rng: np.random.Generator) -> dict[str, Tensor]:
+        """`image` and `mask` `(windows, z, y, x)` of a case, and their `start`."""
         starts = np.zeros((1, 3), dtype=np.int64)
         if self.pairs:
             starts = rng.integers(0, np.array(window) // 4, size=(2, 3), endpoint=True)
@@ -128,11 +153,6 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             "start": torch.from_numpy(starts),
         }
 
-    def case_of(self, epoch: int, index: int) -> int:
-        """The case that a key's patch shows: they take turns, also from epoch to epoch."""
-        turn, group = divmod(epoch * self.patches_per_epoch + index, len(self._turns))
-        return self._turns[group][turn % len(self._turns[group])]
-
     def _perhaps_cut(self, case: TrainingCase, rng: np.random.Generator) -> TrainingCase:
         if not self.crop_share and not self.stretch_share:
             return case  # without a draw, so that what is drawn after it stays what it was before there were cuts
@@ -143,8 +163,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             return cut_to_a_stretch(case, self.preprocessing, rng)
         return case
 
-    def _draw_window(self, case: TrainingCase, rng: np.random.Generator) -> Shape:
-        """The window for a case, along each axis with chance 1/2 as if up to a patch of air lay around the scan.
+    def _draw_window(self, cases: Sequence[TrainingCase], rng: np.random.Generator) -> Shape:
+        """The window for a batch, along each axis with chance 1/2 as if up to a patch of air lay around the scans.
 
         Where windows fit the body, the air in one depends on where the body is taken to end. The instance norm sees
         that air, so the training shows any amount of it.
@@ -152,8 +172,8 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         if not self.fit_multiple:
             return self.patch_size
         around = rng.integers(0, self.patch_size, endpoint=True) * (rng.random(3) < 0.5)
-        shape = tuple((np.array(case.image.shape) + around).tolist())
-        return fitted_window(self.patch_size, self.fit_multiple, shape)
+        largest = np.max([case.image.shape for case in cases], axis=0)
+        return fitted_window(self.patch_size, self.fit_multiple, tuple((largest + around).tolist()))
 
     def _draw_start(self, case: TrainingCase, window: Shape, rng: np.random.Generator) -> Shape:
         voxels = self._voxels_to_show(case, rng.random())

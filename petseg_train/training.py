@@ -2,7 +2,7 @@
 
 A run folder holds `run.json` (settings and split), `last.ckpt` (after each epoch), `lightning_logs` for TensorBoard and
 `done.json`. Calling `fit` on it again goes on where it stopped: all randomness follows from the seed, the epoch and
-the index of a patch, so on a CPU the weights are those of an uninterrupted run, bit for bit.
+the number of a batch, so on a CPU the weights are those of an uninterrupted run, bit for bit.
 """
 
 from __future__ import annotations
@@ -86,30 +86,22 @@ class SegmentationModule(lightning.LightningModule):
         # What is left of the time up to the last batch went into patches: their augmentation, and waiting for them.
         self.log("train/network_share", self._network_s / (self._batch_end - self._epoch_start), sync_dist=True)
 
-    def training_step(self, batch: list[dict[str, Tensor]]) -> Tensor:
-        # Patches of one shape go through the network together. Instance norm and the loss look at one patch at a time,
-        # so the mean over the batch is the same.
-        total = torch.zeros((), device=self.device)
-        for patches in _by_shape(batch):
-            images, masks = (torch.cat([patch[key] for patch in patches])[:, None] for key in ("image", "mask"))
-            logits = self.network(images.to(memory_format=torch.channels_last_3d)).float()
-            loss = self.loss(logits, masks)
-            if self.config.window_consistency:
-                starts = torch.stack([patch["start"] for patch in patches])
-                disagreement = window_disagreement(logits.unflatten(0, (-1, 2))[:, :, 0], starts)
-                self.log("train/disagreement", disagreement, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
-                loss = loss + self.config.window_consistency * disagreement
-            total = total + loss * (len(patches) / len(batch))
-        if not torch.isfinite(total):
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        images, masks = (batch[key].flatten(0, 1)[:, None] for key in ("image", "mask"))
+        logits = self.network(images.to(memory_format=torch.channels_last_3d)).float()
+        loss: Tensor = self.loss(logits, masks)
+        if self.config.window_consistency:
+            disagreement = window_disagreement(logits.unflatten(0, (-1, 2))[:, :, 0], batch["start"])
+            self.log("train/disagreement", disagreement, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+            loss = loss + self.config.window_consistency * disagreement
+        if not torch.isfinite(loss):
             kept = "; last.ckpt is of the epoch before" if self.current_epoch else ""
             raise ModelError(
-                f"The loss is {total.item()} in epoch {self.current_epoch}: the training has diverged{kept}. Train "
+                f"The loss is {loss.item()} in epoch {self.current_epoch}: the training has diverged{kept}. Train "
                 "with a lower learning rate, in another folder."
             )
-        self.log(
-            "train/loss", total, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(batch)
-        )
-        return total
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=1)
+        return loss
 
     def validation_step(self, index: int) -> None:
         case = self.trainer.datamodule.tuning[index]
@@ -152,6 +144,7 @@ class PatchDataModule(lightning.LightningDataModule):
             config.augmentation,
             config.seed,
             config.patches_per_epoch,
+            config.batch_size,
             config.tumour_share,
             config.centres_take_turns,
             config.fit_multiple,
@@ -161,13 +154,10 @@ class PatchDataModule(lightning.LightningDataModule):
             bright_share=config.bright_share,
         )
 
-    def train_dataloader(self) -> DataLoader[list[dict[str, Tensor]]]:
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         sampler = PatchSampler(len(self.patches), self.config.seed, rank, world_size)
-        loader: DataLoader[Any] = DataLoader(
-            self.patches, batch_size=self.config.batch_size, sampler=sampler, collate_fn=list
-        )
-        return loader
+        return DataLoader(self.patches, batch_size=None, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[int]:
         # The cases differ in size, so their indices travel. A range is a dataset in all but its declared type.
@@ -194,13 +184,6 @@ def build_network(config: TrainingConfig) -> Network:
             f"patch_size is {config.patch_size}, expected multiples of {network.factor}, from {2 * network.factor} on."
         )
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in torch's stubs
-
-
-def _by_shape(batch: list[dict[str, Tensor]]) -> list[list[dict[str, Tensor]]]:
-    groups: dict[torch.Size, list[dict[str, Tensor]]] = {}
-    for patch in batch:
-        groups.setdefault(patch["image"].shape, []).append(patch)
-    return list(groups.values())
 
 
 def split_tuning(cases: Sequence[Case], config: TrainingConfig) -> tuple[list[Case], list[Case]]:

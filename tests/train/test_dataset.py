@@ -1,8 +1,10 @@
-"""Patches: reproducible from seed, epoch and index, shared between processes, as varied as the runtime's windows."""
+"""Patches: reproducible from seed, epoch and batch, shared between processes, as varied as the runtime's windows."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ def case(shape: tuple[int, int, int] = (24, 20, 28)) -> TrainingCase:
     rng = np.random.default_rng(0)
     image = rng.normal(size=shape).astype(np.float32)
     mask = np.zeros(shape, np.uint8)
-    mask[10:14, 8:12, 18:22] = 1
+    mask[10:14, 8:12, -10:-6] = 1
     image[mask > 0] = 9.0
     return TrainingCase("one", image, mask, air=-3.0)
 
@@ -34,11 +36,11 @@ def volume(array: np.ndarray) -> Volume:
 
 
 def dataset(**changes: object) -> PatchDataset:
-    settings = {"augmentation": Augmentation(), "seed": 7, **changes}
-    return PatchDataset([case(), case((40, 18, 18))], (16, 16, 16), PREPROCESSING, **settings)  # type: ignore[arg-type]
+    settings = {"patch_size": (16, 16, 16), "augmentation": Augmentation(), "seed": 7, **changes}
+    return PatchDataset([case(), case((40, 18, 18))], preprocessing=PREPROCESSING, **settings)  # type: ignore[arg-type]
 
 
-def test_a_patch_follows_from_seed_epoch_and_index() -> None:
+def test_a_batch_follows_from_seed_epoch_and_number() -> None:
     one, other = dataset(), dataset()
     torch.testing.assert_close(one[3, 1]["image"], other[3, 1]["image"], rtol=0, atol=0)
     assert not torch.equal(one[3, 1]["image"], one[4, 1]["image"])
@@ -49,22 +51,47 @@ def test_the_length_of_an_epoch_does_not_depend_on_the_cases_which_take_turns() 
     assert len(dataset()) == 2
     patches = dataset(patches_per_epoch=3)
     assert len(patches) == 3
-    drawn = [patches.case_of(epoch, index) for epoch in range(2) for index in range(3)]
-    assert drawn == [0, 1, 0, 1, 0, 1]
+    drawn = [number for epoch in range(2) for batch in range(3) for number in patches.cases_of(epoch, batch)]
+    assert [sorted(drawn[first : first + 2]) for first in (0, 2, 4)] == [[0, 1]] * 3
+
+
+def test_a_batch_holds_patches_of_one_size_that_fit_the_largest_of_its_cases() -> None:
+    both = dataset(augmentation=PLAIN, patch_size=(64, 64, 64), fit_multiple=8, batch_size=2)
+    assert len(both) == 1
+    sizes = set()
+    for epoch in range(40):
+        batch = both[epoch, 0]
+        patches, windows, *size = batch["image"].shape
+        assert (patches, windows) == (2, 1)
+        assert batch["mask"].shape == batch["image"].shape
+        assert batch["start"].shape == (2, 1, 3)
+        sizes.add(tuple(size))
+    # the cases have 24 x 20 x 28 and 40 x 18 x 18 voxels
+    assert min(sizes) == (40, 24, 32)
+    assert max(sizes) == (64, 64, 64)
+
+
+def test_each_case_has_its_turn_before_one_has_another_in_an_order_of_its_own() -> None:
+    cases = [replace(case(), name=str(number)) for number in range(5)]
+    patches = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 10, batch_size=2)
+    drawn = [number for epoch in range(4) for batch in range(5) for number in patches.cases_of(epoch, batch)]
+    orders = [tuple(drawn[first : first + 5]) for first in range(0, 40, 5)]
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
+    assert len(set(orders)) > 4
 
 
 def test_shapes_and_types() -> None:
     sample = dataset()[0, 0]
     for key in ("image", "mask"):
-        assert sample[key].shape == (1, 16, 16, 16)
+        assert sample[key].shape == (1, 1, 16, 16, 16)
         assert sample[key].dtype == torch.float32
     assert set(sample["mask"].unique().tolist()) <= {0.0, 1.0}
 
 
 def test_a_patch_is_as_wide_as_the_body_or_the_body_with_air_around_it() -> None:
-    patches = PatchDataset([case(), case((40, 18, 18))], (64, 64, 64), PREPROCESSING, Augmentation(), 7, fit_multiple=8)
-    for index, fitted in ((0, [24, 24, 32]), (1, [40, 24, 24])):
-        sides = np.array([patches[epoch, index]["image"].shape[1:] for epoch in range(100)])
+    for only, fitted in ((case(), [24, 24, 32]), (case((40, 18, 18)), [40, 24, 24])):
+        patches = PatchDataset([only], (64, 64, 64), PREPROCESSING, Augmentation(), 7, fit_multiple=8)
+        sides = np.array([patches[epoch, 0]["image"].shape[2:] for epoch in range(100)])
         assert sides.min(axis=0).tolist() == fitted
         assert sides.max(axis=0).tolist() == [64, 64, 64]
         assert not (sides % 8).any()
@@ -81,7 +108,7 @@ def test_patches_hold_tumour_as_often_as_asked() -> None:
 
 def test_the_tumour_lies_anywhere_in_the_patch() -> None:
     always = dataset(augmentation=PLAIN, tumour_share=1.0)
-    centres = np.array([np.argwhere(always[epoch, 0]["mask"][0].numpy()).mean(axis=0) for epoch in range(200)])
+    centres = np.array([np.argwhere(always[epoch, 0]["mask"][0, 0].numpy()).mean(axis=0) for epoch in range(200)])
     assert (centres.min(axis=0) < 4).all()
     assert (centres.max(axis=0) > 11).all()
 
@@ -134,11 +161,13 @@ def test_every_epoch_has_its_own_order() -> None:
 
 def test_centres_may_take_turns_whatever_their_size() -> None:
     cases = [replace(case(), name=str(number), turn="small" if number == 0 else "large") for number in range(4)]
-    plain = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 8)
-    assert [plain.case_of(0, index) for index in range(8)] == [0, 1, 2, 3, 0, 1, 2, 3]
-    balanced = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 8, centres_take_turns=True)
-    assert [balanced.case_of(0, index) for index in range(8)] == [0, 1, 0, 2, 0, 3, 0, 1]
-    assert balanced.case_of(1, 0) == 0
+    plain = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 24)
+    assert Counter(number for batch in range(24) for number in plain.cases_of(0, batch)) == dict.fromkeys(range(4), 6)
+    balanced = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 24, 2, centres_take_turns=True)
+    drawn = [balanced.cases_of(0, batch) for batch in range(12)]
+    assert drawn[::2] == [[0, 0]] * 6
+    assert Counter(chain.from_iterable(drawn[1::2])) == {1: 4, 2: 4, 3: 4}
+    assert balanced.cases_of(1, 0) == [0, 0]
 
 
 def test_the_windows_of_a_pair_show_the_same_voxels_where_both_lie() -> None:
@@ -146,7 +175,7 @@ def test_the_windows_of_a_pair_show_the_same_voxels_where_both_lie() -> None:
     patches = dataset(pairs=True, augmentation=Augmentation(probability=1.0))
     moved = set()
     for epoch in range(20):
-        pair = patches[epoch, 0]
+        pair = {name: patch[0] for name, patch in patches[epoch, 0].items()}
         assert pair["image"].shape == pair["mask"].shape == (2, 16, 16, 16)
         step = pair["start"][1] - pair["start"][0]
         moved.update(step.abs().tolist())
@@ -190,8 +219,8 @@ def test_a_share_of_the_patches_comes_from_scans_cut_around_the_tumour(monkeypat
     large = replace(case((160, 80, 80)), name="large")
     for share in (0.0, 0.5, 1.0):
         patches = PatchDataset([large], (160, 80, 80), PREPROCESSING, PLAIN, 7, fit_multiple=2, crop_share=share)
-        monkeypatch.setattr(patches, "_draw_window", lambda case, _: case.image.shape)
-        cut = [patches[epoch, 0]["image"].shape[1] <= 54 for epoch in range(60)]
+        monkeypatch.setattr(patches, "_draw_window", lambda cases, _: cases[0].image.shape)
+        cut = [patches[epoch, 0]["image"].shape[2] <= 54 for epoch in range(60)]
         assert np.mean(cut) == pytest.approx(share, abs=0.2 if share == 0.5 else 0.0)
 
 
