@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -29,6 +30,10 @@ from petseg_train.cohort import TrainingCase
 CROP_MARGIN_MM = (10.0, 50.0)
 # The shortest stretch that a scan is cut to.
 STRETCH_MM = 150.0
+# How far a tumour's uptake above its surroundings is turned down or up.
+UPTAKE_SCALE = (0.7, 3.0)
+# How far activity spills over a tumour's edge: the standard deviation of a clinical PET's blur, some 7 mm of FWHM.
+SPILL_MM = 3.0
 
 
 class PatchSampler(Sampler[tuple[int, int]]):
@@ -72,8 +77,9 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     outside the tumour that is brighter than its mean, as bladder and brain are, which is what a network marks in error;
     otherwise it lies anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
 
-    With probability `crop_share` the scan is first cut around its tumour (`cut_around_tumour`), with `stretch_share` to
-    a part of its length (`cut_to_a_stretch`).
+    With probability `uptake_share` the tumour first gets another uptake (`with_other_uptake`). Then, with probability
+    `crop_share`, the scan is cut around its tumour (`cut_around_tumour`), with `stretch_share` to a part of its length
+    (`cut_to_a_stretch`).
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         crop_share: float = 0.0,
         stretch_share: float = 0.0,
         bright_share: float = 0.0,
+        uptake_share: float = 0.0,
     ) -> None:
         groups: dict[str, list[int]] = {}
         for index, case in enumerate(cases):
@@ -104,6 +111,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         self.batches_per_epoch = (patches_per_epoch or len(cases)) // batch_size
         self.tumour_share, self.pairs = tumour_share, pairs
         self.crop_share, self.stretch_share, self.bright_share = crop_share, stretch_share, bright_share
+        self.uptake_share = uptake_share
 
     def __len__(self) -> int:
         return self.batches_per_epoch
@@ -115,7 +123,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         """
         epoch, batch = key
         rng = np.random.default_rng([self.seed, epoch, batch])
-        cases = [self._perhaps_cut(self.cases[number], rng) for number in self.cases_of(epoch, batch)]
+        cases = [self._perhaps_changed(self.cases[number], rng) for number in self.cases_of(epoch, batch)]
         window = self._draw_window(cases, rng)
         patches = [self._draw_patch(case, window, rng) for case in cases]
         return {name: torch.stack([patch[name] for patch in patches]) for name in ("image", "mask", "start")}
@@ -153,9 +161,12 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             "start": torch.from_numpy(starts),
         }
 
-    def _perhaps_cut(self, case: TrainingCase, rng: np.random.Generator) -> TrainingCase:
+    def _perhaps_changed(self, case: TrainingCase, rng: np.random.Generator) -> TrainingCase:
+        # Nothing is drawn for what is not asked for, so that what is drawn after it stays what it was without.
+        if self.uptake_share and rng.random() < self.uptake_share:
+            case = with_other_uptake(case, self.preprocessing, rng)
         if not self.crop_share and not self.stretch_share:
-            return case  # without a draw, so that what is drawn after it stays what it was before there were cuts
+            return case
         chance = rng.random()
         if chance < self.crop_share:
             return cut_around_tumour(case, self.preprocessing, rng)
@@ -222,6 +233,36 @@ def cut_to_a_stretch(case: TrainingCase, preprocessing: PreprocessingSpec, rng: 
     count = int(rng.integers(min(slices, round(STRETCH_MM / preprocessing.spacing_mm[0])), slices, endpoint=True))
     first = int(rng.integers(0, slices - count, endpoint=True))
     return _cut(case, (slice(first, first + count), slice(None), slice(None)), preprocessing)
+
+
+def with_other_uptake(case: TrainingCase, preprocessing: PreprocessingSpec, rng: np.random.Generator) -> TrainingCase:
+    """The case as if its tumour took up 0.7 to 3 times as much above its surroundings, evenly in its logarithm.
+
+    Outline and texture stay, and with them the truth. Which tumours are brighter than a bladder, and which hardly
+    brighter than muscle, is chance, and a few real patients do not show all of it. The scan is normalised anew: a hot
+    tumour in a small scan shifts the z-score of all of it. A case without tumour comes back as it is.
+    """
+    voxels = np.argwhere(case.mask)
+    if not len(voxels):
+        return case
+    reach = np.ceil(4 * SPILL_MM / np.array(preprocessing.spacing_mm)).astype(int)
+    first, last = np.maximum(voxels.min(axis=0) - reach, 0), voxels.max(axis=0) + 1 + reach
+    near = tuple(slice(start, end) for start, end in zip(first, last))
+    activity = case.image - np.float32(case.air)  # proportional to it, and zero in air
+    mask, shown = case.mask[near] > 0, activity[near]
+    distance_mm = distance_transform_edt(~mask, sampling=preprocessing.spacing_mm)
+    around = (distance_mm > 2 * SPILL_MM) & (distance_mm <= 4 * SPILL_MM)
+    surroundings = np.median(shown[around]) if around.any() else 0.0
+    # What is brighter than the tumour beyond its edge is not of it, but perhaps a bladder.
+    uptake = np.clip(np.where(mask, shown, np.minimum(shown, shown[mask].mean())) - surroundings, 0, None)
+    share = np.exp(-0.5 * (distance_mm / SPILL_MM) ** 2)  # 1 in the tumour
+    scale = np.exp(rng.uniform(*np.log(UPTAKE_SCALE)))
+    shown += ((scale - 1) * share * uptake).astype(np.float32)
+    try:
+        mean, std = normalise(activity, body_threshold(activity, preprocessing.body_threshold))
+    except InputError:
+        return case
+    return replace(case, image=activity, air=-mean / std)
 
 
 def _cut(case: TrainingCase, box: Box, preprocessing: PreprocessingSpec) -> TrainingCase:

@@ -152,6 +152,7 @@ class PatchDataModule(lightning.LightningDataModule):
             crop_share=config.crop_share,
             stretch_share=config.stretch_share,
             bright_share=config.bright_share,
+            uptake_share=config.uptake_share,
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from petseg_runtime.preprocessing import preprocess, resample_mask
 from petseg_runtime.volume import Geometry, Volume
 from petseg_train.augmentation import Augmentation
 from petseg_train.cohort import TrainingCase
-from petseg_train.dataset import PatchDataset, PatchSampler, cut_around_tumour, cut_to_a_stretch
+from petseg_train.dataset import PatchDataset, PatchSampler, cut_around_tumour, cut_to_a_stretch, with_other_uptake
 
 PREPROCESSING = PreprocessingSpec(spacing_mm=(2.0, 4.0, 4.0), body_threshold=0.2, body_margin_mm=20.0)
 PLAIN = Augmentation(probability=0.0)
@@ -265,3 +265,54 @@ def test_a_scan_cut_to_a_stretch_is_normalised_as_the_runtime_would_the_cut_file
         assert 75 <= len(cut.image) <= 200
         stretches.add((stretch.start, stretch.stop))
     assert len(stretches) > 10
+
+
+def test_another_uptake_scales_what_the_tumour_takes_up_above_its_surroundings_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    activity = np.zeros((80, 40, 40), np.float32)
+    activity[:, 4:36, 4:36] = rng.uniform(0.9, 1.1, (80, 32, 32))
+    bladder, tumour = np.s_[40:60, 12:20, 22:30], np.s_[40:52, 12:20, 14:20]  # 8 mm lie between them
+    activity[bladder] = 12.0
+    mask = np.zeros(activity.shape, np.uint8)
+    mask[tumour] = 1
+    activity[tumour] = rng.uniform(3.0, 5.0, activity[tumour].shape)
+    whole = preprocess(volume(activity), PREPROCESSING)
+    before = TrainingCase("one", whole.array.copy(), resample_mask(mask, whole.frame), whole.air, "centre")
+    scales = []
+    for seed in range(40):
+        after = with_other_uptake(before, PREPROCESSING, np.random.default_rng(seed))
+        np.testing.assert_array_equal(before.image, whole.array)
+        np.testing.assert_array_equal(after.mask, before.mask)
+        changed, was = after.image - after.air, before.image - before.air  # activity, each on a scale of its own
+        changed *= was[:20].max() / changed[:20].max()  # one scale for both: nothing changed far from the tumour
+        np.testing.assert_allclose(changed[:20], was[:20], rtol=1e-3, atol=1e-4)
+        surroundings = np.median(was[was > 0])
+        scale = (changed[tumour] - surroundings) / (was[tumour] - surroundings)
+        assert np.ptp(scale) < 0.05 * scale.mean()
+        scales.append(float(scale.mean()))
+        tumour_added = np.abs(changed - was)[tumour].mean()
+        assert np.abs(changed - was)[bladder].max() < 0.1 * tumour_added
+        expected = preprocess(volume(changed), PREPROCESSING)
+        np.testing.assert_allclose(after.image, expected.array, atol=2e-3)
+        assert after.air == pytest.approx(expected.air, abs=2e-3)
+    assert 0.65 < min(scales) < 0.9
+    assert 2.3 < max(scales) < 3.1
+
+
+def test_a_share_of_the_patches_shows_another_uptake() -> None:
+    plain = case((40, 32, 32))
+    same = []
+    for share in (0.0, 0.5, 1.0):
+        patches = PatchDataset(
+            [plain], (40, 32, 32), PREPROCESSING, PLAIN, 7, tumour_share=1.0, fit_multiple=4, uptake_share=share
+        )
+        held = (patches[epoch, 0] for epoch in range(60))
+        same.append(np.mean([float(one["image"][one["mask"] > 0].max()) == 9.0 for one in held]))
+    assert same[0] == 1.0
+    assert 0.3 < same[1] < 0.7
+    assert same[2] == 0.0
+
+
+def test_a_case_without_tumour_has_no_uptake_to_change() -> None:
+    healthy = replace(case(), mask=np.zeros((24, 20, 28), np.uint8))
+    assert with_other_uptake(healthy, PREPROCESSING, np.random.default_rng(0)) is healthy
