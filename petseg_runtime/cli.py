@@ -180,8 +180,8 @@ def _run(options: argparse.Namespace) -> None:
 def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) -> None:
     import SimpleITK as sitk
 
-    from petseg_runtime.outputs.files import prepare_folder
-    from petseg_runtime.runner import RunSettings, check_inputs_stay, remove_summary, summary_files, write_summary
+    from petseg_runtime.outputs.files import check_inputs_stay, prepare_folder
+    from petseg_runtime.runner import RunSettings, remove_summary, summary_files, write_summary
     from petseg_runtime.volume import Unit
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings hold paths; what matters is checked and said
@@ -212,7 +212,8 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
         raise UsageError(
             f"{', '.join(settings.overrides.options)} is of one patient, but {wanted} scans were given. Pass one scan."
         )
-    check_inputs_stay(scans, settings)
+    to_write = (path for scan in scans for path in settings.results_of(scan))
+    check_inputs_stay(to_write, (file for scan in scans for file in scan.files))
     if settings.output is not None:
         prepare_folder(settings.output)
     in_folder = any(path.is_dir() for path in options.input) and any(scan.image is not None for scan in scans)

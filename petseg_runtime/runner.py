@@ -473,19 +473,6 @@ def _source(scan: Scan, volume: Volume, settings: RunSettings) -> Source | None:
     return read_source(volume.source, volume.geometry)
 
 
-def check_inputs_stay(scans: Sequence[Scan], settings: RunSettings) -> None:
-    """Refuse to write over what is read.
-
-    Raises
-    ------
-    UsageError : if the result of one of the scans would be the input of one.
-    """
-    inputs = {os.path.realpath(file) for scan in scans for file in scan.files}
-    for path in (path for scan in scans for path in settings.results_of(scan)):
-        if os.path.realpath(path) in inputs:
-            raise UsageError(f"{path.name} is an input and would be overwritten. Choose another --output.")
-
-
 def summary_files(folder: Path) -> tuple[Path, Path]:
     """The table and the page of a batch."""
     return folder / "petseg_results.csv", folder / "petseg_index.html"

@@ -114,12 +114,12 @@ def evaluate(
     threads: Threads = None,
 ) -> None:
     """Score a model on one or more cohorts, with T40 and the ellipsoid beside it."""
-    from petseg_runtime.outputs.files import check_is_no_input, prepare_folder, whole_file
+    from petseg_runtime.outputs.files import check_output_file, prepare_folder, whole_file
     from petseg_train.cohort import check_cases, read_cohorts
     from petseg_train.evaluation import evaluate as score
     from petseg_train.evaluation import summarise
 
-    check_is_no_input(output, [model, *cohort])
+    check_output_file(output, [model, *cohort])
     cases = _select(read_cohorts(cohort), centre or (), keep=True)
     segmenter, name = _open_model(model, accelerator, threads)
     prepare_folder(output.parent)

@@ -156,7 +156,20 @@ def write_json(record: dict[str, Any], path: Path) -> None:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def check_is_no_input(output: Path, inputs: Iterable[Path]) -> None:
+def check_inputs_stay(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse to write over what is read, by whatever name.
+
+    Raises
+    ------
+    UsageError : if one of `outputs` is one of the inputs.
+    """
+    read = {_identity(path) for path in inputs} - {None}
+    for path in outputs:
+        if _identity(path) in read:
+            raise UsageError(f"{path.name} is an input and would be overwritten. Choose another --output.")
+
+
+def check_output_file(output: Path, inputs: Iterable[Path]) -> None:
     """Refuse to write over what is read.
 
     Raises
@@ -165,8 +178,16 @@ def check_is_no_input(output: Path, inputs: Iterable[Path]) -> None:
     """
     if output.is_dir():
         raise UsageError(f"{output.name} is a folder, expected a file to write. Choose another --output.")
-    if any(output.exists() and path.exists() and output.samefile(path) for path in inputs):
-        raise UsageError(f"{output.name} is an input and would be overwritten. Choose another --output.")
+    check_inputs_stay([output], inputs)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode, the same for all names of a file; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def prepare_folder(folder: Path) -> None:

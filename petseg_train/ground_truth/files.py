@@ -11,7 +11,7 @@ import numpy.typing as npt
 from petseg_runtime import read_volume
 from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import IMAGE_SUFFIXES, image_suffix, write_image
-from petseg_runtime.outputs.files import check_is_no_input, prepare_folder, whole_file
+from petseg_runtime.outputs.files import check_output_file, prepare_folder, whole_file
 from petseg_runtime.volume import MaskArray, Unit, Volume
 from petseg_train.cohort import read_mask_on
 from petseg_train.ground_truth.consensus import staple
@@ -39,7 +39,7 @@ def make_mask(
     """
     if not image_suffix(output):
         raise UsageError(f"{output.name} is no image file. End its name in {', '.join(IMAGE_SUFFIXES)}.")
-    check_is_no_input(output, [scan, *masks, *([] if voi is None else [voi])])
+    check_output_file(output, [scan, *masks, *([] if voi is None else [voi])])
     volume = read_volume(scan, unit=unit)
     inside = None if voi is None else read_mask_on(volume, voi, "The VOI") > 0
     mask = _mask(volume, method, inside, [read_mask_on(volume, path, path.name) for path in masks], seed)

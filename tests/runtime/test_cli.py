@@ -275,6 +275,16 @@ def test_an_input_is_never_written_over(run, scan: Path) -> None:
     assert files_in(scan.parent) == ["scan.nii.gz", "scan_petseg.nii.gz"]
 
 
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_an_input_by_another_name_is_not_written_over(link, run, scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    link(scan, tmp_path / "out/scan_petseg.nii.gz")
+    code, _, err = run(scan, "--overwrite")
+    assert code == 2
+    assert "scan_petseg.nii.gz is an input and would be overwritten" in err[-1]
+    assert files_in(tmp_path / "out") == ["scan_petseg.nii.gz"]
+
+
 def test_names_are_as_long_as_the_file_system_takes_them(run, scan: Path, tmp_path: Path) -> None:
     longest = "n" * (255 - len("_petseg.nii.gz"))
     code, _, err = run(shutil.copy(scan, tmp_path / f"{longest}.nii.gz"))
