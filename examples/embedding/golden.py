@@ -2,7 +2,8 @@
 
     python examples/embedding/golden.py
 
-The window is made of whole numbers by a rule that any language follows exactly (see `window`, and `node/run.mjs`).
+The window is made of whole numbers by a rule that any language follows exactly (see `window`, and `node/run.mjs`). It
+looks like no patient, and little in it is probable; so probabilities are compared by their ratio.
 """
 
 import json
@@ -39,7 +40,7 @@ def main() -> None:
         "model_sha256": model.sha256,
         "shape": model.manifest.patch_size,
         "every": EVERY,
-        "probabilities": [round(float(p), 6) for p in probabilities.ravel()[::EVERY]],
+        "probabilities": [float(f"{p:.5g}") for p in probabilities.ravel()[::EVERY]],
     }
     Path(__file__).with_name("golden.json").write_text(json.dumps(golden) + "\n")
 
