@@ -414,10 +414,9 @@ def test_a_training_that_diverges_stops_and_keeps_the_checkpoint_before(
     before = weights(fit(cases, load_config(str(tiny_config), epochs=1), tmp_path / "one"))
     step = SegmentationModule.training_step
 
-    def diverges(module: SegmentationModule, batch: list) -> torch.Tensor:
+    def diverges(module: SegmentationModule, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if module.current_epoch == 1:
-            for patch in batch:
-                patch["image"][:] = torch.nan
+            batch["image"][:] = torch.nan
         return step(module, batch)
 
     monkeypatch.setattr(SegmentationModule, "training_step", diverges)
