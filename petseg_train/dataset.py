@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from petseg_runtime.errors import InputError
 from petseg_runtime.manifest import PreprocessingSpec
 from petseg_runtime.preprocessing import body_box, body_threshold, normalise
 from petseg_runtime.sliding_window import fitted_window
-from petseg_runtime.volume import Box
+from petseg_runtime.volume import Box, FloatArray, MaskArray, bounding_box
 from petseg_train.augmentation import (
     Augmentation,
     Shape,
@@ -242,12 +243,9 @@ def with_other_uptake(case: TrainingCase, preprocessing: PreprocessingSpec, rng:
     brighter than muscle, is chance, and a few real patients do not show all of it. The scan is normalised anew: a hot
     tumour in a small scan shifts the z-score of all of it. A case without tumour comes back as it is.
     """
-    voxels = np.argwhere(case.mask)
-    if not len(voxels):
+    if not case.mask.any():
         return case
-    reach = np.ceil(4 * SPILL_MM / np.array(preprocessing.spacing_mm)).astype(int)
-    first, last = np.maximum(voxels.min(axis=0) - reach, 0), voxels.max(axis=0) + 1 + reach
-    near = tuple(slice(start, end) for start, end in zip(first, last))
+    near = bounding_box(case.mask, [math.ceil(4 * SPILL_MM / step) for step in preprocessing.spacing_mm])
     activity = case.image - np.float32(case.air)  # proportional to it, and zero in air
     mask, shown = case.mask[near] > 0, activity[near]
     distance_mm = distance_transform_edt(~mask, sampling=preprocessing.spacing_mm)
@@ -258,24 +256,26 @@ def with_other_uptake(case: TrainingCase, preprocessing: PreprocessingSpec, rng:
     share = np.exp(-0.5 * (distance_mm / SPILL_MM) ** 2)  # 1 in the tumour
     scale = np.exp(rng.uniform(*np.log(UPTAKE_SCALE)))
     shown += ((scale - 1) * share * uptake).astype(np.float32)
-    try:
-        mean, std = normalise(activity, body_threshold(activity, preprocessing.body_threshold))
-    except InputError:
-        return case
-    return replace(case, image=activity, air=-mean / std)
+    return _normalised(case, activity, case.mask, body_threshold(activity, preprocessing.body_threshold))
 
 
 def _cut(case: TrainingCase, box: Box, preprocessing: PreprocessingSpec) -> TrainingCase:
-    """A part of the case as the runtime sees it: cut to its body, and normalised over that.
-
-    The case itself comes back where there is nothing left to normalise over.
-    """
+    """A part of the case as the runtime sees it: cut to its body, and normalised over that, see `_normalised`."""
     activity = case.image[box] - np.float32(case.air)  # proportional to it, and zero in air
     threshold = body_threshold(activity, preprocessing.body_threshold)
     body = body_box(activity > threshold, preprocessing.spacing_mm, preprocessing.body_margin_mm)
-    activity = np.ascontiguousarray(activity[body])
+    return _normalised(
+        case, np.ascontiguousarray(activity[body]), np.ascontiguousarray(case.mask[box][body]), threshold
+    )
+
+
+def _normalised(case: TrainingCase, activity: FloatArray, mask: MaskArray, threshold: float) -> TrainingCase:
+    """The case with another activity, which is normalised in place, and mask.
+
+    The case itself comes back where there is nothing left to normalise over.
+    """
     try:
         mean, std = normalise(activity, threshold)
     except InputError:
         return case
-    return replace(case, image=activity, mask=np.ascontiguousarray(case.mask[box][body]), air=-mean / std)
+    return replace(case, image=activity, mask=mask, air=-mean / std)
