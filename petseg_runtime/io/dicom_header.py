@@ -26,6 +26,9 @@ IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
 # Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, see `dicom_frames`.
 ENHANCED_PET_STORAGE = frozenset({"1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"})
+# Whose RadionuclideTotalDose is in MBq (PS3.3 C.8.22.4), though many write Bq, as in all others. A dose in Bq is more
+# than this, and one in MBq less.
+_DOSE_IN_MBQ, _BQ_FROM = "1.2.840.10008.5.1.4.1.1.130", 1e4
 _PREAMBLE = 132  # bytes, of which the last four say DICM
 _BEGIN = 1024  # bytes, in which almost every file tells its transfer syntax
 _TRANSFER_SYNTAX = b"\x02\0\x10\0"  # the tag
@@ -34,21 +37,28 @@ _DICOMDIR = "1.2.840.10008.1.3.10"
 _DICOM_SUFFIXES = (".dcm", ".ima")
 _TIME_ZONE = 0x00080201
 _INJECTIONS = 0x00540016
+_OF_AN_INJECTION = (0x00181072, 0x00181074, 0x00181075, 0x00181078)  # start time, dose, half-life, start date-time
 # What AttenuationCorrectionMethod (0054,1101), which is free text, begins with where there was none, and what it names
 # where there was one, such as "measured,CTAC".
 _NO_METHOD = re.compile(r"NO\b|NON|NOT\b|NAC\b|OFF\b|UNCORR")
 _METHOD = re.compile(r"MEASURED|CALCULATED|TRANSMISSION|SEGMENTED|CT|MR|^CORRECTED|^YES\b|^ON\b")
 
+# The vendors' private elements, by group. A writer takes the first block that is free, so they may lie in any; those
+# after the sixteenth are not looked at.
+_PRIVATE_BLOCKS = range(0x10, 0x20)
+_PRIVATE = {0x0009: (0x0D, 0x8C), 0x0071: (0x22,), 0x7053: (0x00, 0x09)}
+
 # Every element that is read, so that pydicom skips the rest.
 _TAGS = (
     *(0x00080008, 0x00080016, 0x00080021, 0x00080022, 0x0008002A, 0x00080031, 0x00080032, 0x00080060, 0x00080070),
-    *(_TIME_ZONE, 0x00090010, 0x0009100D, 0x0009108C, 0x00100020, 0x00100040, 0x00101020, 0x00101030, 0x00181242),
+    *(_TIME_ZONE, 0x00100020, 0x00100040, 0x00101020, 0x00101030, 0x00181242),
     *(0x0020000D, 0x0020000E),
     *(0x00200011, 0x00200032, 0x00200037, 0x00200052, 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011),
     *(0x00280030, 0x00280051, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121),
     *(0x00281052, 0x00281053, 0x00282110),
-    *(_INJECTIONS, 0x00540081, 0x00541000, 0x00541001, 0x00541006, 0x00541101, 0x00541102, 0x00541300, 0x00710010),
-    *(0x00711022, 0x70530010, 0x70531000, 0x70531009),
+    *(_INJECTIONS, 0x00540081, 0x00541000, 0x00541001, 0x00541006, 0x00541101, 0x00541102, 0x00541300, 0x00541321),
+    *(group << 16 | block for group in _PRIVATE for block in _PRIVATE_BLOCKS),
+    *(group << 16 | block << 8 | last for group in _PRIVATE for last in _PRIVATE[group] for block in _PRIVATE_BLOCKS),
     *ENHANCED_TAGS,
 )
 
@@ -311,8 +321,11 @@ def _parse_pet(header: Header, elements: Elements) -> Header:
 
 
 def _suv_attributes(elements: Elements) -> SuvAttributes:
-    injections, zone, zone_is_sure = elements.items(_INJECTIONS), *_zone(elements)
+    injections, zone, zone_is_sure = _injections(elements), *_zone(elements)
     injection = injections[0] if injections else Elements(pydicom.Dataset())
+    dose = if_sound(lambda: injection.number(0x00181074), math.nan)
+    if dose is not None and dose < _BQ_FROM and elements.text(0x00080016) == _DOSE_IN_MBQ:
+        dose *= 1e6
     codes = [code for tag in (0x00540300, 0x00540304) for code in injection.items(tag)]
     names = [injection.text(0x00180031), *(code.text(tag) for code in codes for tag in (0x00080100, 0x00080104))]
     injection_time = if_sound(lambda: injection.clock(0x00181072)) if zone_is_sure else None
@@ -327,7 +340,7 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
         weight_kg=if_sound(lambda: elements.number(0x00101030), math.nan),
         height_m=if_sound(lambda: elements.number(0x00101020), math.nan),
         sex=elements.text(0x00100040).upper(),
-        dose=if_sound(lambda: injection.number(0x00181074), math.nan),
+        dose=dose,
         half_life_s=if_sound(lambda: injection.number(0x00181075), math.nan),
         radionuclide=tuple(name for name in names if name),
         injections=len(injections),
@@ -342,28 +355,43 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
                 frame_reference_s=_milliseconds(if_sound(lambda: elements.number(0x00541300), math.nan)),
                 average=if_sound(lambda: elements.moment(0x00189151, zone)),
                 duration_s=_milliseconds(if_sound(lambda: elements.number(0x00181242), math.nan)),
-                philips_suv=_philips_factor(elements, 0x70531000),
-                philips_activity=_philips_factor(elements, 0x70531009),
+                decay_factor=if_sound(lambda: elements.number(0x00541321)),
+                philips_suv=_philips_factor(elements, 0x00),
+                philips_activity=_philips_factor(elements, 0x09),
             ),
         ),
     )
 
 
+def _injections(elements: Elements) -> list[Elements]:
+    """The items of RadiopharmaceuticalInformationSequence, of those that say the same of dose and time one."""
+    items = elements.items(_INJECTIONS)
+    said = {tuple(item.text(tag) for tag in _OF_AN_INJECTION): item for item in reversed(items)}
+    return [item for texts, item in said.items() if any(texts)] or items[:1]
+
+
 def _acquisition(elements: Elements, zone: str) -> datetime | None:
-    """AcquisitionDate and -Time, or AcquisitionDateTime."""
-    return elements.date_and_time(0x00080022, 0x00080032) or elements.moment(0x0008002A, zone)
+    """AcquisitionDate and -Time, or AcquisitionDateTime; of the day of the series where no other date is given."""
+    return (
+        elements.date_and_time(0x00080022, 0x00080032)
+        or elements.moment(0x0008002A, zone)
+        or elements.date_and_time(0x00080021, 0x00080032)
+    )
 
 
 def _zone(elements: Elements) -> tuple[str, bool]:
     """The offset from UTC of the scan's moments, "" where nothing says it; and whether the site's clocks showed it.
 
     Where TimezoneOffsetFromUTC (0008,0201) is absent, a moment of the scan may carry its own; one of zero may stem from
-    a program that brings moments to UTC, so nothing without an offset may be held against it.
+    a program that brings moments to UTC, so nothing without an offset may be held against it, unless AcquisitionDate
+    and -Time, which never have one, say the same as AcquisitionDateTime.
     """
     if elements.text(_TIME_ZONE):
         return elements.text(_TIME_ZONE), True
     offset = next(filter(None, (elements.offset(tag) for tag in (0x00189701, 0x00189151, 0x0008002A))), "")
-    return offset, offset.strip("+-0") != "" or not offset
+    written = if_sound(lambda: elements.moment(0x0008002A, ""))
+    shown = if_sound(lambda: elements.date_and_time(0x00080022, 0x00080032))
+    return offset, offset.strip("+-0") != "" or not offset or (shown is not None and shown == written)
 
 
 def _padding(elements: Elements) -> tuple[int, int] | None:
@@ -388,38 +416,35 @@ def _is_attenuation_corrected(elements: Elements) -> bool | None:
     """
     corrections, method = _upper(elements.texts(0x00280051)), elements.text(0x00541101).upper()
     denied = _NO_METHOD.match(method) is not None
-    if _has_block(elements, 0x00090010, "GEMS_PETD_01", "GE"):
-        denied = denied or elements.binary(0x0009108C) == 0
+    flag = _private(elements, 0x0009, "GEMS_PETD_01", "GE", 0x8C)
+    denied = denied or (flag is not None and elements.binary(flag) == 0)
     if denied or corrections:
         return "ATTN" in corrections and not denied
     return True if _METHOD.search(method) else None
 
 
 def _private_scan_start(elements: Elements) -> datetime | None:
-    for creator_tag, creator, vendor, tag in (
-        (0x00090010, "GEMS_PETD_01", "GE", 0x0009100D),
-        (0x00710010, "SIEMENS MED PT", "SIEMENS", 0x00711022),
-    ):
-        if _has_block(elements, creator_tag, creator, vendor):
-            try:
-                return elements.moment(tag, elements.text(_TIME_ZONE))
-            except MalformedValueError:  # no standard says what a private element holds; the public ones remain
-                return None
-    return None
+    ge = _private(elements, 0x0009, "GEMS_PETD_01", "GE", 0x0D)
+    tag = ge or _private(elements, 0x0071, "SIEMENS MED PT", "SIEMENS", 0x22)
+    # No standard says what a private element holds; where it is no moment, the public ones remain.
+    return if_sound(lambda: elements.moment(tag, elements.text(_TIME_ZONE))) if tag else None
 
 
-def _philips_factor(elements: Elements, tag: int) -> float | None:
-    if not _has_block(elements, 0x70530010, "Philips PET Private Group", "PHILIPS"):
-        return None
-    try:
-        return elements.number(tag)
-    except MalformedValueError:  # as good as none
-        return None
+def _philips_factor(elements: Elements, last: int) -> float | None:
+    tag = _private(elements, 0x7053, "Philips PET Private Group", "PHILIPS", last)
+    return if_sound(lambda: elements.number(tag)) if tag else None
 
 
-def _has_block(elements: Elements, creator_tag: int, creator: str, vendor: str) -> bool:
-    """Whether the private block is the vendor's; anonymised files have lost the creator's name now and then."""
-    return elements.text(0x00080070).upper().startswith(vendor) and elements.text(creator_tag) in ("", creator)
+def _private(elements: Elements, group: int, creator: str, vendor: str, last: int) -> int | None:
+    """The tag of a private element, whose last byte is `last`, in the block that its creator reserved (PS3.5 7.8.1).
+
+    Anonymised files have lost the creators' names now and then: then it is the first block of the vendor's own files.
+    """
+    names = {block: elements.text(group << 16 | block).upper() for block in _PRIVATE_BLOCKS}
+    block = next((block for block, name in names.items() if name == creator.upper()), None)
+    if block is None and not any(names.values()) and elements.text(0x00080070).upper().startswith(vendor):
+        block = _PRIVATE_BLOCKS[0]
+    return None if block is None else group << 16 | block << 8 | last
 
 
 def _upper(texts: tuple[str, ...]) -> tuple[str, ...]:

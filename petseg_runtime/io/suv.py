@@ -15,7 +15,7 @@ Units (0054,1001) BQML is activity concentration. CNTS is turned into it, or int
 GML and CM2ML are SUVs already; those that refer to lean mass, ideal weight or body surface are turned to body weight.
 
 Whatever does not fit is refused: no value is assumed, moved or repaired. There are two exceptions, a dose that can only
-be meant in MBq and a date that anonymisation moved by months; a note or a warning says so.
+be meant in MBq and a date that anonymisation moved; a note or a warning says so.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from petseg_runtime.io.plausible import HEAVIEST_KG
 from petseg_runtime.io.suv_attributes import (
     CORRECTED_IMAGE,
     DECAY_CORRECTION,
+    DECAY_FACTOR,
     DOSE,
     FRAME_DURATION,
     HALF_LIFE,
@@ -60,6 +61,7 @@ from petseg_runtime.io.suv_timing import (
     injection_delay_s,
     is_usual_delay,
     scan_start,
+    unlike_decay_factors_s,
 )
 
 __all__ = [
@@ -174,7 +176,7 @@ def suvbw_factors(attributes: SuvAttributes, overrides: SuvOverrides = NO_OVERRI
         attributes = replace(attributes, frames=(Frame(),))
     attributes, told = overrides.apply(attributes)
     makers = {
-        "BQML": _from_activity,
+        "BQML": _from_bqml,
         "CNTS": _from_philips_counts,
         "GML": _from_suv_of_a_mass,
         "CM2ML": _from_suv_of_the_surface,
@@ -231,6 +233,23 @@ def _from_suv_of_the_surface(attributes: SuvAttributes, overrides: SuvOverrides)
     return SuvFactors((factor,) * len(attributes.frames), note)
 
 
+def _from_bqml(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFactors:
+    factors = _from_activity(attributes, overrides)
+    scanner = [frame.philips_suv or 0.0 for frame in attributes.frames]
+    if min(scanner) > 0 and attributes.suv_type in ("", "BW") and not overrides.options:
+        apart = _apart(factors.per_frame, scanner)
+        if apart > PHILIPS_TOLERANCE:
+            warning = (
+                f"The {PHILIPS_SUV} leads to SUVs {100 * apart:.0f} % away from those of the {UNITS} BQML. Check SUV."
+            )
+            return factors._replace(warnings=(*factors.warnings, warning))
+    return factors
+
+
+def _apart(factors: Sequence[float], others: Sequence[float]) -> float:
+    return max(abs(one / other - 1) for one, other in zip(factors, others))
+
+
 def _from_philips_counts(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFactors:
     suv = tuple(frame.philips_suv or 0.0 for frame in attributes.frames)
     activity = tuple(frame.philips_activity or 0.0 for frame in attributes.frames)
@@ -242,6 +261,10 @@ def _from_philips_counts(attributes: SuvAttributes, overrides: SuvOverrides) -> 
             f"{UNITS} is CNTS, and neither {PHILIPS_SUV}{of_bw} nor {PHILIPS_ACTIVITY} is above 0 in every slice",
             "in Bq/ml or SUVbw",
         )
+    if not has_activity and attributes.decay_correction == "NONE":
+        raise refusal(
+            f"{DECAY_CORRECTION} is NONE, and {PHILIPS_SUV}, the only one, is for counts that are corrected", "in Bq/ml"
+        )
     scanner = SuvFactors(suv, f"SUVbw is the scanner's own factor times the counts: {PHILIPS_SUV} {_range(suv)}.")
     if not has_activity:
         if overrides.options:
@@ -252,11 +275,11 @@ def _from_philips_counts(attributes: SuvAttributes, overrides: SuvOverrides) -> 
     except InputError:
         absent = _absent(attributes)  # the scanner still knew it
         if has_suv and absent and not overrides.options:
-            return scanner._replace(note=f"{scanner.note} {absent} is absent, so it was not checked.")
+            return scanner._replace(note=f"{scanner.note} {absent} is absent or 0, so it was not checked.")
         raise
     factors = tuple(one * other for one, other in zip(activity, computed.per_frame))
     if has_suv and not overrides.options:
-        apart = max(abs(one / other - 1) for one, other in zip(factors, suv))
+        apart = _apart(factors, suv)
         if apart > PHILIPS_TOLERANCE:
             raise refusal(
                 f"{PHILIPS_SUV} and {PHILIPS_ACTIVITY} lead to SUVs {100 * apart:.0f} % apart", "in which they agree"
@@ -267,11 +290,11 @@ def _from_philips_counts(attributes: SuvAttributes, overrides: SuvOverrides) -> 
 
 
 def _absent(attributes: SuvAttributes) -> str:
-    """An attribute that SUV depends on and anonymisation removes, where it is absent."""
-    needed: dict[str, object] = {WEIGHT: attributes.weight_kg, DOSE: attributes.dose}
+    """An attribute that SUV depends on and anonymisation removes, or sets to 0, where it is absent."""
+    needed: dict[str, object] = {WEIGHT: attributes.weight_kg or None, DOSE: attributes.dose or None}
     if attributes.decay_correction != "ADMIN":
         injected = attributes.injection_datetime or attributes.injection_time
-        needed |= {HALF_LIFE: attributes.half_life_s, INJECTION_DATETIME: injected}
+        needed |= {HALF_LIFE: attributes.half_life_s or None, INJECTION_DATETIME: injected}
     return next((name for name, value in needed.items() if value is None), "")
 
 
@@ -299,9 +322,16 @@ def _decayed(attributes: SuvAttributes, overrides: SuvOverrides) -> tuple[tuple[
     if attributes.decay_correction == "ADMIN":
         how = f"not decayed because the voxels are corrected to the injection ({DECAY_CORRECTION} ADMIN)"
         return (1.0,) * len(attributes.frames), how, ()
-    half_life_s = required(attributes.half_life_s, HALF_LIFE)
+    half_life_s, warnings = required(attributes.half_life_s, HALF_LIFE), []
     if attributes.decay_correction == "START":
         start, source = scan_start(attributes, half_life_s)
+        apart_s = unlike_decay_factors_s(attributes, start, half_life_s)
+        if apart_s:
+            warnings.append(
+                f"The scan start, from {source}, is {abs(apart_s) / 60:.1f} min {'before' if apart_s > 0 else 'after'} "
+                f"the one that {DECAY_FACTOR} says. Check SUV, which differs by a factor of "
+                f"{2 ** (abs(apart_s) / half_life_s):.2f}."
+            )
         moments, to = [start] * len(attributes.frames), f"the scan start, from {source}"
     else:
         moments = [_average_of(frame, half_life_s) for frame in attributes.frames]
@@ -310,12 +340,12 @@ def _decayed(attributes: SuvAttributes, overrides: SuvOverrides) -> tuple[tuple[
             f"({DECAY_CORRECTION} {attributes.decay_correction})"
         )
     found = [injection_delay_s(attributes, moment, half_life_s) for moment in moments]
-    delays_s, warnings = [delay_s for delay_s, _ in found], []
+    delays_s = [delay_s for delay_s, _ in found]
     if any(redated for _, redated in found):
         if overrides.injection is not None:
-            raise InputError(f"{OPTIONS[INJECTION_DATETIME]} is months away from the scan. Pass the right date.")
+            raise InputError(f"{OPTIONS[INJECTION_DATETIME]} has another date than the scan. Pass the right one.")
         warnings.append(
-            f"{INJECTION_DATETIME} is months away from the scan, as anonymisation leaves it: its time of day was "
+            f"{INJECTION_DATETIME} has another date than the scan, as anonymisation leaves it: its time of day was "
             f"taken, {min(delays_s) / 3600:.2f} h before the scan. Check it."
         )
     if not is_usual_delay(min(delays_s), half_life_s):
@@ -350,7 +380,7 @@ def _check_half_life(attributes: SuvAttributes) -> None:
         return
     half_life_s = required(attributes.half_life_s, HALF_LIFE)
     if half_life_s <= 0:
-        raise refusal(f"{HALF_LIFE} is {half_life_s:g} s, expected more than 0", "with the half-life in s")
+        raise refusal(f"{HALF_LIFE} is {half_life_s:g} s, expected more than 0", "with the half-life in s", HALF_LIFE)
     nuclide = _nuclide(attributes.radionuclide)
     if nuclide is None:
         return
@@ -359,6 +389,7 @@ def _check_half_life(attributes: SuvAttributes) -> None:
         raise refusal(
             f"{HALF_LIFE} is {half_life_s:g} s, expected {expected_s:g} s of {nuclide}, which the series names",
             "in which they agree",
+            HALF_LIFE,
         )
 
 
@@ -384,7 +415,7 @@ def _height_m(attributes: SuvAttributes) -> float:
 def _within(limits: tuple[float, float], value: float | None, name: str, unit: str, advice: str) -> float:
     given, (low, high) = required(value, name), limits
     if not low <= given <= high:
-        raise refusal(f"{name} is {given:g} {unit}, expected {low:g} to {high:g} {unit}", advice)
+        raise refusal(f"{name} is {given:g} {unit}, expected {low:g} to {high:g} {unit}", advice, name)
     return given
 
 
@@ -402,12 +433,12 @@ def _dose_bq(attributes: SuvAttributes) -> tuple[float, str]:
         )
     dose = required(attributes.dose, DOSE)
     if 0 < dose < MCI_BELOW or UCI_ABOVE < dose < MBQ_BELOW:
-        raise refusal(f"{DOSE} is {dose:g}, which is not Bq and may be MBq, mCi or µCi", "with the dose in Bq")
+        raise refusal(f"{DOSE} is {dose:g}, which is not Bq and may be MBq, mCi or µCi", "with the dose in Bq", DOSE)
     in_mbq = 0 < dose < MBQ_BELOW
     dose_bq = dose * 1e6 if in_mbq else dose
     low, high = DOSE_RANGE_BQ
     if not low <= dose_bq <= high:
-        raise refusal(f"{DOSE} is {dose:g}, expected {low:g} to {high:g} Bq", "with the dose in Bq")
+        raise refusal(f"{DOSE} is {dose:g}, expected {low:g} to {high:g} Bq", "with the dose in Bq", DOSE)
     return dose_bq, f"{dose_bq / 1e6:.5g} MBq" + (f" ({DOSE} is {dose:g}, read as MBq)" if in_mbq else "")
 
 

@@ -25,6 +25,7 @@ DECAY_CORRECTED_TO = "DecayCorrectionDateTime (0018,9701)"
 SERIES_TIME = "SeriesTime (0008,0031)"
 ACQUISITION_TIME = "AcquisitionTime (0008,0032)"
 FRAME_REFERENCE_TIME = "FrameReferenceTime (0054,1300)"
+DECAY_FACTOR = "DecayFactor (0054,1321)"
 FRAME_DURATION = "ActualFrameDuration (0018,1242)"
 PRIVATE_SCAN_START = "private scan date-time, GE (0009,100D) or Siemens (0071,1022)"
 
@@ -42,6 +43,7 @@ class Frame:
     ----------
     acquisition : AcquisitionDate and AcquisitionTime (0008,0022), (0008,0032), local time.
     frame_reference_s : FrameReferenceTime (0054,1300) in s (the header has ms).
+    decay_factor : DecayFactor (0054,1321), by which the scanner says that it scaled the slice.
     average : FrameReferenceDateTime (0018,9151) of an Enhanced PET, the moment that its values stand for.
     duration_s : ActualFrameDuration (0018,1242) in s (the header has ms).
     philips_suv : (7053,1000), SUVbw for each unit of the rescaled voxels; 0 where Philips did not compute it.
@@ -51,6 +53,7 @@ class Frame:
     acquisition: datetime | None = None
     frame_reference_s: float | None = None
     duration_s: float | None = None
+    decay_factor: float | None = None
     average: datetime | None = None
     philips_suv: float | None = None
     philips_activity: float | None = None
@@ -222,11 +225,14 @@ def required(value: float | None, name: str) -> float:
         option = f", or {OPTIONS[name]}" if name in OPTIONS else ""
         raise InputError(f"{name} is absent, so SUV cannot be computed. Pass a series that carries it{option}.")
     if not math.isfinite(value):
-        option = f", or {OPTIONS[name]}" if name in OPTIONS else ""
-        raise refusal(f"{name} is not a finite number", f"that carries it{option}")
+        raise refusal(f"{name} is not a finite number", "that carries it", name)
     return value
 
 
-def refusal(wrong: str, wanted: str) -> InputError:
-    """The error for a series whose SUV cannot be computed: what is wrong, and which series to pass instead."""
-    return InputError(f"{wrong}, so SUV cannot be computed. Pass a series {wanted}.")
+def refusal(wrong: str, wanted: str, instead_of: str = "") -> InputError:
+    """The error for a series whose SUV cannot be computed: what is wrong, and which series to pass instead.
+
+    `instead_of` is the attribute that is wrong, where the user may stand in for it.
+    """
+    option = f", or {OPTIONS[instead_of]}" if instead_of in OPTIONS else ""
+    return InputError(f"{wrong}, so SUV cannot be computed. Pass a series {wanted}{option}.")

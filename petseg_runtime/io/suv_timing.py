@@ -8,14 +8,18 @@ place. The order here is that of the IBSI SUV manual
    leaves alone. It counts only within the day before the first AcquisitionTime: de-identification
    tools shift the public dates and forget the private ones.
 2. SeriesTime, if it is the first AcquisitionTime of the slices (whole body: that of the first bed).
-3. Otherwise SeriesTime is suspect: post-processing writes it anew, and some scanners write it before the
+3. The time of day of a private date-time whose date was forgotten, within the hour before the first AcquisitionTime.
+4. Otherwise SeriesTime is suspect: post-processing writes it anew, and some scanners write it before the
    scan. FrameReferenceTime is the distance from the scan start to a frame, so it leads back:
    AcquisitionTime - FrameReferenceTime for GE, which counts to the start of the frame;
    AcquisitionTime + t - FrameReferenceTime for others, which count to the moment t of the frame
    when its activity is average (PS3.3 C.8.9.4.1.5).
-4. Without FrameReferenceTime, or where it is counted anew for each bed: SeriesTime, if it is not later than the first
+   Where all slices of several beds have one AcquisitionTime, it is itself the scan start.
+5. Without FrameReferenceTime, or where it is counted anew for each bed: SeriesTime, if it is not later than the first
    AcquisitionTime (QIBA), and in the second case less than a minute earlier. QIBA would take the first AcquisitionTime
    if SeriesTime is later; the manual refuses, and so does PETSeg.
+
+`unlike_decay_factors_s` holds what was found against DecayFactor, by which the scanner says that it scaled the slices.
 """
 
 from __future__ import annotations
@@ -50,13 +54,15 @@ USUAL_DELAY_S = (600.0, 4 * 3600.0)
 # Nuclides of less are imaged from the injection on.
 SHORT_HALF_LIFE_S = 3600.0
 
-# Dates that are this far apart were moved by anonymisation; a nearer one may be of another injection.
-ANONYMISED_DAYS = 30.0
 
 # Two clocks that agree to a minute agree: F-18 decays by 0.6 % in that time.
 CLOCK_TOLERANCE_S = 60.0
 # SeriesTime and AcquisitionTime of one event differ by the rounding of a second.
 SAME_EVENT_S = 1.0
+# A private clock without a date that is to be believed: the longest that a scan may have begun before its first slice.
+BEFORE_FIRST_SLICE_S = 3600.0
+# DecayFactor counts to some moment of the frame, and rounds; what differs by more contradicts the times.
+DECAY_FACTOR_TOLERANCE = 0.03
 
 _DAY_S = 86_400.0
 _GE = ("GE ", "GEMS", "GENERAL ELECTRIC")
@@ -72,37 +78,57 @@ def scan_start(attributes: SuvAttributes, half_life_s: float) -> tuple[datetime,
     if attributes.decay_corrected_to is not None:
         return attributes.decay_corrected_to, DECAY_CORRECTED_TO
     acquisitions = [acquisition_of(frame) for frame in attributes.frames or (Frame(),)]
-    first, series, private = min(acquisitions), attributes.series_start, attributes.private_scan_start
+    return _written_start(attributes, min(acquisitions)) or _start_from_frames(attributes, acquisitions, half_life_s)
+
+
+def _written_start(attributes: SuvAttributes, first: datetime) -> tuple[datetime, str] | None:
+    """The start that an attribute holds which the first AcquisitionTime bears out; None if there is none."""
+    series, private = attributes.series_start, attributes.private_scan_start
     if private is not None and -CLOCK_TOLERANCE_S <= _seconds(private, first) <= _DAY_S:
         return private, PRIVATE_SCAN_START
     if series is not None and abs(_seconds(series, first)) <= SAME_EVENT_S:
         return series, f"{SERIES_TIME}, equal to the first {ACQUISITION_TIME}"
-    unreferenced = any(frame.frame_reference_s is None for frame in attributes.frames)
-    if series is not None and series <= first and unreferenced:
+    if private is not None:
+        redated = _last_at(private.time(), first)
+        if _seconds(redated, first) <= BEFORE_FIRST_SLICE_S:
+            return redated, f"the time of day of the {PRIVATE_SCAN_START}, whose date is another than the scan's"
+    if series is not None and series <= first and any(frame.frame_reference_s is None for frame in attributes.frames):
         return series, f"{SERIES_TIME}, before the first {ACQUISITION_TIME}"
+    return None
+
+
+def _start_from_frames(
+    attributes: SuvAttributes, acquisitions: list[datetime], half_life_s: float
+) -> tuple[datetime, str]:
+    """The start to which FrameReferenceTime leads back, or what it bears out.
+
+    Raises
+    ------
+    InputError : if it leads to several, or behind the first acquisition.
+    """
+    first, series = min(acquisitions), attributes.series_start
     starts = [_start_from_frame(frame, attributes.manufacturer, half_life_s) for frame in attributes.frames]
     spread_s, late_s = _seconds(min(starts), max(starts)), _seconds(first, max(starts))
-    if (
-        max(spread_s, late_s) > CLOCK_TOLERANCE_S
-        and series is not None
-        and 0 <= _seconds(series, first) <= CLOCK_TOLERANCE_S
-    ):
+    if max(spread_s, late_s) <= CLOCK_TOLERANCE_S:
+        return min(starts), f"{ACQUISITION_TIME} and {FRAME_REFERENCE_TIME}"
+    if first == max(acquisitions) and abs(late_s) <= CLOCK_TOLERANCE_S:
+        return first, f"{ACQUISITION_TIME}, which all slices share while their {FRAME_REFERENCE_TIME} differs"
+    if series is not None and 0 <= _seconds(series, first) <= CLOCK_TOLERANCE_S:
         return series, f"{SERIES_TIME}, less than a minute before the first {ACQUISITION_TIME}"
-    if max(spread_s, late_s) > CLOCK_TOLERANCE_S:
-        raise refusal(
-            f"{SERIES_TIME} is not the first {ACQUISITION_TIME}, and {FRAME_REFERENCE_TIME} does not lead to one scan "
-            f"start (spread {spread_s:.0f} s, up to {late_s:.0f} s after the first acquisition)",
-            "as the scanner reconstructed it",
-        )
-    return min(starts), f"{ACQUISITION_TIME} and {FRAME_REFERENCE_TIME}"
+    raise refusal(
+        f"{SERIES_TIME} is not the first {ACQUISITION_TIME}, and {FRAME_REFERENCE_TIME} does not lead to one scan "
+        f"start (spread {spread_s:.0f} s, up to {late_s:.0f} s after the first acquisition)",
+        "as the scanner reconstructed it",
+    )
 
 
 def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: float) -> tuple[float, bool]:
     """Seconds from the injection to `start`, and whether the time of day alone says so.
 
-    An injection clock after the scan's is of the day before. Of a date that is months off, as anonymisation leaves it,
-    the time of day counts, for nuclides that nobody images on another day (IBSI SUV manual, DRO 4_4), if the scan is
-    then as long after it as is usual.
+    An injection clock after the scan's is of the day before. Of a date on which nobody can have injected for the scan,
+    as anonymisation leaves it, the time of day counts, for nuclides that nobody images on another day (IBSI SUV manual,
+    DRO 4_4), if the scan is then as long after it as is usual. A scan that is timed from the injection may begin within
+    a minute before it.
 
     Raises
     ------
@@ -113,7 +139,9 @@ def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: f
     moment, clock = attributes.injection_datetime, attributes.injection_time
     if moment is not None:
         source = INJECTION_DATETIME
-        if clock is not None:
+        if clock is not None and moment.time() == time(0):  # a date, to which the time is beside it
+            source, moment = INJECTION_TIME, datetime.combine(moment.date(), clock)
+        elif clock is not None:
             _check_clocks(moment, clock)
     elif clock is not None:
         source = INJECTION_TIME
@@ -124,7 +152,9 @@ def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: f
             "that carries one of them, or --injection-time",
         )
     delay_s, redated = _seconds(moment, start), False
-    if abs(delay_s) >= ANONYMISED_DAYS * _DAY_S and half_life_s < LONG_HALF_LIFE_S:
+    half_lives = MAX_DELAY_HALF_LIVES if half_life_s < LONG_HALF_LIFE_S else MAX_DELAY_LONG_HALF_LIVES
+    limit_s = half_lives * half_life_s
+    if not -CLOCK_TOLERANCE_S <= delay_s <= limit_s and half_life_s < LONG_HALF_LIFE_S:
         same_day_s = _seconds(_last_before(start, moment.time(), half_life_s), start)
         if is_usual_delay(same_day_s, half_life_s):
             delay_s, redated = same_day_s, True
@@ -134,9 +164,7 @@ def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: f
             "that anonymisation removed",
             "that carries the time, or --injection-time",
         )
-    half_lives = MAX_DELAY_HALF_LIVES if half_life_s < LONG_HALF_LIFE_S else MAX_DELAY_LONG_HALF_LIVES
-    limit_s = half_lives * half_life_s
-    if not 0.0 <= delay_s <= limit_s:
+    if not -CLOCK_TOLERANCE_S <= delay_s <= limit_s:
         shifted = ": anonymisation shifts dates apart" if abs(delay_s) >= _DAY_S else ""
         raise refusal(
             f"{source} is {delay_s / 3600:.2f} h before the scan, expected 0 to {limit_s / 3600:.2f} h{shifted}",
@@ -149,6 +177,24 @@ def is_usual_delay(delay_s: float, half_life_s: float) -> bool:
     """Whether tracers of this half-life are imaged so long after the injection; True where that is not known."""
     low, high = USUAL_DELAY_S
     return low <= delay_s <= high or not SHORT_HALF_LIFE_S < half_life_s < LONG_HALF_LIFE_S
+
+
+def unlike_decay_factors_s(attributes: SuvAttributes, start: datetime, half_life_s: float) -> float:
+    """Seconds by which `start` is earlier (later, where negative) than the one from which DecayFactor was computed.
+
+    0 where they agree, and where there is none: many write 1 for it. Scanners differ in whether the factor counts to
+    the frame's beginning or to its average, so both agree with it.
+    """
+    apart_s = 0.0
+    for frame in attributes.frames:
+        factor = frame.decay_factor
+        if factor is None or factor <= 1.0 or frame.acquisition is None:
+            continue
+        stated_s, elapsed_s = half_life_s * math.log2(factor), _seconds(start, frame.acquisition)
+        nearest_s = min(max(stated_s, elapsed_s), elapsed_s + (frame.duration_s or 0.0))
+        if abs(nearest_s - stated_s) > abs(apart_s):
+            apart_s = nearest_s - stated_s
+    return apart_s if abs(2 ** (apart_s / half_life_s) - 1) > DECAY_FACTOR_TOLERANCE else 0.0
 
 
 def acquisition_of(frame: Frame) -> datetime:
@@ -201,8 +247,13 @@ def _last_before(start: datetime, clock: time, half_life_s: float) -> datetime:
             "been injected on any day",
             "that carries it",
         )
-    moment = datetime.combine(start.date(), clock)
-    return moment - timedelta(days=1) if moment > start else moment
+    return _last_at(clock, start)
+
+
+def _last_at(clock: time, moment: datetime) -> datetime:
+    """When it was last `clock` before `moment`, or will be within a minute."""
+    found = datetime.combine(moment.date(), clock)
+    return found - timedelta(days=1) if _seconds(found, moment) < -CLOCK_TOLERANCE_S else found
 
 
 def _check_clocks(moment: datetime, clock: time) -> None:

@@ -244,11 +244,22 @@ def test_slices_that_are_not_corrected_for_decay_have_factors_of_their_own(tmp_p
 def test_philips_factors_are_read_from_their_private_block(tmp_path: Path) -> None:
     def in_counts(dataset: Dataset) -> None:
         dataset.Units, dataset.Manufacturer = "CNTS", "Philips Medical Systems"
+        dataset.private_block(0x7053, "ARCHIVE 1.0", create=True).add_new(0x00, "DS", "3")
         dataset.private_block(0x7053, "Philips PET Private Group", create=True).add_new(0x00, "DS", "0.0005")
 
-    volume = read_pet_series(write(edited(pet_series(), in_counts), tmp_path / "a"))
-    np.testing.assert_allclose(volume.array, default_voxels() * 5e-4, rtol=1e-6)
-    other = edited(pet_series(), lambda d: (in_counts(d), setattr(d, "Manufacturer", "Other")))
+    def nameless(dataset: Dataset) -> None:
+        dataset.Units, dataset.Manufacturer = "CNTS", "Philips Medical Systems"
+        dataset.add_new(0x70531000, "DS", "0.0005")
+
+    no_vendor = edited(pet_series(), lambda d: (in_counts(d), setattr(d, "Manufacturer", "")))
+    for name, series in (
+        ("a", edited(pet_series(), in_counts)),
+        ("no vendor", no_vendor),
+        ("no creator", edited(pet_series(), nameless)),
+    ):
+        volume = read_pet_series(write(series, tmp_path / name))
+        np.testing.assert_allclose(volume.array, default_voxels() * 5e-4, rtol=1e-6)
+    other = edited(pet_series(), lambda d: (nameless(d), setattr(d, "Manufacturer", "Other")))
     assert "neither private SUV factor" in refusal_of(other, tmp_path / "b")
 
 
@@ -331,7 +342,7 @@ def test_activity_goes_before_an_suv_of_another_size(tmp_path: Path) -> None:
 
 def test_ge_says_in_its_private_flag_that_a_series_is_not_corrected(tmp_path: Path) -> None:
     def flag(dataset: Dataset) -> None:
-        dataset.Manufacturer = "GE MEDICAL SYSTEMS"
+        dataset.private_block(0x0009, "GEMS_IDEN_01", create=True).add_new(0x01, "LO", "GE_ADVANTAGE")
         dataset.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x8C, "SL", 0)
 
     assert "not attenuation corrected" in refusal_of(edited(pet_series(), flag), tmp_path)
@@ -767,7 +778,11 @@ def test_a_date_time_with_an_offset_is_brought_to_the_zone_of_the_scan(tmp_path:
 
 @pytest.mark.parametrize(
     ("vendor", "group", "creator", "element"),
-    [("GE MEDICAL SYSTEMS", 0x0009, "GEMS_PETD_01", 0x0D), ("SIEMENS", 0x0071, "SIEMENS MED PT", 0x22)],
+    [
+        ("GE MEDICAL SYSTEMS", 0x0009, "GEMS_PETD_01", 0x0D),
+        ("SIEMENS", 0x0071, "SIEMENS MED PT", 0x22),
+        ("CPS", 0x0071, "SIEMENS MED PT", 0x22),
+    ],
 )
 def test_the_private_scan_date_time_is_read(
     vendor: str, group: int, creator: str, element: int, tmp_path: Path
@@ -779,6 +794,34 @@ def test_the_private_scan_date_time_is_read(
     volume = read_pet_series(write(series, tmp_path))
     assert volume.array.max() == pytest.approx(123 * FACTOR)
     assert "private scan date-time" in volume.notes[1]
+
+
+def test_an_injection_that_is_listed_twice_is_one(tmp_path: Path) -> None:
+    series = pet_series()
+    for dataset in series:
+        dataset.RadiopharmaceuticalInformationSequence = [Dataset(), injection(dataset), injection(dataset)]
+    assert read_pet_series(write(series, tmp_path / "a")).array.max() == pytest.approx(123 * FACTOR)
+    for dataset in series:
+        other = Dataset()
+        other.RadionuclideTotalDose = 1e8
+        dataset.RadiopharmaceuticalInformationSequence.append(other)
+    assert "has 2 items" in refusal_of(series, tmp_path / "b")
+
+
+def test_an_empty_acquisition_date_is_that_of_the_series(tmp_path: Path) -> None:
+    series = edited(pet_series(), put(AcquisitionDate=""))
+    assert read_pet_series(write(series, tmp_path)).array.max() == pytest.approx(123 * FACTOR)
+
+
+def test_an_offset_of_zero_is_the_sites_own_where_its_clocks_showed_that_time(tmp_path: Path) -> None:
+    """A British winter's."""
+    series = edited(pet_series(), put(AcquisitionDateTime="20240229114946.200000+0000"))
+    assert read_pet_series(write(series, tmp_path)).array.max() == pytest.approx(123 * FACTOR)
+
+
+def test_a_decay_factor_that_contradicts_the_times_is_warned_of(tmp_path: Path) -> None:
+    series = edited(pet_series(), put(DecayFactor="1.5"))
+    assert any("DecayFactor (0054,1321)" in warning for warning in read_pet_series(write(series, tmp_path)).warnings)
 
 
 def test_private_elements_of_another_creator_are_left_alone(tmp_path: Path) -> None:

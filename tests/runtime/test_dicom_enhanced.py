@@ -105,6 +105,16 @@ def test_suv_is_taken_as_it_is(unit: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(read_pet_series([enhanced(tmp_path, unit=unit)]).array, expected(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dose", [40.0, 350.0, 350e6])
+def test_the_dose_is_in_mbq_by_the_standard_and_in_bq_in_many_files(dose: float, tmp_path: Path) -> None:
+    """PS3.3 C.8.22.4."""
+    injected = pet_series()[0].RadiopharmaceuticalInformationSequence
+    injected[0].RadionuclideTotalDose = dose
+    volume = read_pet_series([enhanced(tmp_path, RadiopharmaceuticalInformationSequence=injected)])
+    megabecquerels = dose if dose < 1e4 else dose / 1e6
+    np.testing.assert_allclose(volume.array, expected() * FACTOR * 350 / megabecquerels, rtol=1e-6)
+
+
 def test_slices_that_are_not_corrected_for_decay_refer_to_their_own_moment(tmp_path: Path) -> None:
     """A half-life after the injection, and four more seconds for each frame."""
     injected = datetime.strptime(DAY + INJECTION, "%Y%m%d%H%M%S.%f")
