@@ -39,8 +39,6 @@ class TrainingConfig:
         two windows. The paper has none.
     tumour_share, bright_share, uptake_share, crop_share, stretch_share, centres_take_turns : see
         `petseg_train.dataset.PatchDataset`.
-    narrow_epochs : as many epochs at the start train with patches of half the sides, see
-        `petseg_train.dataset.PatchDataset`; the paper has none.
     precision : Lightning's name, "32-true", "16-mixed" or "bf16-mixed"; the last runs in 32 bits on a CPU that has no
         bf16 instructions, where emulating them takes twice as long.
     tuning_share : share of the training cases set aside to watch the training.
@@ -63,7 +61,6 @@ class TrainingConfig:
     window_consistency: float = 0.0
     batch_size: int = 2
     epochs: int = 400
-    narrow_epochs: int = 0
     restart_epochs: int = 25
     learning_rate: tuple[float, float] = (1e-4, 1e-6)
     weight_averaging: float = 0.0
@@ -92,7 +89,6 @@ class TrainingConfig:
             ("threshold", 0 < self.threshold < 1, "between 0 and 1"),
             ("network_settings", all(value >= 1 for value in self.network_settings.values()), "numbers from 1 on"),
             ("network_settings", self.network_settings.get("in_channels", 1) == 1, "in_channels of 1: the PET"),
-            ("narrow_epochs", self.narrow_epochs >= 0, "at least 0"),
             ("seed", self.seed >= 0, "at least 0"),
             ("adam_betas", all(0 <= beta < 1 for beta in self.adam_betas), "two numbers of at least 0 and below 1"),
             ("learning_rate", self.learning_rate[0] >= self.learning_rate[1] > 0, "the highest, then the lowest"),

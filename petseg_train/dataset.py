@@ -72,9 +72,6 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     The patches of a batch are of one size, which holds the largest of its cases: PyTorch computes a lone small patch
     without oneDNN in 32 bits on a CPU, at a third of the speed.
 
-    In the first `narrow_epochs` the patches have half their sides, an eighth of the work, in which most is learned
-    (progressive learning, Tan and Le, ICML 2021); what only a wide patch shows, after.
-
     With `pairs` each patch is seen through two windows that lie up to a quarter of their sides apart.
 
     With probability `tumour_share` the patch holds a tumour voxel, at a random place in it; with `bright_share` one
@@ -103,14 +100,13 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         stretch_share: float = 0.0,
         bright_share: float = 0.0,
         uptake_share: float = 0.0,
-        narrow_epochs: int = 0,
     ) -> None:
         groups: dict[str, list[int]] = {}
         for index, case in enumerate(cases):
             groups.setdefault(case.turn if centres_take_turns else "", []).append(index)
         self._turns = list(groups.values())
         self.cases = list(cases)
-        self.patch_size, self.fit_multiple, self.narrow_epochs = patch_size, fit_multiple, narrow_epochs
+        self.patch_size, self.fit_multiple = patch_size, fit_multiple
         self.preprocessing, self.augmentation = preprocessing, augmentation
         self.seed, self.batch_size = seed, batch_size
         self.batches_per_epoch = (patches_per_epoch or len(cases)) // batch_size
@@ -129,8 +125,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         epoch, batch = key
         rng = np.random.default_rng([self.seed, epoch, batch])
         cases = [self._perhaps_changed(self.cases[number], rng) for number in self.cases_of(epoch, batch)]
-        widest = self.patch_size if epoch >= self.narrow_epochs else half_patch(self.patch_size)
-        window = self._draw_window(widest, cases, rng)
+        window = self._draw_window(cases, rng)
         patches = [self._draw_patch(case, window, rng) for case in cases]
         return {name: torch.stack([patch[name] for patch in patches]) for name in ("image", "mask", "start")}
 
@@ -180,17 +175,17 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
             return cut_to_a_stretch(case, self.preprocessing, rng)
         return case
 
-    def _draw_window(self, widest: Shape, cases: Sequence[TrainingCase], rng: np.random.Generator) -> Shape:
+    def _draw_window(self, cases: Sequence[TrainingCase], rng: np.random.Generator) -> Shape:
         """The window for a batch, along each axis with chance 1/2 as if up to a patch of air lay around the scans.
 
         Where windows fit the body, the air in one depends on where the body is taken to end. The instance norm sees
         that air, so the training shows any amount of it.
         """
         if not self.fit_multiple:
-            return widest
-        around = rng.integers(0, widest, endpoint=True) * (rng.random(3) < 0.5)
+            return self.patch_size
+        around = rng.integers(0, self.patch_size, endpoint=True) * (rng.random(3) < 0.5)
         largest = np.max([case.image.shape for case in cases], axis=0)
-        return fitted_window(widest, self.fit_multiple, tuple((largest + around).tolist()))
+        return fitted_window(self.patch_size, self.fit_multiple, tuple((largest + around).tolist()))
 
     def _draw_start(self, case: TrainingCase, window: Shape, rng: np.random.Generator) -> Shape:
         voxels = self._voxels_to_show(case, rng.random())
@@ -212,12 +207,6 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         if chance < self.tumour_share + self.bright_share and tumour.any():
             return np.argwhere((case.image > case.image[tumour].mean()) & ~tumour)
         return np.empty((0, 3), dtype=np.intp)
-
-
-def half_patch(patch_size: Shape) -> Shape:
-    """A patch `(z, y, x)` of half the sides."""
-    z, y, x = patch_size
-    return z // 2, y // 2, x // 2
 
 
 def cut_around_tumour(case: TrainingCase, preprocessing: PreprocessingSpec, rng: np.random.Generator) -> TrainingCase:

@@ -153,7 +153,6 @@ class PatchDataModule(lightning.LightningDataModule):
             stretch_share=config.stretch_share,
             bright_share=config.bright_share,
             uptake_share=config.uptake_share,
-            narrow_epochs=config.narrow_epochs,
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -181,11 +180,9 @@ def build_network(config: TrainingConfig) -> Network:
             raise UsageError(f"network_settings do not fit {config.network}: {error}") from error
     if config.fit_multiple % network.factor:
         raise UsageError(f"fit_multiple is {config.fit_multiple}, expected 0 or a multiple of {network.factor}.")
-    step = network.factor * (2 if config.narrow_epochs else 1)  # half of a patch is one
-    if any(side % step or side < 2 * step for side in config.patch_size):
-        halved = ", as they are halved" if config.narrow_epochs else ""
+    if any(side % network.factor or side < 2 * network.factor for side in config.patch_size):
         raise UsageError(
-            f"patch_size is {config.patch_size}, expected multiples of {step}{halved}, from {2 * step} on."
+            f"patch_size is {config.patch_size}, expected multiples of {network.factor}, from {2 * network.factor} on."
         )
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in torch's stubs
 

@@ -183,14 +183,18 @@ def unlike_decay_factors_s(attributes: SuvAttributes, start: datetime, half_life
     """Seconds by which `start` is earlier (later, where negative) than the one from which DecayFactor was computed.
 
     0 where they agree, and where there is none: many write 1 for it. Scanners differ in whether the factor counts to
-    the frame's beginning or to its average, so both agree with it.
+    the frame's beginning or to its average, so both agree with it. Beds that share one AcquisitionTime are as far from
+    it as their FrameReferenceTime says.
     """
+    references = {frame.frame_reference_s or 0.0 for frame in attributes.frames}
+    shared = len(references) > 1 and len({frame.acquisition for frame in attributes.frames}) == 1
     apart_s = 0.0
     for frame in attributes.frames:
         factor = frame.decay_factor
         if factor is None or factor <= 1.0 or frame.acquisition is None:
             continue
         stated_s, elapsed_s = half_life_s * math.log2(factor), _seconds(start, frame.acquisition)
+        elapsed_s += (frame.frame_reference_s or 0.0) if shared else 0.0
         nearest_s = min(max(stated_s, elapsed_s), elapsed_s + (frame.duration_s or 0.0))
         if abs(nearest_s - stated_s) > abs(apart_s):
             apart_s = nearest_s - stated_s

@@ -408,6 +408,13 @@ def test_a_decay_factor_to_any_moment_of_the_frame_bears_the_start_out(counted_t
     assert not suvbw_factors(replace(START, frames=beds)).warnings
 
 
+def test_the_decay_factors_of_beds_that_share_one_acquisition_time_bear_it_out() -> None:
+    """The header of ACRIN-NSCLC-FDG-PET in `../shared/data/acrin-study`."""
+    told = ((0.0, 1.01587), (303.0, 1.04877), (606.0, 1.08275))
+    beds = tuple(Frame(SCAN, reference, 300.0, factor) for reference, factor in told)
+    assert not suvbw_factors(replace(START, frames=beds)).warnings
+
+
 def test_an_injection_at_the_start_of_a_scan_may_be_seconds_late() -> None:
     for late in (
         replace(EARLY, injection_datetime=SCAN + seconds(10)),

@@ -192,7 +192,6 @@ def test_a_json_file_changes_a_preset(tiny_config: Path) -> None:
         '{"learning_rate": 0.001}',
         '{"weight_averaging": 1}',
         '{"patches_per_epoch": 0}',
-        '{"narrow_epochs": -1}',
         "[1]",
         '{"preset": ["cpu"]}',
         '{"epoch": 3}',

@@ -98,19 +98,6 @@ def test_a_patch_is_as_wide_as_the_body_or_the_body_with_air_around_it() -> None
         assert ((sides == fitted).mean(axis=0) > 0.35).all()  # half of the patches, and a few with little air
 
 
-def test_the_first_epochs_show_half_as_wide_patches() -> None:
-    patches = dataset(patch_size=(32, 16, 24), narrow_epochs=2)
-    assert [tuple(patches[epoch, 0]["image"].shape[2:]) for epoch in range(4)] == [(16, 8, 12)] * 2 + [(32, 16, 24)] * 2
-
-
-def test_a_narrow_patch_fits_the_body_too() -> None:
-    # of 24 x 20 x 28 voxels, and up to half a patch of air along each axis with chance 1/2
-    patches = PatchDataset([case()], (128, 64, 64), PREPROCESSING, PLAIN, 7, fit_multiple=4, narrow_epochs=100)
-    sides = np.array([patches[epoch, 0]["image"].shape[2:] for epoch in range(100)])
-    assert sides.min(axis=0).tolist() == [24, 20, 28]
-    assert sides.max(axis=0).tolist() == [64, 32, 32]
-
-
 def test_patches_hold_tumour_as_often_as_asked() -> None:
     always = dataset(augmentation=PLAIN, tumour_share=1.0)
     assert all(always[epoch, 0]["mask"].sum() > 0 for epoch in range(60))

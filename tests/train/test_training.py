@@ -221,12 +221,6 @@ def test_a_patch_the_network_cannot_halve_is_refused(tiny_config: Path) -> None:
             build_network(load_config(str(tiny_config), patch_size=patch_size))
 
 
-def test_a_narrow_patch_the_network_cannot_halve_is_refused(tiny_config: Path) -> None:
-    with pytest.raises(UsageError, match="multiples of 16, as they are halved, from 32 on"):
-        build_network(load_config(str(tiny_config), narrow_epochs=1))
-    build_network(load_config(str(tiny_config), narrow_epochs=1, patch_size=(32, 48, 32)))
-
-
 def test_a_fit_that_the_network_cannot_halve_is_refused(tiny_config: Path) -> None:
     with pytest.raises(UsageError, match="fit_multiple is 4, expected 0 or a multiple of 8"):
         build_network(load_config(str(tiny_config), fit_multiple=4))
