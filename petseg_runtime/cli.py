@@ -14,13 +14,13 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from petseg_runtime.arguments import command_line
 from petseg_runtime.errors import (
@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.self_test:
             _self_test(options)
         else:
-            _run(options)
+            with _clean_end():
+                _run(options)
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
     except PetsegError as error:
@@ -77,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json and not isinstance(error, BatchError):  # a batch has printed a record for each scan
             print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _complain("Interrupted; finished scans are kept.")
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     except BrokenPipeError:
         _give_up_unwritable_output()  # its reader has gone, and the work is not done
         return 141
@@ -91,6 +92,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _give_up_unwritable_output()
         return known.exit_code
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, of a scheduler or a container that is stopped."""
+
+
+@contextmanager
+def _clean_end() -> Iterator[None]:
+    """Have SIGTERM end a run as Ctrl-C does, with nothing half-written; a program that embeds us keeps its own."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _give_up_unwritable_output() -> None:
@@ -181,7 +206,7 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
     import SimpleITK as sitk
 
     from petseg_runtime.outputs.files import check_inputs_stay, prepare_folder
-    from petseg_runtime.runner import RunSettings, remove_summary, summary_files, write_summary
+    from petseg_runtime.runner import RunSettings, remove_summary, results_before, summary_files, write_summary
     from petseg_runtime.volume import Unit
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings hold paths; what matters is checked and said
@@ -212,7 +237,7 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
         raise UsageError(
             f"{', '.join(settings.overrides.options)} is of one patient, but {wanted} scans were given. Pass one scan."
         )
-    to_write = (path for scan in scans for path in settings.results_of(scan))
+    to_write = (path for scan in scans for path in (*settings.results_of(scan), *results_before(scan, settings)))
     check_inputs_stay(to_write, (file for scan in scans for file in scan.files))
     if settings.output is not None:
         prepare_folder(settings.output)
@@ -227,7 +252,7 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
             _messages().print(f"{table.name} in the output folder is of a run before: it does not hold this result.")
     else:
         prepare_folder(folder)
-        remove_summary(folder)
+        remove_summary(folder, settings.overwrite)
         try:
             _run_scans(scans, loading, settings, options, results, failures)
         finally:  # of what is done, also if somebody interrupts the rest
@@ -381,7 +406,7 @@ def _run_scans(
     from petseg_runtime.outputs.files import remove_leavings
     from petseg_runtime.runner import REPLACED, run_scans
 
-    for folder in {settings.folder_for(scan) for scan in scans} if options.resume else ():
+    for folder in {settings.folder_for(scan) for scan in scans}:
         remove_leavings(folder)
     with ExitStack() as stack:
         show = None if options.quiet else _bar(scans, stack)
@@ -397,12 +422,14 @@ def _run_scans(
         stack.enter_context(closing(outcomes))
         for number, (scan, result) in enumerate(outcomes):
             if isinstance(result, Exception):
-                if len(options.input) == len(scans) == 1 or isinstance(result, BrokenPipeError):
+                if isinstance(result, BrokenPipeError):
                     raise result
                 known = as_petseg_error(result)
                 name = str(scan.folder / scan.name)
-                _report_failure(name, known, options)
                 failures.append((name, known))
+                if len(options.input) == len(scans) == 1:
+                    raise result
+                _report_failure(name, known, options)
             else:
                 results.append(result)
                 if options.json:

@@ -108,7 +108,7 @@ def _do(
     if not _is_utf8(scan):
         return _NO_UTF8
     try:
-        digest = scan.sha256()
+        digest = scan.digests().scan
         if any(header.unreadable for header in scan.dicom):
             raise InputError("A header could not be read.")
     except InputError:

@@ -19,12 +19,18 @@ from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.io.images import write_image
 from petseg_runtime.io.plausible import MAX_VOXELS
-from petseg_runtime.io.scans import Scan
+from petseg_runtime.io.scans import Digests, Scan
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
 from petseg_runtime.memory import MemoryBudget
-from petseg_runtime.outputs.files import moving_record, prepare_folder, staged, whole_file, write_json
+from petseg_runtime.outputs.files import file_sha256, moving_record, prepare_folder, staged, whole_file, write_json
 from petseg_runtime.outputs.preview import write_preview
-from petseg_runtime.outputs.radiomics import RadiomicsSettings, check_installed, write_radiomics
+from petseg_runtime.outputs.radiomics import (
+    RadiomicsSettings,
+    check_installed,
+    radiomic_features,
+    unmeasured,
+    write_radiomics,
+)
 from petseg_runtime.outputs.records import run_record, statistics_from, statistics_record, summary_row, write_csv
 from petseg_runtime.outputs.report import IndexedScan, write_index, write_report
 from petseg_runtime.quantification import ScanStatistics
@@ -44,6 +50,8 @@ REPLACED = "The results of another scan of this name, which lay in the output fo
 # The hottest voxel of a patient: more than the mean of the body, less than the urine of a small one.
 PLAUSIBLE_SUV_MAX = (1.0, 500.0)
 
+# Says of the table and the page of a batch what they are as they were written.
+_SUMMARY_DIGESTS = ".petseg-summary.json"
 # Bytes of a file's name on Linux.
 _LONGEST_NAME = 255
 
@@ -262,7 +270,7 @@ class _Prepared:
     """A scan in memory, ready to be segmented; `before` is the record of the run before, empty where there was none."""
 
     scan: Scan
-    sha256: str
+    digests: Digests
     volume: Volume
     source: Source | None
     reading_s: float
@@ -290,16 +298,16 @@ def _read_or_recall(
 def _read(scan: Scan, settings: RunSettings, budget: MemoryBudget | None) -> _Prepared:
     prepare_folder(settings.folder_for(scan))
     before = _check_results(scan, settings)
-    sha256 = scan.sha256()
+    digests = scan.digests()
     started = perf_counter()
     try:
         volume = scan.read(settings.unit, settings.overrides, MAX_VOXELS if budget is None else budget.scan_voxels())
     except InputError as error:
-        if before.get("input_sha256", sha256) == sha256:
+        if before.get("input_sha256", digests.content) == digests.content:
             raise
         raise InputError(f"{error} The results of another scan of this name still lie in the output folder.") from error
     reading_s = perf_counter() - started
-    return _Prepared(scan, sha256, volume, _source(scan, volume, settings), reading_s, before)
+    return _Prepared(scan, digests, volume, _source(scan, volume, settings), reading_s, before)
 
 
 def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
@@ -318,10 +326,10 @@ def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
         return before
     own = {results[-1].with_name(name) for name in _outputs(before)}  # removed where this run does not write them
     for path in sorted({*results, *own}):
-        now = _size(path)
+        now = _digest(path)
         if now and path not in own:
             raise _would_lose(path, "was not written by a run before")
-        if now and now != before.get("bytes", {}).get(path.name, now):
+        if now and now != before.get("sha256", {}).get(path.name, now):
             raise _would_lose(path, "was changed since the run before")
     return before
 
@@ -331,12 +339,23 @@ def _outputs(record: dict[str, Any]) -> list[str]:
     return [name for name in record.get("outputs", ()) if Path(name).name == name]
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 where there is none, and of one that a power cut left empty."""
+def results_before(scan: Scan, settings: RunSettings) -> list[Path]:
+    """The files that a run before wrote of the scan, or of another of its name."""
+    record = settings.results_of(scan)[-1]
+    return [record.with_name(name) for name in _outputs(_run_before(record))]
+
+
+def _digest(path: Path) -> str:
+    """See `file_sha256`.
+
+    Raises
+    ------
+    UsageError : if the file is there and cannot be read.
+    """
     try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+        return file_sha256(path)
+    except OSError as error:
+        raise UsageError(f"{path.name} cannot be read: {error.strerror}. Choose another --output.") from error
 
 
 def _would_lose(path: Path, why: str) -> UsageError:
@@ -371,10 +390,20 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
     }
     record = f"{scan.name}_run.json"
     before = prepared.before
-    if before.get("input_sha256", prepared.sha256) != prepared.sha256:
+    digests, features = prepared.digests, None
+    if before.get("input_sha256", digests.content) != digests.content:
         warnings += (REPLACED,)
-    with staged(folder, last=record, before=_outputs(before)) as stage:
-        files = _write_outputs(scan.name, volume, segmentation, stage, settings, segmenter, source, warnings)
+    if settings.radiomics:
+        features = radiomic_features(volume, segmentation.lesion_labels)
+        warnings += tuple(filter(None, (unmeasured(features),)))
+
+    def check() -> None:
+        meanwhile = _run_before(folder / record).get("input_sha256", digests.content)
+        if meanwhile not in (before.get("input_sha256"), digests.content):
+            raise UsageError("Another run wrote results of another scan of this name. Choose another --output.")
+
+    with staged(folder, record, _outputs(before), check) as stage:
+        files = _write_outputs(scan.name, volume, segmentation, stage, settings, segmenter, source, warnings, features)
         timings_s = {
             "loading": round(segmenter.loading_s, 4),
             "reading": round(prepared.reading_s, 4),
@@ -385,14 +414,14 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         outputs = [file.name for file in files]
         statistics = segmentation.statistics
         identity = _identity(volume, settings)
-        key = run_key(prepared.sha256, segmenter, settings)
-        content = run_record(segmenter, key, prepared.sha256, statistics, used, timings_s, outputs, decisions, warnings)
+        key = run_key(digests.scan, segmenter, settings)
+        content = run_record(segmenter, key, digests.content, statistics, used, timings_s, outputs, decisions, warnings)
         if identity:
             content["identity"] = identity
         if settings.report:
             write_report(scan.name, volume, segmentation, segmenter.manifest, content, report)
         timings_s["writing"] = round(perf_counter() - started, 4)
-        content["bytes"] = {file.name: file.stat().st_size for file in files if file != last}
+        content["sha256"] = {file.name: file_sha256(file) for file in files if file != last}
         write_json(content, files[-1])
     written = tuple(folder / file.name for file in files)
     label = str(scan.folder / scan.name)
@@ -410,16 +439,16 @@ def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanRes
     record = _record(folder / f"{scan.name}_run.json")
     try:
         files = tuple(folder / name for name in record["outputs"])
-        sizes = {folder / name: int(size) for name, size in record["bytes"].items()}
+        sha256 = {folder / name: str(digest) for name, digest in record["sha256"].items()}
         decisions = tuple(record["decisions"][1:])  # the first is the backend's, of that run
         statistics, timings_s = statistics_from(record["statistics"]), dict(record["timings_s"])
         key, warnings = record["run_key"], tuple(record["warnings"])
         identity = dict(record.get("identity", {}))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    if key != run_key(scan.sha256(), segmenter, settings) or not all(file.is_file() for file in files):
+    if key != run_key(scan.digests().scan, segmenter, settings) or not all(file.is_file() for file in files):
         return None
-    if any(file.stat().st_size != size for file, size in sizes.items()):  # cut short by a power cut
+    if any(_digest(file) != digest for file, digest in sha256.items()):  # cut short by a power cut, or changed since
         return None
     label = str(scan.folder / scan.name)
     return ScanResult(scan.name, label, statistics, files, timings_s, decisions, warnings, identity)
@@ -436,7 +465,7 @@ def _record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         names = record["outputs"]
         sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        sound = sound and isinstance(record.get("bytes", {}), dict)
+        sound = sound and isinstance(record.get("sha256", {}), dict)
         return dict(record) if sound else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -478,13 +507,22 @@ def summary_files(folder: Path) -> tuple[Path, Path]:
     return folder / "petseg_results.csv", folder / "petseg_index.html"
 
 
-def remove_summary(folder: Path) -> None:
+def remove_summary(folder: Path, overwrite: bool) -> None:
     """Remove the table and the page of a run before, which speak of results that are about to be replaced.
 
     Raises
     ------
-    UsageError : if they cannot be removed.
+    UsageError : if they cannot be removed, or, unless `overwrite`, were not written by a run before, or changed since.
     """
+    try:
+        known = json.loads((folder / _SUMMARY_DIGESTS).read_text(encoding="utf-8"))
+        known = known if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        known = {}
+    for file in summary_files(folder):
+        now = _digest(file)
+        if now and now != known.get(file.name) and not overwrite:
+            raise _would_lose(file, "was not written by a run before, or was changed since,")
     for file in summary_files(folder):
         try:
             file.unlink(missing_ok=True)
@@ -504,15 +542,20 @@ def write_summary(
     table, index = summary_files(folder)
     rows = [summary_row(result.label, result.identity, result.statistics, result.warnings) for result in results]
     write_csv(rows, failures, table)
-    if not with_index:
-        return (table,)
+    written = (table, index) if with_index else (table,)
+    if with_index:
+        _write_index(results, failures, index)
+    write_json({file.name: file_sha256(file) for file in written}, folder / _SUMMARY_DIGESTS)
+    return written
+
+
+def _write_index(results: Sequence[ScanResult], failures: Sequence[tuple[str, PetsegError]], index: Path) -> None:
     scans = []
     for result in results:
         pages = [file for file in result.files if file.name.endswith("_report.html")]
-        page = Path(os.path.relpath(pages[0], folder)).as_posix() if pages else None
+        page = Path(os.path.relpath(pages[0], index.parent)).as_posix() if pages else None
         scans.append(IndexedScan(result.label, result.statistics, len(result.warnings), page))
     write_index(scans, [(name, str(error)) for name, error in failures], index)
-    return table, index
 
 
 def _write_outputs(
@@ -524,6 +567,7 @@ def _write_outputs(
     segmenter: Segmenter,
     source: Source | None,
     warnings: Sequence[str],
+    features: Sequence[dict[str, Any]] | None,
 ) -> list[Path]:
     files: list[Path] = []
     if "nifti" in settings.output_types:
@@ -545,9 +589,9 @@ def _write_outputs(
     if settings.statistics:
         files.append(folder / f"{name}_stats.json")
         write_json(statistics_record(segmentation.statistics), files[-1])
-    if settings.radiomics:
+    if features is not None:
         files.append(folder / f"{name}_radiomics.csv")
-        write_radiomics(volume, segmentation.lesion_labels, files[-1])
+        write_radiomics(features, files[-1])
     if settings.preview:
         files.append(folder / f"{name}_preview.png")
         write_preview(volume, segmentation.mask, files[-1])

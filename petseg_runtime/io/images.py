@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.meta_and_nrrd import check_mha, check_nrrd
-from petseg_runtime.io.nifti import check_nifti, read_nifti_voxels, straightened
+from petseg_runtime.io.nifti import check_nifti, holds_voxels, read_nifti_voxels, straightened
 from petseg_runtime.io.plausible import MAX_VOXELS, check_grid, check_modality, check_uptake
 from petseg_runtime.volume import FloatArray, Geometry, MaskArray, Unit, Volume
 
@@ -84,13 +84,20 @@ def read_mask(path: Path) -> tuple[MaskArray, Geometry]:
 
 
 def write_image(array: MaskArray | FloatArray, geometry: Geometry, path: Path) -> None:
-    """Write an array `(z, y, x)` with its geometry; the suffix of `path` chooses the format."""
+    """Write an array `(z, y, x)` with its geometry; the suffix of `path` chooses the format.
+
+    Raises
+    ------
+    RuntimeError : if the file cannot be written, or is not whole, as on a full disk.
+    """
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(geometry.spacing_mm[::-1])
     image.SetOrigin(geometry.origin_lps_mm)
     # Columns are array axes z, y, x; ITK wants x, y, z, row-major.
     image.SetDirection([cosine for row in geometry.direction_lps for cosine in row[::-1]])
     sitk.WriteImage(image, str(path), useCompression=True)
+    if _FORMATS[image_suffix(path)][1] == _NIFTI and not holds_voxels(path, array.nbytes):
+        raise RuntimeError(f"{path.name} is not whole.")
 
 
 def _read(path: Path, pixel_type: int, max_voxels: int = MAX_VOXELS) -> _Image:

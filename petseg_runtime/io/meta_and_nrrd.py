@@ -26,12 +26,13 @@ _SPACES = tuple(
     for name in ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
     for time in ("", "-time" if "-" in name else "t")
 )
-# Numbers of an MHA's header beside the voxel size, by which it lies in space.
-_PLACE = ("Offset", "Position", "Origin", "TransformMatrix", "Orientation", "Rotation")
+# By which an MHA lies in space, beside the voxel size: as many numbers as dimensions, and as many squared.
+_PLACE = ("Offset", "Position", "Origin")
+_AXES = ("TransformMatrix", "Orientation", "Rotation")
 
 
 def check_mha(path: Path) -> None:
-    """Refuse an MHA file without voxel size, or without exactly the voxels that its header states.
+    """Refuse an MHA file without voxel size or axes, or without exactly the voxels that its header states.
 
     Raises
     ------
@@ -48,9 +49,7 @@ def check_mha(path: Path) -> None:
             raise InputError(f"{path.name} keeps its voxels in another file, or is no MHA. Save it as one .mha file.")
         expected = _stated_bytes(fields, path.name)
         _require_numbers(fields.get("ElementSpacing") or fields.get("ElementSize"), "ElementSpacing", path.name)
-        for field in _PLACE:
-            if field in fields:
-                _numbers(fields, field, path.name)
+        _check_place(fields, path.name)
         unit = fields.get("DistanceUnits", "mm")
         if unit.lower() not in ("mm", "?", ""):
             raise InputError(f"{path.name} is in {unit}, expected mm. Save it in mm.")
@@ -59,6 +58,18 @@ def check_mha(path: Path) -> None:
         ):
             raise InputError(f"{path.name} scales its voxels (ElementToIntensityFunction). Save it with the values.")
         _check_voxels(stream, fields, expected, path)
+
+
+def _check_place(fields: dict[str, str], name: str) -> None:
+    """Refuse an MHA that does not say how the patient lies in it: ITK takes absent axes for the patient's own."""
+    rank = int(fields["NDims"])
+    for field, count in (*((field, rank) for field in _PLACE), *((field, rank**2) for field in _AXES)):
+        if field in fields and len(_numbers(fields, field, name)) != count:
+            raise InputError(f"{name} has a {field} of other than {count} numbers. Get the file again.")
+    if not any(field in fields for field in _AXES):
+        raise InputError(
+            f"{name} does not say how the patient lies in it: TransformMatrix is absent. Save it with that."
+        )
 
 
 def _stated_bytes(fields: dict[str, str], name: str) -> int:

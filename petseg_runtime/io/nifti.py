@@ -111,7 +111,7 @@ def read_nifti_voxels(path: Path, shape: Shape) -> FloatArray:
 
     Raises
     ------
-    InputError : if bytes are missing, the compression's checksum is wrong, or a voxel is NaN or infinite.
+    InputError : if bytes are missing or too many, the compression's checksum is wrong, or a voxel is NaN or infinite.
     """
     with _stream(path) as stream:
         header = _read_header(stream, path.name)
@@ -120,6 +120,21 @@ def read_nifti_voxels(path: Path, shape: Shape) -> FloatArray:
             raise InputError(f"{path.name} has its voxels at byte {offset}, which cannot be. Get the file again.")
         stream.read(max(_FIRST_VOXEL, int(offset)) - _HEADER_BYTES)
         return _read_voxels(header, stream, shape, path.name)
+
+
+def holds_voxels(path: Path, voxel_bytes: int) -> bool:
+    """Whether a file that was just written holds so many bytes of voxels: ITK says nothing where the disk is full.
+
+    The stream is read to its end, where gzip checks its checksum.
+    """
+    try:
+        with _stream(path) as stream:
+            header = _read_header(stream, path.name)
+            (offset,) = header.values("f", _VOX_OFFSET)
+            found = len(header.content) + sum(len(chunk) for chunk in iter(lambda: stream.read(_CHUNK_BYTES), b""))
+    except InputError:
+        return False
+    return found == offset + voxel_bytes
 
 
 @contextmanager
@@ -236,7 +251,7 @@ def _read_voxels(header: _Header, stream: IO[bytes], shape: Shape, name: str) ->
     scaled = abs(scale - 1) > _NO_SCALE or abs(shift) > _NO_SCALE
 
     expected = math.prod(shape)
-    voxels, found, odd = np.empty(expected, np.float32), 0, 0
+    voxels, found, odd, has_more = np.empty(expected, np.float32), 0, 0, False
     while chunk := stream.read(_CHUNK_BYTES):  # to the end: only there gzip checks its checksum
         values = np.frombuffer(chunk, stored, len(chunk) // stored.itemsize)[: expected - found]
         read = voxels[found : found + len(values)]
@@ -244,6 +259,10 @@ def _read_voxels(header: _Header, stream: IO[bytes], shape: Shape, name: str) ->
             read[:] = values * np.float64(scale) + shift if scaled else values
         odd += int(np.count_nonzero(~np.isfinite(read)))
         found += len(values)
+        # Zeros fill a last block.
+        has_more = has_more or (found == expected and any(chunk[len(values) * stored.itemsize :]))
+    if has_more:
+        raise InputError(f"{name} contradicts itself: it holds more than its {expected} voxels. Get the file again.")
     if found < expected:
         raise InputError(f"{name} is truncated: it has {found} voxels, expected {expected}. Get the file again.")
     if odd:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -29,6 +29,17 @@ _UNIT_NAMES = {Unit.SUVBW: "SUVbw", Unit.BQML: "Bq/ml"}
 RESULT_SUFFIXES = ("_petseg.nii.gz", "_prob.nii.gz", "_seg.dcm", "_probseg.dcm", "_sr.dcm", "_rtstruct.dcm")
 # Folders that a file system keeps for itself.
 _OF_THE_DISK = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
+
+
+class Digests(NamedTuple):
+    """SHA-256 of what a scan is read from.
+
+    `content` is that of an image file, as sha256sum gives it, and `scan` tells files of other names apart as well; of
+    DICOM both are of the study's PET files by their names.
+    """
+
+    scan: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -53,8 +64,8 @@ class Scan:
         """The files that it was found by."""
         return tuple(dict.fromkeys(header.path for header in self.dicom)) if self.image is None else (self.image,)
 
-    def sha256(self) -> str:
-        """Digest of what the scan is read from: the image file, or the study's PET files by their names.
+    def digests(self) -> Digests:
+        """Digests of what it is read from: the image file, or the study's PET files.
 
         Raises
         ------
@@ -65,11 +76,13 @@ class Scan:
         digest = hashlib.sha256()
         for file in files:
             try:
-                content = hashlib.sha256(file.read_bytes()).digest()
+                with file.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256")
             except OSError as error:
                 raise InputError(f"{file.name} cannot be read: {error.strerror}.") from error
-            digest.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + content)
-        return digest.hexdigest()
+            digest.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + content.digest())
+        whole = digest.hexdigest()
+        return Digests(whole, whole if self.image is None else content.hexdigest())
 
     def read(
         self, unit: Unit = Unit.UNKNOWN, overrides: SuvOverrides = NO_OVERRIDES, max_voxels: int = MAX_VOXELS
@@ -173,7 +186,11 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
     The a.nii of two folders, b and c, whose results go to one `place`, become b_a and c_a: a name says whose it is,
     whatever other inputs there are. Two studies in one folder, or a.nii beside a.mha, are numbered.
     """
-    scans = list(dict.fromkeys(scans))
+    # By what they are read from: a scan may be given by two paths.
+    scans = list(
+        {(place(scan), scan.name, *map(_identity, scan.files)): scan for scan in reversed(list(scans))}.values()
+    )
+    scans.reverse()
     folders: dict[Hashable, set[Path]] = {}
     for scan in scans:
         folders.setdefault((place(scan), scan.name), set()).add(scan.beside)
@@ -193,6 +210,15 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
         taken.add((place(scan), name))
         unique.append(replace(scan, name=name))
     return unique
+
+
+def _identity(file: Path) -> Hashable:
+    """Device and inode, the same for all names of a file; of one that is gone its path."""
+    try:
+        found = file.stat()
+    except OSError:
+        return file
+    return found.st_dev, found.st_ino
 
 
 def _told_apart(folders: set[Path]) -> dict[Path, tuple[str, ...]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -50,12 +51,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def staged(folder: Path, last: str, before: Iterable[str] = ()) -> Iterator[Path]:
+def staged(
+    folder: Path, last: str, before: Iterable[str] = (), check: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """A hidden folder to write the files of one scan into; they move to `folder` when all are whole and on the disk.
 
     If anything fails, nothing of them is left. `last` is the file that moves last: where it lies, the others do.
     `before` names what a run before wrote: what this one does not write of it is removed, and then its `last`. So that
     never lies beside files that it does not speak of. A run that is killed meanwhile leaves the `moving_record`.
+    `check` raises if they may not move any more; one process at a time checks and moves.
 
     Raises
     ------
@@ -68,17 +72,45 @@ def staged(folder: Path, last: str, before: Iterable[str] = ()) -> Iterator[Path
             sync(*files)
             stale = [name for name in before if name != last and not (stage / name).exists()]
             moving = moving_record(folder / last)
-            moving.write_text(json.dumps({"outputs": [*stale, *(file.name for file in files)]}), encoding="utf-8")
-            sync(moving)
-            for name in (*stale, last):
-                (folder / name).unlink(missing_ok=True)
-            sync(folder)
-            for file in files:
-                os.replace(file, folder / file.name)
-            sync(folder)
-            moving.unlink()
+            with _alone_in(folder):
+                check()
+                moving.write_text(json.dumps({"outputs": [*stale, *(file.name for file in files)]}), encoding="utf-8")
+                sync(moving)
+                for name in (*stale, last):
+                    (folder / name).unlink(missing_ok=True)
+                sync(folder)
+                for file in files:
+                    os.replace(file, folder / file.name)
+                sync(folder)
+                moving.unlink()
         except OSError as error:
             raise UsageError(f"A result cannot be written: {error.strerror}. Choose another --output.") from error
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in here with the folder; where the file system knows no locks, do not."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file; empty where there is none, and of one without content, as a power cut leaves it.
+
+    Raises
+    ------
+    OSError : if it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() if os.fstat(stream.fileno()).st_size else ""
+    except FileNotFoundError:
+        return ""
 
 
 def moving_record(last: Path) -> Path:
@@ -88,7 +120,7 @@ def moving_record(last: Path) -> Path:
 
 def _digest(name: str) -> str:
     """Stands for a name in that of a temporary file: the name itself may be as long as a name can be."""
-    return sha256(os.fsencode(name)).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
 
 @contextmanager

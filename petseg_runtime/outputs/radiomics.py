@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import write_image
 from petseg_runtime.outputs.files import whole_file
 from petseg_runtime.outputs.quiet import QUIET
-from petseg_runtime.volume import Unit, Volume
+from petseg_runtime.volume import Geometry, Unit, Volume
 
 # mirp's names of the families of features; what else it returns speaks of files and settings.
 _FAMILIES = ("morph_", "loc_", "stat_", "ivh_", "ih_", "cm_", "rlm_", "szm_", "dzm_", "ngt_", "ngl_")
@@ -37,12 +37,16 @@ class RadiomicsSettings:
     bin_width : width of a grey level in SUVbw; without the unit there are `bins` levels between the lesion's least and
         largest value instead.
     intensities : range that voxels must lie in to count; None counts all.
+    spline_order, anti_aliasing : how the scan is resampled; its mask is linearly. What filters out aliasing smooths the
+        scan also where it is not resampled at all, and a maximum would be less than the quantities say.
     """
 
     spacing_mm: float | None = 4.0
     bin_width: float = 0.5
     bins: int = 32
     intensities: tuple[float, float] | None = None
+    spline_order: int = 3
+    anti_aliasing: bool = False
 
 
 def check_installed() -> None:
@@ -66,6 +70,10 @@ def radiomic_features(
     -------
     A record a lesion: `lesion`, its number, and mirp's names of the features. A lesion that mirp cannot measure,
     because it is too small for a resampled voxel, has its number only.
+
+    Raises
+    ------
+    UsageError : if the disk of the temporary files is full.
     """
     from mirp import extract_features
 
@@ -81,9 +89,9 @@ def radiomic_features(
     # mirp reads files, so the scan is lent to it as some.
     with tempfile.TemporaryDirectory() as folder, _unlogged():
         image, mask = Path(folder) / "image.nii.gz", Path(folder) / "mask.nii.gz"
-        write_image(volume.array, volume.geometry, image)
+        _lend(volume.array, volume.geometry, image)
         for label, record in records.items():
-            write_image((labels == label).astype(np.uint8), volume.geometry, mask)
+            _lend((labels == label).astype(np.uint8), volume.geometry, mask)
             try:
                 tables = extract_features(
                     image=str(image),
@@ -91,6 +99,8 @@ def radiomic_features(
                     image_modality="PET",
                     by_slice=False,
                     new_spacing=settings.spacing_mm,
+                    spline_order=settings.spline_order,
+                    anti_aliasing=settings.anti_aliasing,
                     resegmentation_intensity_range=settings.intensities and list(settings.intensities),
                     **levels,
                 )
@@ -101,9 +111,23 @@ def radiomic_features(
     return list(records.values())
 
 
-def write_radiomics(volume: Volume, labels: npt.NDArray[np.integer], path: Path) -> None:
+def unmeasured(records: Sequence[dict[str, Any]]) -> str:
+    """A sentence that names the lesions without features; empty if there is none."""
+    numbers = ", ".join(str(record["lesion"]) for record in records if len(record) == 1)
+    return (
+        f"mirp could not measure lesion {numbers}: too small, mostly. It has no radiomic features." if numbers else ""
+    )
+
+
+def _lend(array: npt.NDArray[Any], geometry: Geometry, path: Path) -> None:
+    try:
+        write_image(array, geometry, path)
+    except (RuntimeError, OSError) as error:
+        raise UsageError("No space is left for the temporary files of --radiomics. Set TMPDIR to another.") from error
+
+
+def write_radiomics(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Write the features as CSV, a row a lesion; only the heading without lesions."""
-    records = radiomic_features(volume, labels)
     columns = list(dict.fromkeys(name for record in records for name in record)) or ["lesion"]
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, restval="")

@@ -220,7 +220,7 @@ def _take_in(scratch: Path, form: Format, inbox: Path) -> str:
     scans = scans_in(whole)
     if len(scans) != 1:
         raise InputError(f"The archive holds {len(scans)} studies, expected one.")
-    identifier = scans[0].sha256()
+    identifier = scans[0].digests().scan
     place = inbox / SUBMITTED / identifier
     if not place.exists():
         sync(*whole.iterdir(), whole)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ from petseg_runtime.commissioning import new_record
 from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import read_image, read_mask, write_image
 from petseg_runtime.io.scans import find_scans
+from petseg_runtime.outputs.files import scratch_folder
 from petseg_runtime.runner import OUTPUT_TYPES, RunSettings, run_scan
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.self_test import keep
@@ -69,7 +72,9 @@ def run(known_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """All but the digests of a batch's table and page."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".petseg-summary.json")
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def test_everything_a_run_can_leave(run, scan: Path, tmp_path: Path) -> None:
@@ -283,6 +288,94 @@ def test_an_input_by_another_name_is_not_written_over(link, run, scan: Path, tmp
     assert code == 2
     assert "scan_petseg.nii.gz is an input and would be overwritten" in err[-1]
     assert files_in(tmp_path / "out") == ["scan_petseg.nii.gz"]
+
+
+def test_an_input_that_a_run_before_wrote_is_not_removed(run, scan: Path) -> None:
+    run(scan, "--save-probabilities", output=False)
+    probabilities = scan.with_name("scan_prob.nii.gz")
+    code, _, err = run(scan, probabilities, output=False)
+    assert code == 2
+    assert "scan_prob.nii.gz is an input and would be overwritten" in err[-1]
+    assert probabilities.exists()
+
+
+def test_the_record_holds_the_digest_of_the_file(run, scan: Path, tmp_path: Path) -> None:
+    run(scan)
+    record = json.loads((tmp_path / "out/scan_run.json").read_text())
+    assert record["input_sha256"] == hashlib.sha256(scan.read_bytes()).hexdigest()
+    mask = (tmp_path / "out/scan_petseg.nii.gz").read_bytes()
+    assert record["sha256"]["scan_petseg.nii.gz"] == hashlib.sha256(mask).hexdigest()
+
+
+def test_a_scan_that_is_given_by_two_paths_is_one(run, scan: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(scan.parent)
+    assert run(scan, scan.name, scan.parent)[0] == 0
+    assert files_in(tmp_path / "out") == ["petseg_results.csv", "scan_petseg.nii.gz", "scan_run.json"]
+
+
+def test_the_only_scan_of_a_folder_that_is_refused_has_its_row(run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/broken.nii.gz").write_bytes(b"no image")
+    code, _, err = run(tmp_path / "in")
+    assert (code, len(err)) == (3, 1)
+    assert 'broken,"broken.nii.gz cannot be read' in (tmp_path / "out/petseg_results.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["petseg_results.csv", "petseg_index.html"])
+def test_a_table_or_page_that_is_not_ours_is_not_written_over(name: str, run, scan: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "out" / name
+    theirs.parent.mkdir()
+    theirs.write_text("of somebody else")
+    code, _, err = run(scan.parent)
+    assert code == 2
+    assert f"{name} was not written by a run before, or was changed since, and would be lost" in err[-1]
+    assert files_in(tmp_path / "out") == [name]
+    assert run(scan.parent, "--overwrite", "--report")[0] == 0
+    assert run(scan.parent, "--report")[0] == 0
+    theirs.write_text(theirs.read_text() + "a comment")
+    assert run(scan.parent, "--resume")[0] == 2
+
+
+def test_a_run_that_another_overtook_does_not_replace_its_results(run, scan: Path, tmp_path: Path, monkeypatch) -> None:
+    """As with a command for each of many scans, some of one name."""
+    other, segment = save(body_array(SMALL), tmp_path / "other/scan.nii.gz"), Segmenter.segment
+    known = {"other": True}
+
+    def overtaken(*arguments: object, **further: object) -> object:
+        if known.pop("other", False):
+            assert run(other)[0] == 0
+        return segment(*arguments, **further)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Segmenter, "segment", overtaken)
+    code, _, err = run(scan)
+    assert code == 2
+    assert "Another run wrote results of another scan of this name" in err[-1]
+    assert read_mask(tmp_path / "out/scan_petseg.nii.gz")[0].shape == SMALL
+    assert files_in(tmp_path / "out") == ["scan_petseg.nii.gz", "scan_run.json"]
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(run, scan: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copy(scan, scan.with_name("then.nii.gz"))
+
+    def killed(*_: object, **further: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(scan.parent, "--threshold", "0.4")[0] == 0
+    monkeypatch.setattr(Segmenter, "segment", killed)
+    code, _, err = run(scan.parent)
+    assert code == 128 + signal.SIGTERM
+    assert "Interrupted; finished scans are kept." in err[-1]
+    assert not [name for name in files_in(tmp_path / "out") if ".petseg-" in name]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(run, scan: Path, tmp_path: Path) -> None:
+    with scratch_folder(tmp_path) as mine:
+        left = tmp_path / "out" / mine.name.replace(str(os.getpid()), "999999999")
+    left.mkdir(parents=True)
+    (left / "scan_petseg.nii.gz").write_bytes(b"half")
+    assert run(scan)[0] == 0
+    assert files_in(tmp_path / "out") == ["scan_petseg.nii.gz", "scan_run.json"]
 
 
 def test_names_are_as_long_as_the_file_system_takes_them(run, scan: Path, tmp_path: Path) -> None:

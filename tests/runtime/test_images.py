@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import resource
 import struct
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from petseg_runtime import InputError, Unit, UsageError, Volume, read_volume
 from petseg_runtime.io.images import read_mask, write_image
+from petseg_runtime.outputs.files import whole_file
+from petseg_runtime.volume import Geometry
 
 FORMATS = (".nii", ".nii.gz", ".mha", ".nrrd")
 
@@ -116,6 +119,36 @@ def test_a_truncated_file_is_refused(suffix: str, kept: float, compress: bool, t
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     with pytest.raises(InputError, match=r"truncated|damaged|cannot be read"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_nifti_of_more_voxels_than_it_states_is_refused(suffix: str, tmp_path: Path) -> None:
+    """A side that was changed by hand shears every slice."""
+    path = save(body(), tmp_path / f"scan{suffix}")
+    opened = gzip.open if suffix == ".nii.gz" else open
+    with opened(path, "rb") as stream:
+        content = bytearray(stream.read())
+    with opened(path, "wb") as stream:
+        stream.write(content + bytes(500))  # a last block is filled with zeros
+    np.testing.assert_array_equal(read_volume(path).array, body())
+    content[44:46] = struct.pack("<h", 8)  # dim[2], of 9
+    with opened(path, "wb") as stream:
+        stream.write(content)
+    with pytest.raises(InputError, match="holds more than its 640 voxels"):
+        read_volume(path)
+
+
+def test_a_file_that_the_disk_did_not_take_whole_is_none(tmp_path: Path) -> None:
+    """ITK says nothing of it."""
+    noise = np.random.default_rng(0).random((20, 30, 40), np.float32)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(UsageError, match="Check the space left"), whole_file(tmp_path / "scan.nii.gz") as temporary:
+            write_image(noise, Geometry(noise.shape, (4.0, 4.0, 4.0)), temporary)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
@@ -357,6 +390,9 @@ def mha(path: Path, compress: bool = False, **changes: str) -> Path:
         ({"ElementType": "MET_NONE"}, "ElementType MET_NONE"),
         ({"ElementNumberOfChannels": "3"}, "3 numbers a voxel"),
         ({"Offset": "0 nan 0"}, "Offset that is no number"),
+        ({"Offset": "0 0"}, "Offset of other than 3 numbers"),
+        ({"TransformMatrix": "1 0 0 1"}, "TransformMatrix of other than 9 numbers"),
+        ({"TransformMatrix": ""}, "does not say how the patient lies in it: TransformMatrix is absent"),
         ({"TransformMatrix": "1 0 0 0 1 0 0 0 inf"}, "TransformMatrix that is no number"),
         ({"DistanceUnits": "cm"}, "in cm"),
         ({"ElementSpacing": "", "elementspacing": "2 3 4"}, "does not state its voxel size"),

@@ -13,8 +13,10 @@ import pytest
 from conftest import body_array
 from runtime.test_cli import SMALL, save
 
+import petseg_runtime.outputs.radiomics
 from petseg_runtime.cli import main
-from petseg_runtime.outputs.radiomics import RadiomicsSettings, radiomic_features
+from petseg_runtime.errors import UsageError
+from petseg_runtime.outputs.radiomics import RadiomicsSettings, radiomic_features, unmeasured
 from petseg_runtime.volume import Geometry, Unit, Volume
 
 pytest.importorskip("mirp", reason="the extra `radiomics` is not installed")
@@ -108,6 +110,28 @@ def test_a_lesion_too_small_to_resample_has_no_features() -> None:
     large, small = radiomic_features(volume, labels)
     assert len(large) > 100
     assert small == {"lesion": 2}
+    assert unmeasured([large, small]).startswith("mirp could not measure lesion 2: too small")
+    assert not unmeasured([large])
+
+
+def test_where_nothing_is_resampled_the_maximum_is_that_of_the_scan() -> None:
+    array = np.random.default_rng(0).random((12, 12, 12), np.float32) + 1
+    labels = np.zeros(array.shape, np.uint32)
+    labels[2:10, 2:10, 2:10] = 1
+    (features,) = radiomic_features(Volume(array, Geometry(array.shape, (4.0, 4.0, 4.0)), Unit.SUVBW), labels)
+    inside = array[labels > 0]
+    assert features["stat_max"] == pytest.approx(inside.max(), rel=1e-6)
+    assert features["stat_mean"] == pytest.approx(inside.mean(), rel=1e-6)
+
+
+def test_a_full_disk_of_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("is not whole")
+
+    monkeypatch.setattr(petseg_runtime.outputs.radiomics, "write_image", full)
+    array = np.ones((4, 4, 4), np.float32)
+    with pytest.raises(UsageError, match="Set TMPDIR"):
+        radiomic_features(Volume(array, Geometry(array.shape, (4.0, 4.0, 4.0))), array.astype(np.uint32))
 
 
 def test_without_the_extra_it_says_what_to_install(known_model, tmp_path, monkeypatch, capsys) -> None:

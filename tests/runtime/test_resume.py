@@ -68,7 +68,7 @@ def test_without_resume_everything_is_done_again(batch: Path, run, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "change", ["input", "settings", "a file is gone", "a file is cut", "record is damaged", "record of old"]
+    "change", ["input", "settings", "a file is gone", "a file is empty", "record is damaged", "record of old"]
 )
 def test_what_changed_is_done_again(change: str, batch: Path, run, tmp_path: Path) -> None:
     run(batch)
@@ -80,7 +80,7 @@ def test_what_changed_is_done_again(change: str, batch: Path, run, tmp_path: Pat
         extra = ("--threshold", "0.4")
     elif change == "a file is gone":
         (tmp_path / "out/1/scan3_petseg.nii.gz").unlink()
-    elif change == "a file is cut":
+    elif change == "a file is empty":
         (tmp_path / "out/1/scan3_petseg.nii.gz").write_bytes(b"")
     elif change == "record of old":
         record = tmp_path / "out/1/scan3_run.json"
@@ -105,7 +105,7 @@ def test_a_run_that_writes_less_leaves_nothing_of_the_one_before(
     assert set(files_in(out)) == {"scan0_petseg.nii.gz", "scan0_run.json", "scan0_notes.txt"}
 
 
-@pytest.mark.parametrize("whose", ["somebody's", "ours, changed since", "ours, record gone"])
+@pytest.mark.parametrize("whose", ["somebody's", "ours, changed since", "ours, of the same size", "ours, record gone"])
 def test_what_is_not_ours_any_more_is_not_written_over(whose: str, run, known_model: Path, tmp_path: Path) -> None:
     """A physician's contour may have the name of a result, or be one that was corrected."""
     scan, mask = save(body_array(SMALL), tmp_path / "scan.nii.gz"), tmp_path / "out/scan_petseg.nii.gz"
@@ -114,16 +114,18 @@ def test_what_is_not_ours_any_more_is_not_written_over(whose: str, run, known_mo
     else:
         run(scan)
         (tmp_path / "out/scan_run.json").unlink() if "gone" in whose else None
-    mask.write_bytes(b"corrected by hand")
+    size = mask.stat().st_size if "size" in whose else 17
+    mask.write_bytes(b"corrected by hand".ljust(size))
     before = files_in(tmp_path / "out")
     for again in ((), ("--resume",)):
         code, _, said = run(scan, *again)
         assert code == 2
         said = " ".join(said.split())
-        reason = "changed since the run before" if "changed" in whose else "not written by a run before"
+        written = whose in ("ours, changed since", "ours, of the same size")
+        reason = "changed since the run before" if written else "not written by a run before"
         assert f"scan_petseg.nii.gz was {reason}" in said
         assert "--overwrite" in said
-        assert mask.read_bytes() == b"corrected by hand"
+        assert mask.read_bytes().rstrip() == b"corrected by hand"
         assert files_in(tmp_path / "out") == before
     assert run(scan, "--overwrite")[0] == 0
     assert mask.read_bytes()[:2] == b"\x1f\x8b"
@@ -182,8 +184,7 @@ def test_the_table_never_speaks_of_results_that_were_replaced(batch: Path, run, 
 def test_an_interrupted_batch_has_a_table_of_what_is_done(
     batch: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/petseg_results.csv").write_text("of a run before")
+    run(batch)
     segment, calls = Segmenter.segment, []
 
     def interrupted(*arguments: object, **further: object) -> Segmentation:
@@ -193,9 +194,10 @@ def test_an_interrupted_batch_has_a_table_of_what_is_done(
         return segment(*arguments, **further)
 
     monkeypatch.setattr(Segmenter, "segment", interrupted)
-    assert run(batch)[0] == 130
+    assert run(batch, "--threshold", "0.4")[0] == 130
     table = (tmp_path / "out/petseg_results.csv").read_text().splitlines()
-    done = [name for name in files_in(tmp_path / "out") if name.endswith("_run.json")]
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("*_run.json")]
+    done = [record for record in records if record["settings"]["threshold"] == 0.4]
     assert table[0].startswith("scan,unit")
     assert 2 <= len(table) - 1 <= len(done) <= 3
 
