@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -50,8 +50,8 @@ REPLACED = "The results of another scan of this name, which lay in the output fo
 # The hottest voxel of a patient: more than the mean of the body, less than the urine of a small one.
 PLAUSIBLE_SUV_MAX = (1.0, 500.0)
 
-# Says of the table and the page of a batch what they are as they were written.
-_SUMMARY_DIGESTS = ".petseg-summary.json"
+# Says of the table and the page of a batch what a scan's record says of its results.
+_SUMMARY_RECORD = ".petseg-summary.json"
 # Bytes of a file's name on Linux.
 _LONGEST_NAME = 255
 
@@ -325,13 +325,23 @@ def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
     if settings.overwrite or (results[-1].exists() and not before):  # a power cut may leave a record nobody can read
         return before
     own = {results[-1].with_name(name) for name in _outputs(before)}  # removed where this run does not write them
-    for path in sorted({*results, *own}):
+    _check_ours({*results, *own}, before)
+    return before
+
+
+def _check_ours(paths: Iterable[Path], before: dict[str, Any]) -> None:
+    """Refuse to lose a file that the run of this record did not write, or that was changed since.
+
+    Raises
+    ------
+    UsageError : if there is one.
+    """
+    for path in sorted(paths):
         now = _digest(path)
-        if now and path not in own:
+        if now and path.name not in _outputs(before):
             raise _would_lose(path, "was not written by a run before")
         if now and now != before.get("sha256", {}).get(path.name, now):
             raise _would_lose(path, "was changed since the run before")
-    return before
 
 
 def _outputs(record: dict[str, Any]) -> list[str]:
@@ -514,15 +524,8 @@ def remove_summary(folder: Path, overwrite: bool) -> None:
     ------
     UsageError : if they cannot be removed, or, unless `overwrite`, were not written by a run before, or changed since.
     """
-    try:
-        known = json.loads((folder / _SUMMARY_DIGESTS).read_text(encoding="utf-8"))
-        known = known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
-        known = {}
-    for file in summary_files(folder):
-        now = _digest(file)
-        if now and now != known.get(file.name) and not overwrite:
-            raise _would_lose(file, "was not written by a run before, or was changed since,")
+    if not overwrite:
+        _check_ours(summary_files(folder), _run_before(folder / _SUMMARY_RECORD))
     for file in summary_files(folder):
         try:
             file.unlink(missing_ok=True)
@@ -539,23 +542,24 @@ def write_summary(
     ----------
     folder : gets the files; the page links to the scans' own pages relative to it.
     """
-    table, index = summary_files(folder)
     rows = [summary_row(result.label, result.identity, result.statistics, result.warnings) for result in results]
-    write_csv(rows, failures, table)
-    written = (table, index) if with_index else (table,)
-    if with_index:
-        _write_index(results, failures, index)
-    write_json({file.name: file_sha256(file) for file in written}, folder / _SUMMARY_DIGESTS)
-    return written
-
-
-def _write_index(results: Sequence[ScanResult], failures: Sequence[tuple[str, PetsegError]], index: Path) -> None:
     scans = []
     for result in results:
         pages = [file for file in result.files if file.name.endswith("_report.html")]
-        page = Path(os.path.relpath(pages[0], index.parent)).as_posix() if pages else None
+        page = Path(os.path.relpath(pages[0], folder)).as_posix() if pages else None
         scans.append(IndexedScan(result.label, result.statistics, len(result.warnings), page))
-    write_index(scans, [(name, str(error)) for name, error in failures], index)
+    with staged(folder, _SUMMARY_RECORD) as stage:
+        table, index = summary_files(stage)
+        write_csv(rows, failures, table)
+        if with_index:
+            write_index(scans, [(name, str(error)) for name, error in failures], index)
+        written = (table, index) if with_index else (table,)
+        record = {
+            "outputs": [file.name for file in written],
+            "sha256": {file.name: file_sha256(file) for file in written},
+        }
+        write_json(record, stage / _SUMMARY_RECORD)
+    return tuple(folder / file.name for file in written)
 
 
 def _write_outputs(
