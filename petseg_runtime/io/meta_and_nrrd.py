@@ -26,8 +26,8 @@ _SPACES = tuple(
     for name in ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
     for time in ("", "-time" if "-" in name else "t")
 )
-# By which an MHA lies in space, beside the voxel size: as many numbers as dimensions, and as many squared.
-_PLACE = ("Offset", "Position", "Origin")
+# By which an MHA lies in space: as many numbers as dimensions, and as many squared.
+_PLACE = ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin")
 _AXES = ("TransformMatrix", "Orientation", "Rotation")
 
 

@@ -391,6 +391,7 @@ def mha(path: Path, compress: bool = False, **changes: str) -> Path:
         ({"ElementNumberOfChannels": "3"}, "3 numbers a voxel"),
         ({"Offset": "0 nan 0"}, "Offset that is no number"),
         ({"Offset": "0 0"}, "Offset of other than 3 numbers"),
+        ({"ElementSpacing": "2 3"}, "ElementSpacing of other than 3 numbers"),
         ({"TransformMatrix": "1 0 0 1"}, "TransformMatrix of other than 9 numbers"),
         ({"TransformMatrix": ""}, "does not say how the patient lies in it: TransformMatrix is absent"),
         ({"TransformMatrix": "1 0 0 0 1 0 0 0 inf"}, "TransformMatrix that is no number"),
