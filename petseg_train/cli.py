@@ -7,6 +7,7 @@ centre out at a time, and `study` does all of it and writes the paper's tables.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -82,13 +83,15 @@ def fit(
     threads: Threads = None,
 ) -> None:
     """Train a network on one or more cohorts; the same command goes on with an interrupted run."""
-    from petseg_train.cohort import read_each_cohort
+    from petseg_train.cohort import check_cases, read_each_cohort
     from petseg_train.config import load_config
     from petseg_train.training import fit as train
 
     _set_threads(threads)
     cohorts = read_each_cohort([*cohort, *(only_train or ())])
     kept = {case.name for case in _select([*chain(*cohorts)], leave_out or (), keep=False)}
+    if leave_out:
+        check_cases([*chain(*cohorts)])  # none that is trained on may be one that is left out
     cohorts = [[case for case in cases if case.name in kept] for cases in cohorts]
     changes = {} if network is None else {"network": network.value}
     checkpoint = train(
@@ -124,15 +127,18 @@ def evaluate(
     segmenter, name = _open_model(model, accelerator, threads)
     prepare_folder(output.parent)
     check_cases(cases)
+    _warn_of_training_cases(model, [case.name for case in cases])
     results = score(segmenter, cases, name, WINDOW_SHIFTS_SEED if window_invariance else None)
     with whole_file(output) as temporary:
         results.to_csv(temporary, index=False)
     _print_summary(summarise(results))
     if window_invariance:
+        scores = results["window_invariance"].dropna()
         print(
-            f"window invariance: mean {results['window_invariance'].mean():.3f}, "
-            f"lowest case {results['window_invariance'].min():.3f}, of the {results['window_invariance'].count()} of "
-            f"{len(results)} cases in which anything was found"
+            f"window invariance: mean {scores.mean():.3f}, lowest case {scores.min():.3f}, of the {len(scores)} of "
+            f"{len(cases)} cases in which anything was found"
+            if len(scores)
+            else f"window invariance: nothing was found in any of the {len(cases)} cases, which says nothing of it"
         )
     print(f"wrote {output}")
 
@@ -153,7 +159,8 @@ def window_invariance_of(
     segmenter, _ = _open_model(model, accelerator, threads)
     for path in scan:
         scored = invariance(segmenter, read_volume(path), np.random.default_rng(WINDOW_SHIFTS_SEED))
-        print(f"{path.name}: mean {scored.mean:.3f}, lowest {scored.lowest:.3f}")
+        found = f"mean {scored.mean:.3f}, lowest {scored.lowest:.3f}"
+        print(f"{path.name}: {'nothing was found on any grid of windows' if np.isnan(scored.mean) else found}")
 
 
 @app.command("cross-validate")
@@ -279,6 +286,21 @@ def print_table(table: Table) -> None:
 def main() -> None:
     """Run petseg-train; ends with its exit code."""
     run_app(app, "petseg-train")
+
+
+def _warn_of_training_cases(model: Path, names: Sequence[str]) -> None:
+    """Say how many of the cases a checkpoint was trained on, or watched by, as far as the run beside it tells."""
+    try:
+        splits = json.loads(model.with_name("run.json").read_text())["splits"]
+        known = {*splits["training"], *splits["tuning"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    seen = [name for name in names if name in known]
+    if seen:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"{len(seen)} of the {len(names)} cases have the names of cases that trained or watched this model.",
+            style="yellow",
+        )
 
 
 def _open_model(model: Path, accelerator: str, threads: int | None) -> tuple[Segmenter, str]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -102,9 +103,10 @@ def read_mask_on(volume: Volume, path: Path, name: str) -> MaskArray:
     corners = np.vstack([np.zeros(3), np.diag(geometry.shape)])  # the first voxel's, and one along each axis
     apart_mm = np.abs(geometry.to_lps_mm(corners) - volume.geometry.to_lps_mm(corners)).max()
     if geometry.shape != volume.geometry.shape or apart_mm > SAME_GRID_MM:
+        differs = "; origin, voxel size or axes differ" if geometry.shape == volume.geometry.shape else ""
         raise InputError(
-            f"{name} has a grid {geometry.shape} that does not lie on the image's grid {volume.geometry.shape}. "
-            "Resample it onto the image."
+            f"{name} has a grid {geometry.shape} that does not lie on the image's grid {volume.geometry.shape}"
+            f"{differs}. Resample it onto the image."
         )
     return mask
 
@@ -114,24 +116,10 @@ def read_cohort(csv: Path) -> list[Case]:
 
     Raises
     ------
-    InputError : if the file or a required column is absent, a case is named twice, or an image or mask does not exist.
+    InputError : if the file or a required column is absent, a case is named twice, a centre in two ways, or an image or
+        mask does not exist.
     """
-    try:
-        text = csv.read_text(encoding="utf-8-sig")
-        table = pd.read_csv(StringIO(text))
-        as_written = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
-        table.index = as_written.index = pd.Index(_lines_of_rows(text))
-    except (OSError, ValueError, comma_separated.Error) as error:
-        raise InputError(f"Cohort {csv.name} cannot be read as CSV: {error}") from error
-    names = [name.strip() for name in table.columns]
-    doubled = [name for name, count in Counter(names).items() if count > 1]
-    if doubled:
-        raise InputError(f"Cohort {csv.name} has the column {doubled[0]} twice. Name each once.")
-    table, as_written = table.set_axis(names, axis="columns"), as_written.set_axis(names, axis="columns")
-    for column in set(REQUIRED_COLUMNS) & set(names):
-        table[column] = as_written[column]  # a centre may be called NA, and a case 001
-    # A space after a centre's name would make it another centre, and leaving that out leave its patients in.
-    table = table.map(lambda cell: (cell.strip() or None) if isinstance(cell, str) else cell)
+    table = _read_table(csv)
     absent = [column for column in REQUIRED_COLUMNS if column not in table.columns]
     if absent:
         raise InputError(f"Cohort {csv.name} lacks the columns {', '.join(absent)}; it needs {REQUIRED_COLUMNS}.")
@@ -147,18 +135,67 @@ def read_cohort(csv: Path) -> list[Case]:
         for name in (row["case"], row["centre"]):
             if name != Path(name).name or name == "..":  # they name files of the results
                 raise InputError(f"Cohort {csv.name}, line {line}: {name!r} cannot name a file. Leave out slashes.")
+        if row["centre"] == "average":
+            raise InputError(
+                f"Cohort {csv.name}, line {line}: a centre is called average, as a column of the tables is."
+            )
         masks = {name: csv.parent / row[name] for name in OPTIONAL_MASKS if isinstance(row.get(name), str)}
         case = Case(row["case"], row["centre"], csv.parent / row["image"], csv.parent / row["mask"], extra, masks)
         for path in (case.image, case.mask, *masks.values()):
             if not path.exists():
                 raise InputError(f"Cohort {csv.name}, line {line}, case {case.name}: {path.name} does not exist.")
         cases.append(case)
+    _check_centres(cases)
     return cases
 
 
-def _lines_of_rows(text: str) -> list[int]:
+def _read_table(csv: Path) -> pd.DataFrame:
+    """The cells of a CSV by the lines of the file, names without spaces around them; None where there is nothing.
+
+    Raises
+    ------
+    InputError : if it cannot be read, or has a column twice.
+    """
+    try:
+        text = csv.read_text(encoding="utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)  # a spreadsheet's "CSV" depends on its language
+        table = pd.read_csv(StringIO(text), sep=separator, index_col=False)
+        as_written = pd.read_csv(StringIO(text), sep=separator, index_col=False, dtype=str, keep_default_na=False)
+        table.index = as_written.index = pd.Index(_lines_of_rows(text, separator))
+    except UnicodeDecodeError as error:
+        raise InputError(f"Cohort {csv.name} cannot be read as CSV in UTF-8. Save it as such.") from error
+    except (OSError, ValueError, comma_separated.Error) as error:
+        raise InputError(f"Cohort {csv.name} cannot be read as CSV: {error}") from error
+    names = [name.strip() for name in table.columns]
+    doubled = [name for name, count in Counter(names).items() if count > 1]
+    if doubled:
+        raise InputError(f"Cohort {csv.name} has the column {doubled[0]} twice. Name each once.")
+    table, as_written = table.set_axis(names, axis="columns"), as_written.set_axis(names, axis="columns")
+    for column in set(REQUIRED_COLUMNS) & set(names):
+        table[column] = as_written[column]  # a centre may be called NA, and a case 001
+    if "stage" in names:  # 2 among others of IIB
+        table["stage"] = as_written["stage"].where(table["stage"].notna(), None)
+    table = table[(as_written.map(str.strip) != "").any(axis="columns")]  # a spreadsheet leaves rows of commas
+    # A space after a centre's name would make it another centre, and leaving that out leave its patients in; so would
+    # an accent that is a letter of its own.
+    table = table.map(lambda cell: (cell.strip() or None) if isinstance(cell, str) else cell)
+    for column in {"case", "centre"} & set(names):
+        table[column] = table[column].map(lambda cell: normalize("NFC", cell) if isinstance(cell, str) else cell)
+    return table
+
+
+def _check_centres(cases: Iterable[Case]) -> None:
+    """Refuse two ways to write one centre: leaving it out would leave its other patients in."""
+    written: dict[str, str] = {}
+    for case in cases:
+        other = written.setdefault(case.centre.casefold(), case.centre)
+        if other != case.centre:
+            raise InputError(f"Centre {other} is written {case.centre} too, in case {case.name}. Write it in one way.")
+
+
+def _lines_of_rows(text: str, separator: str) -> list[int]:
     """The line of each row of a CSV, below its header; pandas leaves out blank lines, and counts none."""
-    rows = comma_separated.reader(StringIO(text))
+    rows = comma_separated.reader(StringIO(text), delimiter=separator)
     return [rows.line_num for row in rows if len(row) > 1 or "".join(row).strip()][1:]
 
 
@@ -188,13 +225,14 @@ def read_each_cohort(csvs: Sequence[Path]) -> list[list[Case]]:
 
     Raises
     ------
-    InputError : as `read_cohort`, and if two CSVs name the same case.
+    InputError : as `read_cohort`, and if two CSVs name the same case, or a centre in two ways.
     """
     cohorts = [read_cohort(csv) for csv in csvs]
     names = Counter(case.name for cases in cohorts for case in cases)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise InputError(f"The cohorts name cases twice: {twice[:5]}. Give each case its own name.")
+    _check_centres(case for cases in cohorts for case in cases)
     return cohorts
 
 
@@ -203,7 +241,8 @@ def cohort_digest(cases: Iterable[Case]) -> str:
 
     Raises
     ------
-    InputError : if two cases have the same image: one might be trained on, and the other tested.
+    InputError : if two cases have the same image file: one might be trained on, and the other tested. One image in two
+        files is for `check_no_twins`.
     """
     digest, images = hashlib.sha256(), dict[bytes, str]()
     for case in cases:
@@ -214,6 +253,21 @@ def cohort_digest(cases: Iterable[Case]) -> str:
         content = hashlib.sha256(b"".join((*image, *mask))).hexdigest()
         digest.update(f"{case.name}\0{case.centre}\0{content}\n".encode())
     return digest.hexdigest()
+
+
+def check_no_twins(images: Iterable[tuple[str, FloatArray]]) -> None:
+    """Refuse the same voxels under two cases' names, in whatever files they came.
+
+    Raises
+    ------
+    InputError : naming the first two.
+    """
+    known: dict[bytes, str] = {}
+    for name, image in images:
+        digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
+        other = known.setdefault(digest, name)
+        if other != name:
+            raise InputError(f"Cases {other} and {name} have the same image. Keep one of them.")
 
 
 def further_digest(cases: Iterable[Case]) -> str | None:
@@ -254,8 +308,9 @@ def check_study_cohort(cases: Sequence[Case]) -> None:
                 f"Case {case.name} is the only one of centre {case.centre}; a centre needs two or more. "
                 "Give it to another centre or leave it out."
             )
-    for case, mask in _checked(cases):
-        if not mask.any():
+    has_tumour = _checked(cases)
+    for case in cases:
+        if not has_tumour[case.name]:
             raise InputError(
                 f"Case {case.name}: the mask {case.mask.name} is empty. Outline the tumour or leave it out."
             )
@@ -269,17 +324,22 @@ def check_cases(cases: Sequence[Case]) -> None:
     InputError : if two cases have the same image, or a case cannot be read or has a mask on another grid; the message
         names the case.
     """
-    cohort_digest(cases)  # which refuses an image that comes twice
-    for _ in _checked(cases):
-        pass
+    _checked(cases)
 
 
-def _checked(cases: Sequence[Case]) -> Iterator[tuple[Case, MaskArray]]:
-    """Each case, of which all files have been read, and its mask. Shows a progress bar."""
-    for case in track(cases, description="Checking the cohort", transient=True):
-        volume, mask = case.read()
-        case.read_further(volume)
-        yield case, mask
+def _checked(cases: Sequence[Case]) -> dict[str, bool]:
+    """Whether each case has a tumour. All files are read, and no image may come twice. Shows a progress bar."""
+    has_tumour = {}
+
+    def images() -> Iterator[tuple[str, FloatArray]]:
+        for case in track(cases, description="Checking the cohort", transient=True):
+            volume, mask = case.read()
+            case.read_further(volume)
+            has_tumour[case.name] = bool(mask.any())
+            yield case.name, volume.array
+
+    check_no_twins(images())
+    return has_tumour
 
 
 def load_training_cases(

@@ -211,7 +211,7 @@ def check_claim(file: Path, settings: dict[str, Any], otherwise: str) -> None:
     except (ValueError, KeyError, TypeError, UsageError):
         same = False
     if not same:
-        raise UsageError(f"{otherwise} Choose another folder with --output.")
+        raise UsageError(f"{otherwise} Choose another folder with --output, or --work of a study.")
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _read_results(output: Path, centres: Sequence[str]) -> pd.DataFrame:
 
 def _read_scores(path: Path) -> pd.DataFrame:
     # A case or a centre may be called NA; what has no value was written as an empty cell.
-    return pd.read_csv(path, dtype={"case": str, "centre": str}, keep_default_na=False, na_values=[""])
+    return pd.read_csv(path, dtype={"case": str, "centre": str, "stage": str}, keep_default_na=False, na_values=[""])
 
 
 def _is_finished(scores: Path, window_invariance: bool) -> bool:

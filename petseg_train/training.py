@@ -33,10 +33,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from petseg_runtime.errors import ModelError, UsageError
+from petseg_runtime.errors import InputError, ModelError, UsageError
 from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_runtime.sliding_window import fitted_window, sliding_window_probabilities
-from petseg_train.cohort import Case, TrainingCase, cohort_digest, load_training_cases
+from petseg_train.cohort import Case, TrainingCase, check_no_twins, cohort_digest, load_training_cases
 from petseg_train.config import TrainingConfig, claim
 from petseg_train.dataset import PatchDataset, PatchSampler
 from petseg_train.losses import soft_dice_loss, window_disagreement
@@ -221,6 +221,7 @@ def fit(
     ------
     UsageError : if `run_dir` holds a run with other settings or other cases, another process trains in it, or there
         are too few cases.
+    InputError : if two cases have the same image, or no training case has a tumour.
     ModelError : if `pretrained` does not hold the same network.
     """
     training, tuning = split_tuning(cases, config)
@@ -257,11 +258,11 @@ def fit(
         if pretrained is None or module.longest_body_mm:  # else what it began with has seen nobody knows what
             longest = max(len(case.image) for case in loaded) * config.preprocessing.spacing_mm[0]
             module.longest_body_mm = max(module.longest_body_mm, longest)
-        data = PatchDataModule(
-            loaded,
-            load_training_cases(tuning, config.preprocessing, cache),
-            config,
-        )
+        watching = load_training_cases(tuning, config.preprocessing, cache)
+        check_no_twins((case.name, case.image) for case in (*loaded, *watching))
+        if not any(case.mask.any() for case in loaded):
+            raise InputError("No training case has a tumour in its mask, on the grid of the network. Outline some.")
+        data = PatchDataModule(loaded, watching, config)
         if _is_first_process():
             _claim_run_dir(run_dir, settings)  # only now: refused cases are repaired, and are then others
         _train(module, data, trainer, checkpoint)
@@ -388,16 +389,20 @@ def load_module(checkpoint: Path, accelerator: str = "cpu") -> SegmentationModul
 
     Raises
     ------
-    ModelError : if the file is absent or is not a PETSeg checkpoint.
+    ModelError : if the file does not exist or is not a PETSeg checkpoint.
     UsageError : if it is to be on a GPU and there is none.
     """
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise UsageError("There is no GPU here. Pass --accelerator cpu.")
+    if not checkpoint.is_file():
+        raise ModelError(f"{checkpoint.name} does not exist. Pass the last.ckpt of petseg-train fit.")
     device = "cuda" if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()) else "cpu"
     try:
         module = SegmentationModule.load_from_checkpoint(checkpoint, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds on a foreign file
-        raise ModelError(f"{checkpoint.name} is not a checkpoint of petseg-train fit: {error}") from error
+        raise ModelError(
+            f"{checkpoint.name} is not a checkpoint of petseg-train fit, or damaged. Pass its last.ckpt."
+        ) from error
     return module.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,16 @@ from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.images import read_image, write_image
 from petseg_runtime.preprocessing import preprocess
 from petseg_runtime.volume import Geometry
-from petseg_train.cohort import cohort_digest, load_training_cases, read_cohort, read_cohorts
+from petseg_train.cohort import (
+    check_cases,
+    check_study_cohort,
+    cohort_digest,
+    load_training_cases,
+    read_cohort,
+    read_cohorts,
+)
 from petseg_train.config import PREPROCESSING, PRESETS, TrainingConfig, load_config
+from petseg_train.training import fit
 
 
 def test_rows_become_cases_with_their_other_columns(cohort_csv: Path) -> None:
@@ -51,9 +60,10 @@ def changed(csv: Path, edit, name: str) -> Path:
         (lambda table: table.assign(mask=None), "empty cell"),
         (lambda table: table.assign(centre="  "), "empty cell"),
         (lambda table: table.assign(centre=".."), "cannot name a file"),
+        (lambda table: table.assign(centre="average"), "as a column of the tables is"),
         (lambda table: table.assign(case=["case0", "case0 ", "b", "c"]), "twice"),
     ],
-    ids=["column", "file", "twice", "empty", "cell", "blank", "dots", "space"],
+    ids=["column", "file", "twice", "empty", "cell", "blank", "dots", "average", "space"],
 )
 def test_a_cohort_that_cannot_be_used_is_refused(edit, reason: str, cohort_csv: Path) -> None:
     with pytest.raises(InputError, match=reason):
@@ -117,6 +127,64 @@ def test_one_image_under_two_names_is_refused(cohort_csv: Path, tmp_path: Path) 
     copy.write_bytes(one.image.read_bytes())
     with pytest.raises(InputError, match="Cases case0 and case1 have the same image"):
         cohort_digest([one, replace(other, image=copy)])
+
+
+def test_one_image_in_two_files_is_refused(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    """As compressed anew, or exported to another format."""
+    one, other, *rest = read_cohort(cohort_csv)
+    copy = tmp_path / "copy.nii.gz"
+    copy.write_bytes(gzip.compress(gzip.decompress(one.image.read_bytes()), 1))
+    cases = [one, replace(other, image=copy), *rest]
+    cohort_digest(cases)
+    for check in (check_cases, check_study_cohort):
+        with pytest.raises(InputError, match="Cases case0 and case1 have the same image"):
+            check(cases)
+    with pytest.raises(InputError, match=r"Cases case\d and case\d have the same image"):
+        fit(cases, load_config(str(tiny_config)), tmp_path / "run")
+
+
+def test_cases_without_any_tumour_train_nothing(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    cases = []
+    for case in read_cohort(cohort_csv):
+        volume, mask = case.read()
+        write_image(np.zeros_like(mask), volume.geometry, tmp_path / case.mask.name)
+        cases.append(replace(case, mask=tmp_path / case.mask.name))
+    with pytest.raises(InputError, match="No training case has a tumour"):
+        fit(cases, load_config(str(tiny_config)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_spreadsheets_csv_is_read(separator: str, cohort_csv: Path) -> None:
+    lines = cohort_csv.read_text().replace(",", separator).splitlines()
+    csv = cohort_csv.with_name("sheet.csv")
+    empty = separator * 4
+    csv.write_bytes("\r\n".join([*lines, empty, empty, ""]).encode("utf-8-sig"))
+    assert read_cohort(csv) == read_cohort(cohort_csv)
+    csv.write_text("\n".join([lines[0], *(line + separator for line in lines[1:])]))
+    assert read_cohort(csv) == read_cohort(cohort_csv)
+
+
+@pytest.mark.parametrize(("one", "other"), [("Liege", "liege"), ("STRASSE", "straße")])
+def test_one_centre_in_two_spellings_is_refused(one: str, other: str, cohort_csv: Path) -> None:
+    spelt = changed(cohort_csv, lambda table: table.assign(centre=[one, other, "x", "x"]), "spelt.csv")
+    with pytest.raises(InputError, match=f"Centre {one} is written {other} too, in case case1"):
+        read_cohort(spelt)
+    first = changed(cohort_csv, lambda table: table.assign(centre=one), "first.csv")
+    names = ["a", "b", "c", "d"]
+    second = changed(cohort_csv, lambda table: table.assign(centre=other, case=names), "second.csv")
+    with pytest.raises(InputError, match=f"Centre {one} is written {other} too"):
+        read_cohorts([first, second])
+
+
+def test_an_accent_makes_no_other_centre(cohort_csv: Path) -> None:
+    centres = ["Lie\u0300ge", "Li\u00e8ge", "x", "x"]
+    cases = read_cohort(changed(cohort_csv, lambda table: table.assign(centre=centres), "accent.csv"))
+    assert {case.centre for case in cases} == {"Li\u00e8ge", "x"}
+
+
+def test_stages_are_texts(cohort_csv: Path) -> None:
+    cases = read_cohort(changed(cohort_csv, lambda table: table.assign(stage=["2", "1", "2", "1"]), "stages.csv"))
+    assert [case.extra["stage"] for case in cases] == ["2", "1", "2", "1"]
 
 
 def test_a_missing_csv_is_refused(tmp_path: Path) -> None:

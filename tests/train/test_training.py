@@ -22,6 +22,7 @@ import torch
 from petseg_export.to_onnx import export_onnx, write_model
 
 from petseg_runtime.errors import InputError, ModelError, UsageError
+from petseg_runtime.io.images import read_image, write_image
 from petseg_train.cli import evaluate as evaluate_command
 from petseg_train.cli import fit as fit_command
 from petseg_train.cohort import TrainingCase, read_cohort
@@ -174,6 +175,25 @@ def test_a_left_out_centre_is_neither_trained_nor_tuned_on(cohort_csv: Path, tin
     )  # fmt: skip
     assert set(pd.read_csv(tmp_path / "new" / "scores.csv")["case"]) == {"case0", "case1"}
     assert "ellipsoid" in done.stdout
+    assert "trained or watched this model" not in done.stderr
+    done = subprocess.run(
+        petseg_train("evaluate", tmp_path / "run" / "last.ckpt", cohort_csv, "-o", tmp_path / "new" / "scores.csv"),
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "2 of the 4 cases have the names of cases that trained or watched this model" in done.stderr
+
+
+def test_a_left_out_case_is_none_that_is_trained_on(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
+    lines = cohort_csv.read_text().splitlines()
+    twin = cohort_csv.with_name("twin.csv")
+    twin.write_text("\n".join([*lines[:-1], lines[1].replace("case0,north", "again,south")]))
+    done = subprocess.run(
+        petseg_train("fit", twin, "-o", tmp_path / "run", "--config", tiny_config, "--leave-out", "north"),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "Cases case0 and again have the same image" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_exported_model_is_scored_as_it_ships(cohort_csv: Path, known_model: Path, tmp_path: Path) -> None:
@@ -183,16 +203,23 @@ def test_an_exported_model_is_scored_as_it_ships(cohort_csv: Path, known_model: 
     )  # fmt: skip
     scores = pd.read_csv(tmp_path / "scores.csv")
     assert len(scores) == 3 * len(read_cohort(cohort_csv))
-    assert "window invariance: mean" in done.stdout
+    assert "of the 4 of 4 cases in which anything was found" in done.stdout
 
 
-def test_window_invariance_needs_no_truth(cohort_csv: Path, known_model: Path) -> None:
+def test_window_invariance_needs_no_truth(cohort_csv: Path, known_model: Path, tmp_path: Path) -> None:
     scan = read_cohort(cohort_csv)[0].image
     done = subprocess.run(
         petseg_train("window-invariance", known_model, scan), check=True, capture_output=True, text=True
     )
     # The known model looks at one voxel at a time, so where the windows lie cannot matter.
     assert done.stdout == f"{scan.name}: mean 1.000, lowest 1.000\n"
+    volume = read_image(scan)
+    write_image(np.where(volume.array > 3, np.float32(1), volume.array), volume.geometry, tmp_path / "cold.nii.gz")
+    done = subprocess.run(
+        petseg_train("window-invariance", known_model, tmp_path / "cold.nii.gz"),
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "cold.nii.gz: nothing was found on any grid of windows\n"
 
 
 def test_two_processes_train_one_model(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
@@ -299,8 +326,12 @@ def test_the_tuning_share_is_drawn_from_the_seed(cohort_csv: Path, tiny_config: 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "foreign.ckpt").write_bytes(b"no checkpoint")
-    with pytest.raises(ModelError, match="not a checkpoint"):
+    with pytest.raises(
+        ModelError, match=r"^foreign.ckpt is not a checkpoint of petseg-train fit, or damaged. Pass its"
+    ):
         load_module(tmp_path / "foreign.ckpt")
+    with pytest.raises(ModelError, match=r"^absent.ckpt does not exist. Pass"):
+        load_module(tmp_path / "absent.ckpt")
 
 
 def test_evaluation_scores_the_model_beside_its_rivals(trained: Path, cohort_csv: Path) -> None:
