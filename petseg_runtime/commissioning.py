@@ -164,14 +164,14 @@ def kept(model_sha256: str) -> Record | None:
         fields = json.loads(path.read_text(encoding="utf-8"))
         outcomes = tuple(_outcome(outcome) for outcome in fields["outcomes"])
         record = Record(fields["model_sha256"], fields["machine"], fields["date"], outcomes)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if (record.model_sha256, record.machine) == (model_sha256, machine()) else None
 
 
 def _outcome(fields: dict[str, Any]) -> Outcome:
-    known: dict[str, Any] = {key: value for key, value in fields.items() if key not in ("precision", "passed")}
-    return Outcome(**known | {key: math.nan for key, value in known.items() if value is None})
+    numbers = {key: fields[key] for key in ("largest_difference", "mean_difference", "dsc")}
+    return Outcome(str(fields["name"]), **{key: math.nan if n is None else float(n) for key, n in numbers.items()})
 
 
 def machine() -> str:

@@ -10,7 +10,7 @@ import fcntl
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -73,7 +73,6 @@ def watch(
     InputError : if the inbox is no folder.
     UsageError : if there is no output folder, it cannot be written, or another process works into it.
     """
-    settings = replace(settings, overwrite=True)  # the output folder is the inbox's own
     output = settings.output
     if output is None:
         raise UsageError("An inbox needs a folder for its results. Pass --output.")
@@ -93,32 +92,33 @@ def watch(
             for scan, signatures in ready:
                 if stop.is_set():
                     return
-                outcome = _do(scan, segmenter, settings, journal, output, deliver)
+                outcome, done = _do(scan, segmenter, settings, journal, output, deliver)
                 if outcome is not None:
                     report(scan, outcome)
                 # What is no fault of the scan is tried again after a while; the others go on.
-                arrivals.dealt_with(signatures, again_after_s=RETRY_S if isinstance(outcome, _NOT_ITS_FAULT) else None)
+                again_after_s = RETRY_S if isinstance(outcome, _NOT_ITS_FAULT) else None
+                arrivals.dealt_with(signatures, again_after_s, done)
             stop.wait(min(POLL_S, max(settle_s, 0.05)))
 
 
 def _do(
     scan: Scan, segmenter: Segmenter, settings: RunSettings, journal: Journal, output: Path, deliver: Deliver | None
-) -> ScanResult | PetsegError | None:
-    """Do one scan, unless the journal says that it is done; None then."""
+) -> tuple[ScanResult | PetsegError | None, bool]:
+    """Do one scan, and say whether it is done; None where the journal says that it was dealt with before."""
     if not _is_utf8(scan):
-        return _NO_UTF8
+        return _NO_UTF8, False
     try:
         digest = scan.digests().scan
         if any(header.unreadable for header in scan.dicom):
             raise InputError("A header could not be read.")
     except InputError:
-        return UsageError(f"{scan.name} cannot be read just now. It is taken up when it can.")
+        return UsageError(f"{scan.name} cannot be read just now. It is taken up when it can."), False
     try:
         budget = "" if segmenter.budget is None else segmenter.budget.gigabytes
         attempt = f"{run_key(digest, segmenter, settings)} {budget}"
         name, state = journal.take(digest, scan, attempt)
         if state != TAKEN:
-            return None
+            return None, state == DONE
         scan = replace(scan, name=name)
         result = _result(scan, segmenter, settings) if journal.begin(digest) <= MOST_ATTEMPTS else _ENDS_THE_PROCESS
         journal.survived(digest)
@@ -135,10 +135,10 @@ def _do(
             write_json(about, note)
             journal.failed(digest, reason, attempt)
     except UsageError as error:
-        return error
+        return error, False
     except (OSError, sqlite3.Error) as error:
-        return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk.")
-    return result
+        return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk."), False
+    return result, isinstance(result, ScanResult)
 
 
 _ENDS_THE_PROCESS = InputError(
@@ -288,7 +288,8 @@ _Signature = tuple[str, int, int]  # path, size, time of the last change
 class _Arrivals:
     """The files of the inbox, how long each has been as it is, and which scans were dealt with.
 
-    What counts is how long we have seen a file, not the time it bears: a copy may bear the time of its original.
+    What counts is how long we have seen a file, not the time it bears: a copy may bear the time of its original. What
+    is left of a scan that was done is no other scan: somebody is removing it.
     """
 
     def __init__(self, inbox: Path, settle_s: float) -> None:
@@ -297,6 +298,8 @@ class _Arrivals:
         self._since: dict[_Signature, float] = {}
         self._headers: dict[_Signature, list[Header]] = {}
         self._rests_until: dict[frozenset[_Signature], float] = {}
+        self._done: set[frozenset[_Signature]] = set()
+        self._files_since: dict[Hashable, tuple[frozenset[_Signature], float]] = {}
 
     def ready(self) -> list[tuple[Scan, frozenset[_Signature]]]:
         """Scans that are settled and new, each with what its files are now."""
@@ -307,17 +310,21 @@ class _Arrivals:
         except (InputError, OSError) as error:  # a share that went away comes back
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             self.trouble = f"The inbox cannot be read just now, so what came into it waits: {reason}"
-        now, before = time.monotonic(), self._since
-        self._since = {}
+        now, before, files_before = time.monotonic(), self._since, self._files_since
+        self._since, self._files_since = {}, {}
         ready = []
         for scan in (*submitted, *scans):
             signatures = frozenset(filter(None, map(_signature, scan.files)))
             for signature in signatures:
                 self._since[signature] = before.get(signature, now)
-            age_s = min((now - self._since[signature] for signature in signatures), default=0.0)
+            files, since = files_before.get(_study(scan), (signatures, now))
+            self._files_since[_study(scan)] = signatures, since if files == signatures else now
+            unchanged_since = (*map(self._since.get, signatures), self._files_since[_study(scan)][1])
+            age_s = now - max(filter(None, unchanged_since), default=now)
             settled = scan in submitted or age_s >= self._settle_s
             rested = now >= self._rests_until.get(signatures, now)
-            if settled and rested and len(signatures) == len(scan.files):
+            is_left = any(signatures < files for files in self._done)
+            if settled and rested and not is_left and len(signatures) == len(scan.files):
                 ready.append((scan, signatures))
         self._headers = {signature: found for signature, found in self._headers.items() if signature in self._since}
         return ready
@@ -330,8 +337,10 @@ class _Arrivals:
             for scan in scans_in(submission, self._read_headers)
         ]
 
-    def dealt_with(self, signatures: frozenset[_Signature], again_after_s: float | None) -> None:
+    def dealt_with(self, signatures: frozenset[_Signature], again_after_s: float | None, done: bool) -> None:
         """Leave a scan alone until one of its files changes, or for a while."""
+        if done:
+            self._done.add(signatures)
         self._rests_until[signatures] = math.inf if again_after_s is None else time.monotonic() + again_after_s
 
     def _read_headers(self, files: Iterable[Path]) -> list[Header]:
@@ -349,6 +358,12 @@ class _Arrivals:
                 self._headers[signature] = found
             headers += found
         return headers
+
+
+def _study(scan: Scan) -> Hashable:
+    """What stays the same of a scan while its files come and go."""
+    studies = [(header.patient, header.study) for header in scan.dicom if header.study]
+    return studies[0] if studies else (scan.folder, scan.name, scan.image)
 
 
 def _signature(file: Path) -> _Signature | None:

@@ -28,6 +28,13 @@ MAX_OVERLAP = 0.9
 # A name that a DICOM result can hold (PS3.5 table 6.2-1, LO).
 _LONG_STRING = re.compile(r"[^\\\x00-\x1f\x7f]{1,64}")
 
+# Where the fields of onnx.proto hold tensors.
+_FUNCTIONS_FIELD, _DATA_LOCATION_FIELD = 25, 14
+_PARTS = {
+    **{("graph", 1): "node", ("graph", 5): "tensor", ("graph", 15): "sparse", ("node", 5): "attribute"},
+    **{("attribute", 5): "tensor", ("attribute", 6): "graph", ("attribute", 10): "tensor", ("attribute", 11): "graph"},
+    **{("attribute", 22): "sparse", ("attribute", 23): "sparse", ("sparse", 1): "tensor", ("sparse", 2): "tensor"},
+}
 _GRAPH_FIELD = 7
 _METADATA_FIELD = 14
 
@@ -139,7 +146,7 @@ class ModelManifest:
             fields["preprocessing"] = PreprocessingSpec(**preprocessing)
             fields["patch_size"] = tuple(fields["patch_size"])
             return ModelManifest(**fields)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ModelError(
                 f"The model's manifest cannot be used: {error}. Export the model again with petseg-export onnx."
             ) from error
@@ -167,7 +174,7 @@ def read_model(path: Path) -> ModelFile:
 
     Raises
     ------
-    ModelError : if the file is absent, is not ONNX, has no manifest, or its weights were changed.
+    ModelError : if the file is absent, is not ONNX, has no manifest, or its weights were changed or lie elsewhere.
     """
     try:
         content = path.read_bytes()
@@ -178,11 +185,17 @@ def read_model(path: Path) -> ModelFile:
     try:
         parts = list(_protobuf_fields(memoryview(content)))
         metadata = dict(_metadata_entry(value) for number, value in parts if number == _METADATA_FIELD)
+        elsewhere = any(_is_not_whole(number, value) for number, value in parts)
     except (ValueError, IndexError, KeyError) as error:
         raise ModelError(
             f"Model {path.name} is not a readable ONNX file (truncated or of another kind). "
             "Pass an .onnx file made by petseg-export onnx."
         ) from error
+    if elsewhere:  # where no digest and no signature holds it
+        raise ModelError(
+            f"Model {path.name} keeps weights in another file, or parts outside its graph. Export it again with "
+            "petseg-export onnx."
+        )
     if MANIFEST_KEY not in metadata:
         raise ModelError(
             f'Model {path.name} has no "{MANIFEST_KEY}" in its metadata, so its preprocessing is unknown. '
@@ -243,6 +256,22 @@ def _varint(buffer: memoryview, position: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise ValueError("varint is longer than ten bytes")
+
+
+def _is_not_whole(number: int, value: memoryview) -> bool:
+    """Whether a field of the model is a local function, or a graph with a tensor whose data lie in another file."""
+    return number == _FUNCTIONS_FIELD or (number == _GRAPH_FIELD and _refers_elsewhere(value, "graph"))
+
+
+def _refers_elsewhere(message: memoryview, kind: str) -> bool:
+    """Whether a graph, or a part of one, holds a tensor with a data_location (field 14) of EXTERNAL (onnx.proto)."""
+    for number, value in _protobuf_fields(message):
+        if kind == "tensor":
+            if number == _DATA_LOCATION_FIELD and any(value):
+                return True
+        elif (part := _PARTS.get((kind, number))) and _refers_elsewhere(value, part):
+            return True
+    return False
 
 
 def _metadata_entry(entry: memoryview) -> tuple[str, str]:

@@ -27,6 +27,8 @@ from petseg_runtime.signature import check_signature
 from petseg_runtime.sliding_window import Progress, fitted_window, sliding_window_probabilities
 from petseg_runtime.volume import FloatArray, Shape, Volume
 
+# More than any machine has; one that is asked for a million does not answer.
+MAX_THREADS = 512
 PRECISIONS = ("auto", "f32", "bf16")
 
 BUNDLED_MODEL = "petseg-cpu.onnx"
@@ -65,7 +67,7 @@ class Segmenter:
     ModelError : if the model is unreadable, damaged, has no manifest, or is not signed by the key.
     MemoryBudgetError : if the model alone does not fit the budget.
     BackendError : if the backend or device is unknown or does not work, or failed the self-test on this machine.
-    UsageError : if `threads` is not positive, or the precision unknown.
+    UsageError : if `threads` is not 1 to 512, or the precision unknown.
 
     Examples
     --------
@@ -93,8 +95,8 @@ class Segmenter:
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}.")
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}, expected at least 1.")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise UsageError(f"threads is {threads}, expected 1 to {MAX_THREADS}.")
         started = perf_counter()
         if model is not None:
             self._open(Path(model), backend, device, threads, precision, cache, key)

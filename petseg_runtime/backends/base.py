@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from petseg_runtime.errors import ModelError
@@ -35,12 +35,23 @@ class PlansMemory(Protocol):
         """Memory that the network takes for a window `(z, y, x)` beside its weights."""
 
 
-def check_one_input_and_output(inputs: int, outputs: int) -> None:
+def check_one_input_and_output(inputs: Sequence[str], outputs: Sequence[str], float32: str) -> None:
     """Refuse a network that is not windows in, probabilities out.
+
+    Parameters
+    ----------
+    inputs, outputs : the type of each, as the backend names it, and `float32` as it names that.
 
     Raises
     ------
-    ModelError : if it has more inputs or outputs, which a backend would leave unset or pass over in silence.
+    ModelError : if it has more inputs or outputs, which a backend would leave unset or pass over in silence, or others
+        than float32, to which it would round.
     """
-    if (inputs, outputs) != (1, 1):
-        raise ModelError(f"The model has {inputs} inputs and {outputs} outputs, expected one of each. Export it again.")
+    if (len(inputs), len(outputs)) != (1, 1):
+        raise ModelError(
+            f"The model has {len(inputs)} inputs and {len(outputs)} outputs, expected one of each. Export it again."
+        )
+    if {*inputs, *outputs} != {float32}:
+        raise ModelError(
+            f"The model takes {inputs[0]} and gives {outputs[0]}, expected {float32} for both. Export it again."
+        )

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+_SHAPE = re.compile(r"\d+(x\d+){4}")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _KEPT = 8
 _SUFFIX = ".compiled"
@@ -50,8 +52,9 @@ class CompiledNetworks:
 
     def last_shape(self) -> tuple[int, ...] | None:
         """The shape of which a network was read or written last; None where none is kept."""
-        kept = _by_use(self.folder, f"{self._stem}-*{_SUFFIX}")
-        return tuple(map(int, kept[-1].stem.rpartition("-")[2].split("x"))) if kept else None
+        shapes = (path.stem.rpartition("-")[2] for path in reversed(_by_use(self.folder, f"{self._stem}-*{_SUFFIX}")))
+        last = next(filter(_SHAPE.fullmatch, shapes), None)
+        return tuple(map(int, last.split("x"))) if last else None
 
     def write(self, shape: tuple[int, ...], blob: bytes) -> None:
         """Keep it, and of all networks those used last. A cache that cannot be written costs a second."""

@@ -126,7 +126,10 @@ class OpenVinoBackend:
             network = self._core.read_model(self._model)
         except RuntimeError as error:
             raise ModelError(f"OpenVINO cannot load the model: {_first_line(error)}") from error
-        check_one_input_and_output(len(network.inputs), len(network.outputs))
+        inputs, outputs = (
+            [port.get_element_type().get_type_name() for port in ports] for ports in (network.inputs, network.outputs)
+        )
+        check_one_input_and_output(inputs, outputs, "f32")
         self._model = b""  # the network holds the weights now
         return network
 

@@ -195,6 +195,8 @@ class Outbox:
                 association = entity.associate(node.host, node.port, ae_title=node.title)
             if association is not None and association.is_established:
                 return association
+            if association is not None and association.rejected_contexts and not association.is_rejected:
+                raise UsageError(f"{node} takes none of the kinds of results that there are. The results wait.")
             self._again_from = monotonic() + _TIMEOUT_S
         raise UsageError(f"{node} cannot be reached, or lets nobody called {self._title} in. The results wait.")
 

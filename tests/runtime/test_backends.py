@@ -62,6 +62,26 @@ def test_windows_that_do_not_fit_the_network_are_refused(backend: str, known_mod
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+def test_a_network_of_other_numbers_than_float32_is_refused(name: str) -> None:
+    """OpenVINO would round the windows to them."""
+    shape = ["n", 1, "z", "y", "x"]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["image"], ["out"])],
+        "whole",
+        [helper.make_tensor_value_info("image", TensorProto.INT32, shape)],
+        [helper.make_tensor_value_info("out", TensorProto.INT32, shape)],
+    )
+    with pytest.raises(ModelError, match=r"expected .* for both"):
+        list(open_backend(model_of(graph), name, "cpu")[0].predict([np.zeros((1, 1, 4, 4, 4), np.float32)]))
+
+
+@pytest.mark.parametrize("threads", [0, 513])
+def test_more_threads_than_any_machine_has_are_refused(threads: int, known_model: Path) -> None:
+    with pytest.raises(UsageError, match=f"threads is {threads}, expected 1 to 512"):
+        Segmenter(known_model, threads=threads)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 def test_threads_do_not_disturb_each_other(name: str, known_model: Path) -> None:
     backend, _ = open_backend(known_model.read_bytes(), name, "cpu", threads=1)
 

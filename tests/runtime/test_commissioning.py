@@ -186,8 +186,14 @@ def test_a_record_is_of_one_machine_and_one_model(tested_model: Path) -> None:
     assert kept("0" * 64) is None
     path.write_text(json.dumps(replace(record, machine="another").to_json()))
     assert kept(sha256) is None
-    path.write_text("{")
-    assert kept(sha256) is None
+    further = record.to_json()
+    for found in further["outcomes"]:
+        found["seconds"] = 1.0  # of a later version
+    path.write_text(json.dumps(further))
+    assert kept(sha256) == record
+    for damaged in ("{", json.dumps(record.to_json() | {"outcomes": ["x"]}), "[]"):
+        path.write_text(damaged)
+        assert kept(sha256) is None
 
 
 @pytest.fixture

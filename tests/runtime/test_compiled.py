@@ -53,6 +53,9 @@ def test_the_last_shape_is_that_written_or_read_last(tmp_path: Path) -> None:
     CompiledNetworks(tmp_path / "new", "another key").write((1, 1, 64, 64, 64), b"network")
     assert networks.read(SHAPE) == b"network"
     assert networks.last_shape() == SHAPE
+    kept = networks.path(SHAPE)
+    kept.with_name(kept.name.replace("x", "-")).write_bytes(b"of somebody else")
+    assert networks.last_shape() == SHAPE
 
 
 def test_windows_of_another_size_than_the_kept_network_s_get_their_own(known_model: Path, tmp_path: Path) -> None:

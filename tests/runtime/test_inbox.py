@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+from pydicom.filereader import dcmread
 from runtime.watched import PATIENCE_S, SETTLE_S, Watched, put_scan, save_dicom, wait_until
 
 import petseg_runtime.inbox
@@ -90,6 +91,41 @@ def test_a_series_that_arrives_file_by_file_is_one_scan(new: Callable[[], Watche
     ((name, outcome),) = watched.reported
     assert name == "study"
     assert isinstance(outcome, ScanResult)
+
+
+def test_what_is_left_of_a_done_study_while_it_is_removed_is_no_other(
+    new: Callable[[], Watched], tmp_path: Path
+) -> None:
+    for file in save_dicom(tmp_path / "study"):
+        slice_ = dcmread(file)
+        del slice_.NumberOfSlices  # nothing says how many there were
+        slice_.save_as(file)
+    for expected in (1, 0):  # the second process knows it from the journal
+        session = new()
+        shutil.copytree(tmp_path / "study", session.inbox / "study", dirs_exist_ok=True)
+        with session:
+            session.wait_for(expected)
+            time.sleep(4 * SETTLE_S)
+            sorted((session.inbox / "study").iterdir())[0].unlink()
+            time.sleep(6 * SETTLE_S)
+        assert len(session.reported) == expected
+        assert session.masks == ["study_petseg.nii.gz"]
+
+
+def test_a_mask_that_was_corrected_is_not_written_over(new: Callable[[], Watched], segmenter: Segmenter) -> None:
+    with new() as watched:
+        scan = put_scan(watched.inbox / "scan.nii.gz")
+        watched.wait_for(1)
+    (watched.output / JOURNAL).unlink()
+    mask = watched.output / "scan_petseg.nii.gz"
+    mask.write_bytes(b"corrected by hand")
+    assert scan.exists()
+    with new() as again:
+        again.wait_for(1)
+    (_, outcome) = again.reported[0]
+    assert isinstance(outcome, UsageError)
+    assert "changed since the run before" in str(outcome)
+    assert mask.read_bytes() == b"corrected by hand"
 
 
 def test_what_is_refused_goes_to_its_own_place_and_is_done_when_the_rest_has_come(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -42,6 +43,45 @@ def test_changed_weights_are_refused(known_model: Path, tmp_path: Path) -> None:
     damaged.write_bytes(content)
     with pytest.raises(ModelError, match="damaged"):
         read_model(damaged)
+
+
+def written(model: onnx.ModelProto, manifest: ModelManifest, path: Path) -> Path:
+    """The model with a manifest that has its graph's digest."""
+    complete = replace(manifest, weights_sha256=graph_sha256(model.SerializeToString()))
+    onnx.helper.set_model_props(model, {"petseg.manifest": complete.to_json()})
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("where", ["graph", "constant", "branch"])
+def test_weights_in_another_file_are_refused(where: str, manifest: ModelManifest, tmp_path: Path) -> None:
+    """No digest and no signature of the model holds them."""
+    model = onnx.load_from_string(onnx_model(manifest))
+    tensor = onnx.TensorProto(name="away", data_type=onnx.TensorProto.FLOAT, dims=[1])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    if where == "graph":
+        model.graph.initializer.append(tensor)
+    elif where == "constant":
+        model.graph.node.append(onnx.helper.make_node("Constant", [], ["away"], value=tensor))
+    else:
+        branch = onnx.helper.make_graph([], "branch", [], [], [tensor])
+        node = onnx.helper.make_node("If", ["image"], ["away"], then_branch=branch, else_branch=branch)
+        model.graph.node.append(node)
+    with pytest.raises(ModelError, match="keeps weights in another file"):
+        read_model(written(model, manifest, tmp_path / "model.onnx"))
+
+
+def test_functions_outside_the_graph_are_refused(manifest: ModelManifest, tmp_path: Path) -> None:
+    model = onnx.load_from_string(onnx_model(manifest))
+    model.functions.append(onnx.helper.make_function("local", "Twice", ["x"], ["y"], [], []))
+    with pytest.raises(ModelError, match="parts outside its graph"):
+        read_model(written(model, manifest, tmp_path / "model.onnx"))
+
+
+def test_a_manifest_of_nothing_but_brackets_is_refused() -> None:
+    with pytest.raises(ModelError, match="cannot be used"):
+        ModelManifest.from_json("[" * 100_000)
 
 
 def test_a_model_without_a_manifest_is_refused(tmp_path: Path) -> None:
