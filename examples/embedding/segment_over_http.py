@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 service, token_file, scan = sys.argv[1:]  # such as http://127.0.0.1:8080 token.txt scan.nii.gz
@@ -15,8 +16,11 @@ headers = {"Authorization": f"Bearer {Path(token_file).read_text().strip()}"}
 
 def ask(path: str, body: bytes | None = None) -> bytes:
     """What the service answers; an error has its reason in the body of the answer."""
-    with urlopen(Request(service + path, body, headers)) as answer:
-        return answer.read()
+    try:
+        with urlopen(Request(service + path, body, headers)) as answer:
+            return answer.read()
+    except HTTPError as error:
+        sys.exit(f"The service answered {error.code}: {error.read().decode(errors='replace')}")
 
 
 formats = ("nii", "nii.gz", "mha", "nrrd", "dicom.zip")  # the last is an archive of one DICOM study

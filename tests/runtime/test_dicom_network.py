@@ -242,6 +242,13 @@ def test_an_archive_that_takes_one_kind_only_is_sent_nothing(tmp_path: Path, seg
     assert taken == []
 
 
+def test_a_node_that_takes_none_of_the_kinds_is_not_called_unreachable(tmp_path: Path) -> None:
+    with archive(kinds=[SegmentationStorage]) as (node, _):
+        (file, *_) = [path.rename(path.with_suffix(".dcm")) for path in save_dicom(tmp_path)]  # PET images
+        with pytest.raises(UsageError, match="takes none of the kinds of results"):
+            Outbox(node, "PETSEG").send([file])
+
+
 @pytest.mark.parametrize("host", [HERE, "no-such-host.invalid"])
 def test_a_node_that_does_not_answer_is_said_and_asked_once_a_while(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
