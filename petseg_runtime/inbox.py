@@ -97,7 +97,7 @@ def watch(
                     report(scan, outcome)
                 # What is no fault of the scan is tried again after a while; the others go on.
                 again_after_s = RETRY_S if isinstance(outcome, _NOT_ITS_FAULT) else None
-                arrivals.dealt_with(signatures, again_after_s, done)
+                arrivals.dealt_with(scan, signatures, again_after_s, done)
             stop.wait(min(POLL_S, max(settle_s, 0.05)))
 
 
@@ -288,18 +288,17 @@ _Signature = tuple[str, int, int]  # path, size, time of the last change
 class _Arrivals:
     """The files of the inbox, how long each has been as it is, and which scans were dealt with.
 
-    What counts is how long we have seen a file, not the time it bears: a copy may bear the time of its original. What
+    What counts is how long we have seen them, not the times they bear: a copy may bear the time of its original. What
     is left of a scan that was done is no other scan: somebody is removing it.
     """
 
     def __init__(self, inbox: Path, settle_s: float) -> None:
         self._inbox, self._settle_s = inbox, settle_s
         self.trouble = ""  # why nothing was found the last time
-        self._since: dict[_Signature, float] = {}
+        self._since: dict[Hashable, tuple[frozenset[_Signature], float]] = {}
         self._headers: dict[_Signature, list[Header]] = {}
         self._rests_until: dict[frozenset[_Signature], float] = {}
-        self._done: set[frozenset[_Signature]] = set()
-        self._files_since: dict[Hashable, tuple[frozenset[_Signature], float]] = {}
+        self._done: dict[Hashable, list[frozenset[_Signature]]] = {}
 
     def ready(self) -> list[tuple[Scan, frozenset[_Signature]]]:
         """Scans that are settled and new, each with what its files are now."""
@@ -310,23 +309,20 @@ class _Arrivals:
         except (InputError, OSError) as error:  # a share that went away comes back
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             self.trouble = f"The inbox cannot be read just now, so what came into it waits: {reason}"
-        now, before, files_before = time.monotonic(), self._since, self._files_since
-        self._since, self._files_since = {}, {}
-        ready = []
+        now, before, ready = time.monotonic(), self._since, []
+        self._since, seen = {}, set[_Signature]()
         for scan in (*submitted, *scans):
             signatures = frozenset(filter(None, map(_signature, scan.files)))
-            for signature in signatures:
-                self._since[signature] = before.get(signature, now)
-            files, since = files_before.get(_study(scan), (signatures, now))
-            self._files_since[_study(scan)] = signatures, since if files == signatures else now
-            unchanged_since = (*map(self._since.get, signatures), self._files_since[_study(scan)][1])
-            age_s = now - max(filter(None, unchanged_since), default=now)
-            settled = scan in submitted or age_s >= self._settle_s
+            seen |= signatures
+            files, since = before.get(_study(scan), (signatures, now))
+            since = since if files == signatures else now
+            self._since[_study(scan)] = signatures, since
+            settled = scan in submitted or now - since >= self._settle_s
             rested = now >= self._rests_until.get(signatures, now)
-            is_left = any(signatures < files for files in self._done)
+            is_left = any(signatures < files for files in self._done.get(_study(scan), ()))
             if settled and rested and not is_left and len(signatures) == len(scan.files):
                 ready.append((scan, signatures))
-        self._headers = {signature: found for signature, found in self._headers.items() if signature in self._since}
+        self._headers = {signature: found for signature, found in self._headers.items() if signature in seen}
         return ready
 
     def _submitted(self) -> list[Scan]:
@@ -337,10 +333,12 @@ class _Arrivals:
             for scan in scans_in(submission, self._read_headers)
         ]
 
-    def dealt_with(self, signatures: frozenset[_Signature], again_after_s: float | None, done: bool) -> None:
+    def dealt_with(
+        self, scan: Scan, signatures: frozenset[_Signature], again_after_s: float | None, done: bool
+    ) -> None:
         """Leave a scan alone until one of its files changes, or for a while."""
         if done:
-            self._done.add(signatures)
+            self._done.setdefault(_study(scan), []).append(signatures)
         self._rests_until[signatures] = math.inf if again_after_s is None else time.monotonic() + again_after_s
 
     def _read_headers(self, files: Iterable[Path]) -> list[Header]:
@@ -361,8 +359,10 @@ class _Arrivals:
 
 
 def _study(scan: Scan) -> Hashable:
-    """What stays the same of a scan while its files come and go."""
-    studies = [(header.patient, header.study) for header in scan.dicom if header.study]
+    """What stays the same of a scan while its files come and go; a submission is one by itself."""
+    if scan.folder == Path(SUBMITTED.lstrip(".")):
+        return scan.name
+    studies = [(header.patient, header.study) for header in scan.dicom if header.sop_class]
     return studies[0] if studies else (scan.folder, scan.name, scan.image)
 
 

@@ -186,7 +186,7 @@ def read_model(path: Path) -> ModelFile:
         parts = list(_protobuf_fields(memoryview(content)))
         metadata = dict(_metadata_entry(value) for number, value in parts if number == _METADATA_FIELD)
         elsewhere = any(_is_not_whole(number, value) for number, value in parts)
-    except (ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, RecursionError) as error:
         raise ModelError(
             f"Model {path.name} is not a readable ONNX file (truncated or of another kind). "
             "Pass an .onnx file made by petseg-export onnx."
