@@ -336,9 +336,10 @@ def _check_ours(paths: Iterable[Path], before: dict[str, Any]) -> None:
     ------
     UsageError : if there is one.
     """
+    own = _outputs(before)
     for path in sorted(paths):
         now = _digest(path)
-        if now and path.name not in _outputs(before):
+        if now and path.name not in own:
             raise _would_lose(path, "was not written by a run before")
         if now and now != before.get("sha256", {}).get(path.name, now):
             raise _would_lose(path, "was changed since the run before")
@@ -405,7 +406,8 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         warnings += (REPLACED,)
     if settings.radiomics:
         features = radiomic_features(volume, segmentation.lesion_labels)
-        warnings += tuple(filter(None, (unmeasured(features),)))
+        if sentence := unmeasured(features):
+            warnings += (sentence,)
 
     def check() -> None:
         meanwhile = _run_before(folder / record).get("input_sha256", digests.content)

@@ -273,8 +273,7 @@ def run_app(application: typer.Typer, program: str) -> None:
     try:
         application()
     except PetsegError as error:
-        messages = Console(stderr=True, soft_wrap=True, highlight=False)
-        messages.print(f"{program}: {' '.join(str(error).split())}", style="red", markup=False)
+        _messages().print(f"{program}: {' '.join(str(error).split())}", style="red", markup=False)
         sys.exit(error.exit_code)
 
 
@@ -288,6 +287,10 @@ def main() -> None:
     run_app(app, "petseg-train")
 
 
+def _messages() -> Console:
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
 def _warn_of_training_cases(model: Path, names: Sequence[str]) -> None:
     """Say how many of the cases a checkpoint was trained on, or watched by, as far as the run beside it tells."""
     try:
@@ -297,7 +300,7 @@ def _warn_of_training_cases(model: Path, names: Sequence[str]) -> None:
         return
     seen = [name for name in names if name in known]
     if seen:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
+        _messages().print(
             f"{len(seen)} of the {len(names)} cases have the names of cases that trained or watched this model.",
             style="yellow",
         )

@@ -247,9 +247,7 @@ def cohort_digest(cases: Iterable[Case]) -> str:
     digest, images = hashlib.sha256(), dict[bytes, str]()
     for case in cases:
         image, mask = _file_digests(case.image), _file_digests(case.mask)
-        other = images.setdefault(b"".join(image), case.name)
-        if other != case.name:
-            raise InputError(f"Cases {other} and {case.name} have the same image. Keep one of them.")
+        _refuse_twin(images, b"".join(image), case.name)
         content = hashlib.sha256(b"".join((*image, *mask))).hexdigest()
         digest.update(f"{case.name}\0{case.centre}\0{content}\n".encode())
     return digest.hexdigest()
@@ -265,9 +263,13 @@ def check_no_twins(images: Iterable[tuple[str, FloatArray]]) -> None:
     known: dict[bytes, str] = {}
     for name, image in images:
         digest = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
-        other = known.setdefault(digest, name)
-        if other != name:
-            raise InputError(f"Cases {other} and {name} have the same image. Keep one of them.")
+        _refuse_twin(known, digest, name)
+
+
+def _refuse_twin(known: dict[bytes, str], digest: bytes, name: str) -> None:
+    other = known.setdefault(digest, name)
+    if other != name:
+        raise InputError(f"Cases {other} and {name} have the same image. Keep one of them.")
 
 
 def further_digest(cases: Iterable[Case]) -> str | None:

@@ -72,13 +72,11 @@ class OnnxRuntimeBackend:
                 raise ModelError(f"ONNX Runtime cannot load the model: {reason}") from error
             raise BackendError(f"ONNX Runtime cannot run the model on GPU {gpu}: {reason}") from error
         check_provider(self._session.get_providers(), wanted)
-        inputs, outputs = (
-            [port.type for port in ports] for ports in (self._session.get_inputs(), self._session.get_outputs())
-        )
-        check_one_input_and_output(inputs, outputs, "tensor(float)")
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        check_one_input_and_output([port.type for port in inputs], [port.type for port in outputs], "tensor(float)")
         self.device = "cpu" if gpu is None else f"gpu:{gpu}"
         self._where = "CPU" if gpu is None else f"CUDA GPU {gpu}"
-        self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
+        self._input, self._output = inputs[0].name, outputs[0].name
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from datetime import datetime, time, timedelta
+from functools import cached_property
 from typing import TypeVar
 from unicodedata import category
 
@@ -164,6 +165,16 @@ class Elements:
     def items(self, tag: int) -> list[Elements]:
         """The items of a sequence (SQ)."""
         return [Elements(item) for item in self._dataset[tag].value or ()] if tag in self._dataset else []
+
+    @cached_property
+    def private_blocks(self) -> dict[tuple[int, str], int]:
+        """The first block that each creator, in upper case, reserved in a private group (PS3.5 7.8.1)."""
+        blocks: dict[tuple[int, str], int] = {}
+        for tag in self._dataset.keys():  # noqa: SIM118  # iterating over the data set itself would sort them anew
+            group, element = tag >> 16, tag & 0xFFFF
+            if group % 2 and 0x10 <= element <= 0xFF and self.text(tag):
+                blocks.setdefault((group, self.text(tag).upper()), element)
+        return blocks
 
     def _bytes(self, tag: int) -> bytes:
         element = self._dataset.get_item(tag)

@@ -19,16 +19,15 @@ from pydicom.filereader import _read_file_meta_info, read_preamble
 
 from petseg_runtime.io.dicom_elements import Elements, MalformedValueError, if_sound
 from petseg_runtime.io.dicom_frames import ENHANCED_TAGS, slices_of
+from petseg_runtime.io.suv import MBQ_BELOW
 from petseg_runtime.io.suv_attributes import Frame, SuvAttributes
 
 DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax in which even the header is compressed
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
 # Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, see `dicom_frames`.
-ENHANCED_PET_STORAGE = frozenset({"1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"})
-# Whose RadionuclideTotalDose is in MBq (PS3.3 C.8.22.4), though many write Bq, as in all others. A dose in Bq is more
-# than this, and one in MBq less.
-_DOSE_IN_MBQ, _BQ_FROM = "1.2.840.10008.5.1.4.1.1.130", 1e4
+_ENHANCED, _LEGACY_CONVERTED = "1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"
+ENHANCED_PET_STORAGE = frozenset({_ENHANCED, _LEGACY_CONVERTED})
 _PREAMBLE = 132  # bytes, of which the last four say DICM
 _BEGIN = 1024  # bytes, in which almost every file tells its transfer syntax
 _TRANSFER_SYNTAX = b"\x02\0\x10\0"  # the tag
@@ -324,7 +323,8 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
     injections, zone, zone_is_sure = _injections(elements), *_zone(elements)
     injection = injections[0] if injections else Elements(pydicom.Dataset())
     dose = if_sound(lambda: injection.number(0x00181074), math.nan)
-    if dose is not None and dose < _BQ_FROM and elements.text(0x00080016) == _DOSE_IN_MBQ:
+    # In MBq by PS3.3 C.8.22.4, though many write Bq there too, as in all others.
+    if dose is not None and dose < MBQ_BELOW and elements.text(0x00080016) == _ENHANCED:
         dose *= 1e6
     codes = [code for tag in (0x00540300, 0x00540304) for code in injection.items(tag)]
     names = [injection.text(0x00180031), *(code.text(tag) for code in codes for tag in (0x00080100, 0x00080104))]
@@ -440,9 +440,9 @@ def _private(elements: Elements, group: int, creator: str, vendor: str, last: in
 
     Anonymised files have lost the creators' names now and then: then it is the first block of the vendor's own files.
     """
-    names = {block: elements.text(group << 16 | block).upper() for block in _PRIVATE_BLOCKS}
-    block = next((block for block, name in names.items() if name == creator.upper()), None)
-    if block is None and not any(names.values()) and elements.text(0x00080070).upper().startswith(vendor):
+    block = elements.private_blocks.get((group, creator.upper()))
+    is_nameless = all(other != group for other, _ in elements.private_blocks)
+    if is_nameless and elements.text(0x00080070).upper().startswith(vendor):
         block = _PRIVATE_BLOCKS[0]
     return None if block is None else group << 16 | block << 8 | last
 

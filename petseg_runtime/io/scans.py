@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import numpy as np
 
 from petseg_runtime.errors import InputError, UsageError
+from petseg_runtime.io.identity import file_identity
 from petseg_runtime.io.images import IMAGE_SUFFIXES, image_suffix, read_image
 from petseg_runtime.io.plausible import MAX_VOXELS, check_activity
 from petseg_runtime.io.suv import suvbw_of_activity
@@ -186,10 +187,8 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
     The a.nii of two folders, b and c, whose results go to one `place`, become b_a and c_a: a name says whose it is,
     whatever other inputs there are. Two studies in one folder, or a.nii beside a.mha, are numbered.
     """
-    # By what they are read from: a scan may be given by two paths.
-    scans = list(
-        {(place(scan), scan.name, *map(_identity, scan.files)): scan for scan in reversed(list(scans))}.values()
-    )
+    # By what they are read from: a scan may be given by two paths. The first of them stays.
+    scans = [*{(place(scan), scan.name, *map(_read_from, scan.files)): scan for scan in reversed([*scans])}.values()]
     scans.reverse()
     folders: dict[Hashable, set[Path]] = {}
     for scan in scans:
@@ -212,13 +211,8 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
     return unique
 
 
-def _identity(file: Path) -> Hashable:
-    """Device and inode, the same for all names of a file; of one that is gone its path."""
-    try:
-        found = file.stat()
-    except OSError:
-        return file
-    return found.st_dev, found.st_ino
+def _read_from(file: Path) -> Hashable:
+    return file_identity(file) or file  # of one that is gone its path
 
 
 def _told_apart(folders: set[Path]) -> dict[Path, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from threading import get_ident
 from typing import Any
 
 from petseg_runtime.errors import UsageError
+from petseg_runtime.io.identity import file_identity
 
 # Begins with a dot, so that nobody takes it for a result; keeps the suffix, by which SimpleITK knows the format.
 _TEMPORARY_PREFIX = ".petseg-"
@@ -195,9 +196,9 @@ def check_inputs_stay(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     ------
     UsageError : if one of `outputs` is one of the inputs.
     """
-    read = {_identity(path) for path in inputs} - {None}
+    read = {file_identity(path) for path in inputs} - {None}
     for path in outputs:
-        if _identity(path) in read:
+        if file_identity(path) in read:
             raise UsageError(f"{path.name} is an input and would be overwritten. Choose another --output.")
 
 
@@ -211,15 +212,6 @@ def check_output_file(output: Path, inputs: Iterable[Path]) -> None:
     if output.is_dir():
         raise UsageError(f"{output.name} is a folder, expected a file to write. Choose another --output.")
     check_inputs_stay([output], inputs)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode, the same for all names of a file; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def prepare_folder(folder: Path) -> None:

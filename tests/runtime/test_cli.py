@@ -344,7 +344,7 @@ def test_a_run_that_another_overtook_does_not_replace_its_results(run, scan: Pat
     def overtaken(*arguments: object, **further: object) -> object:
         if known.pop("other", False):
             assert run(other)[0] == 0
-        return segment(*arguments, **further)  # type: ignore[arg-type]
+        return segment(*arguments, **further)
 
     monkeypatch.setattr(Segmenter, "segment", overtaken)
     code, _, err = run(scan)
