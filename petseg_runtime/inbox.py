@@ -7,6 +7,7 @@ became of it stands in a journal beside the results. Nothing in the inbox is eve
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import math
 import sqlite3
 import time
@@ -116,10 +117,11 @@ def _do(
     try:
         budget = "" if segmenter.budget is None else segmenter.budget.gigabytes
         attempt = f"{run_key(digest, segmenter, settings)} {budget}"
-        name, state = journal.take(digest, scan, attempt)
+        study = _study_digest(scan)
+        name, state = journal.take(digest, scan, attempt, study)
         if state != TAKEN:
             return None, state == DONE
-        scan = replace(scan, name=name)
+        scan = replace(scan, name=name, warnings=_other_results(journal.done_of(study)))
         result = _result(scan, segmenter, settings) if journal.begin(digest) <= MOST_ATTEMPTS else _ENDS_THE_PROCESS
         journal.survived(digest)
         note = output / FAILURES / scan.folder / f"{name}.json"
@@ -139,6 +141,15 @@ def _do(
     except (OSError, sqlite3.Error) as error:
         return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk."), False
     return result, isinstance(result, ScanResult)
+
+
+def _other_results(names: list[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return (
+        f"This study was segmented before with other files than now, as {', '.join(names)}: more of it came since, or "
+        "it was sent anew. Use the results of one of them.",
+    )
 
 
 _ENDS_THE_PROCESS = InputError(
@@ -187,9 +198,14 @@ class Journal:
         connection.execute(
             "CREATE TABLE IF NOT EXISTS scans (digest TEXT PRIMARY KEY, folder TEXT NOT NULL, name TEXT, "
             "state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', changed TEXT NOT NULL, "
-            "attempts INTEGER NOT NULL DEFAULT 0, attempt TEXT NOT NULL DEFAULT '', UNIQUE (folder, name))"
+            "attempts INTEGER NOT NULL DEFAULT 0, attempt TEXT NOT NULL DEFAULT '', study TEXT NOT NULL DEFAULT '', "
+            "UNIQUE (folder, name))"
         )
-        for column in ("attempts INTEGER NOT NULL DEFAULT 0", "attempt TEXT NOT NULL DEFAULT ''"):
+        for column in (
+            "attempts INTEGER NOT NULL DEFAULT 0",
+            "attempt TEXT NOT NULL DEFAULT ''",
+            "study TEXT NOT NULL DEFAULT ''",
+        ):
             with suppress(sqlite3.OperationalError):  # has it already, unless it is of before
                 connection.execute(f"ALTER TABLE scans ADD COLUMN {column}")
 
@@ -217,10 +233,11 @@ class Journal:
                 ) from error
             yield journal
 
-    def take(self, digest: str, scan: Scan, attempt: str) -> tuple[str, str]:
+    def take(self, digest: str, scan: Scan, attempt: str, study: str) -> tuple[str, str]:
         """The name of a scan's results, which no other scan's have, and its state; a scan that is new is taken.
 
-        So is one that failed with another model, version, budget or settings, which `attempt` stands for.
+        So is one that failed with another model, version, budget or settings, which `attempt` stands for. `study`
+        stays the same where more of its files come.
         """
         self._connection.execute(
             "DELETE FROM scans WHERE digest = ? AND state = ? AND attempt != ?", (digest, FAILED, attempt)
@@ -231,13 +248,22 @@ class Journal:
             name = f"{scan.name}-{number}" if number else scan.name
             try:
                 self._connection.execute(
-                    "INSERT INTO scans (digest, folder, name, state, changed) VALUES (?, ?, ?, ?, ?)",
-                    (digest, str(scan.folder), name, TAKEN, _now()),
+                    "INSERT INTO scans (digest, folder, name, state, changed, study) VALUES (?, ?, ?, ?, ?, ?)",
+                    (digest, str(scan.folder), name, TAKEN, _now(), study),
                 )
                 known = name, TAKEN
             except sqlite3.IntegrityError:  # the name is another's
                 number += 1
         return known[0], known[1]
+
+    def done_of(self, study: str) -> list[str]:
+        """The names of all results of a study, which differ in the files that had come; none of an empty one."""
+        if not study:
+            return []
+        found = self._connection.execute(
+            "SELECT name FROM scans WHERE study = ? AND state = ? ORDER BY changed, name", (study, DONE)
+        )
+        return [name for (name,) in found]
 
     @staticmethod
     def look_up(path: Path, digest: str) -> Entry | None:
@@ -362,8 +388,17 @@ def _study(scan: Scan) -> Hashable:
     """What stays the same of a scan while its files come and go; a submission is one by itself."""
     if scan.folder == Path(SUBMITTED.lstrip(".")):
         return scan.name
-    studies = [(header.patient, header.study) for header in scan.dicom if header.sop_class]
-    return studies[0] if studies else (scan.folder, scan.name, scan.image)
+    return _dicom_study(scan) or (scan.folder, scan.name, scan.image)
+
+
+def _dicom_study(scan: Scan) -> tuple[str, str] | None:
+    return next(((header.patient, header.study) for header in scan.dicom if header.sop_class), None)
+
+
+def _study_digest(scan: Scan) -> str:
+    """Tells a DICOM study from others, and nobody whose it is; empty of an image, whose next may be another patient."""
+    study = _dicom_study(scan)
+    return "" if study is None else hashlib.sha256(repr(study).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _signature(file: Path) -> _Signature | None:

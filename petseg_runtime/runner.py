@@ -390,7 +390,7 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
     folder = settings.folder_for(scan)
     started = perf_counter()
     decisions = (*volume.notes, *(source.notes if source else ()))
-    warnings = _warnings(volume, segmentation)
+    warnings = (*scan.warnings, *_warnings(volume, segmentation))
     used = {
         "unit": volume.unit.value,
         "overlap": segmenter.manifest.overlap if settings.overlap is None else settings.overlap,

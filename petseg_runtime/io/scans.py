@@ -52,6 +52,7 @@ class Scan:
     name : stem of the results' names.
     folder : where it lies, relative to the input's own folder; results keep this structure.
     beside : the folder that results go to by default.
+    warnings : what to mind of how it came, for whoever uses the results.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Scan:
     beside: Path
     image: Path | None = None
     dicom: tuple[Header, ...] = field(default=(), repr=False)
+    warnings: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from time import monotonic
 from typing import Any, Self
 
@@ -59,9 +60,10 @@ _UID = re.compile(r"[0-9.]{1,64}")
 _STORED, _OUT_OF_RESOURCES, _NOT_A_PET_IMAGE, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
 
 _MOST_ASSOCIATIONS = 64
-# Of one instance and what a peer sends ahead of our answer, and of one PDU, which is held whole in the memory. A PET
-# slice has below one MiB, and we ask for PDUs of 16 KiB.
-_MOST_BYTES = 64 * 2**20
+# Held in the memory until we answer: of one association, and of all. A PET slice has below one MiB, but an Enhanced PET
+# has all of a scan, as of 400 x 400 x 1,500 voxels.
+_MOST_BYTES, _MOST_BYTES_OF_ALL = 2**29, 2**32
+# We ask for PDUs of 16 KiB.
 _MOST_PDU_BYTES = 2**20
 _TIMEOUT_S = 30.0
 
@@ -267,15 +269,20 @@ def _bound(event: Event) -> None:
 
 
 class _Flow:
-    """Bytes that came over each association since our last answer; too many end it."""
+    """Bytes that came over each association since our last answer; too many of it, or with those of all, end it."""
 
     def __init__(self) -> None:
         self._bytes: dict[Association, int] = {}
+        self._lock = Lock()  # each association has a thread
 
     def received(self, event: Event) -> None:
-        self._bytes[event.assoc] = self._bytes.get(event.assoc, 0) + len(event.data)
-        if self._bytes[event.assoc] > _MOST_BYTES:
+        with self._lock:
+            self._bytes[event.assoc] = self._bytes.get(event.assoc, 0) + len(event.data)
+            self._bytes = {peer: held for peer, held in self._bytes.items() if peer.is_alive() or peer is event.assoc}
+            too_many = self._bytes[event.assoc] > _MOST_BYTES or sum(self._bytes.values()) > _MOST_BYTES_OF_ALL
+        if too_many:
             event.assoc.abort(block=False)
 
     def answered(self, event: Event) -> None:
-        self._bytes.pop(event.assoc, None)
+        with self._lock:
+            self._bytes.pop(event.assoc, None)

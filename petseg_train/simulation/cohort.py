@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,8 @@ def simulate_cohort(
     _claim(output, settings | ({"trunk": TRUNK_VERSION} if trunk else {}))
     named = list(_named(plan, "trunk-" if trunk else ""))
     todo = [(index, *of) for index, of in enumerate(named) if not (output / of[0]).exists()]
-    with _single_threaded_children(), ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn")) as pool:
+    workers = ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn"), _end_with_parent)
+    with _single_threaded_children(), workers as pool:
         made = [
             pool.submit(make_patient, output / name, index, centre, scanner, seed, dicom, trunk, patients)
             for index, name, centre, scanner in todo
@@ -73,6 +75,17 @@ def simulate_cohort(
     with whole_file(csv) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
     return csv
+
+
+def _end_with_parent() -> None:
+    """Have a worker end when the process that started it does, however that ended: it would work on for nobody."""
+
+    def wait() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
@@ -116,7 +129,11 @@ def make_patient(
         partial = scratch / folder.name
         partial.mkdir()
         _write(patient, truth, partial, dicom, f"{patients}-{seed}-{index}-{folder.name}", trunk)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not (folder / "patient.json").exists():  # another process made the same one meanwhile
+                raise
 
 
 def _write(patient: Patient, truth: Truth, partial: Path, dicom: bool, identity: str, trunk: bool) -> None:

@@ -155,9 +155,12 @@ def test_a_full_disk_is_told_to_the_sender(listening: tuple[Path, int], monkeypa
     assert not [path for path in inbox.rglob("*") if path.is_file()]
 
 
-def test_an_endless_instance_ends_the_association(listening: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bound", ["_MOST_BYTES", "_MOST_BYTES_OF_ALL"])
+def test_an_endless_instance_ends_the_association(
+    bound: str, listening: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     inbox, port = listening
-    monkeypatch.setattr(network, "_MOST_BYTES", 100_000)
+    monkeypatch.setattr(network, bound, 100_000)
     (instance, second) = pet_series()[:2]
     instance.add_new(0x7FE10010, "OB", bytes(2_000_000))
     entity = ApplicationEntity("SCANNER")
@@ -167,6 +170,15 @@ def test_an_endless_instance_ends_the_association(listening: tuple[Path, int], m
     wait_until(lambda: association.is_aborted)
     assert not list(inbox.rglob("*.dcm"))
     assert store([second], port) == [0]
+
+
+def test_a_whole_scan_in_one_instance_is_stored(listening: tuple[Path, int]) -> None:
+    inbox, port = listening
+    (instance,) = pet_series()[:1]
+    instance.add_new(0x7FE10010, "OW", bytes(2 * 400 * 400 * 300))  # as an Enhanced PET of 300 slices has
+    assert store([instance], port) == [0]
+    (file,) = inbox.rglob("*.dcm")
+    assert file.stat().st_size > 96_000_000
 
 
 def test_a_peer_that_stalls_holds_up_neither_others_nor_the_end(

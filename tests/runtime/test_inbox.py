@@ -112,6 +112,28 @@ def test_what_is_left_of_a_done_study_while_it_is_removed_is_no_other(
         assert session.masks == ["study_petseg.nii.gz"]
 
 
+def test_results_of_a_study_of_which_more_came_say_so(new: Callable[[], Watched], tmp_path: Path) -> None:
+    for file in save_dicom(tmp_path / "study"):
+        slice_ = dcmread(file)
+        del slice_.NumberOfSlices  # nothing says how many there are
+        slice_.save_as(file)
+    *most, last = sorted((tmp_path / "study").iterdir(), key=lambda file: dcmread(file).ImagePositionPatient[2])
+    with new() as watched:
+        (watched.inbox / "study").mkdir()
+        for file in most:
+            shutil.copy(file, watched.inbox / "study")
+        watched.wait_for(1)
+        put_scan(watched.inbox / "other.nii.gz")
+        watched.wait_for(2)
+    with new() as again:  # also where the process was started anew
+        shutil.copy(last, again.inbox / "study")
+        again.wait_for(1)
+    outcomes = [outcome for _, outcome in (*watched.reported, *again.reported)]
+    said = {outcome.name: outcome.warnings for outcome in outcomes if isinstance(outcome, ScanResult)}
+    assert not any("segmented before" in warning for name in ("study", "other") for warning in said[name])
+    assert "segmented before with other files than now, as study:" in said["study-1"][0]
+
+
 def test_a_mask_that_was_corrected_is_not_written_over(new: Callable[[], Watched], segmenter: Segmenter) -> None:
     with new() as watched:
         scan = put_scan(watched.inbox / "scan.nii.gz")

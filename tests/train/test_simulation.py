@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+import time
 from collections import Counter
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -325,6 +327,47 @@ def test_a_killed_process_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError, match="A simulating process was killed"):
         simulate_cohort(tmp_path, 10, seed=5)
     assert not (tmp_path / "cohort.csv").exists()
+
+
+def test_workers_end_with_the_process_that_started_them() -> None:
+    program = """if True:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+        import os, time
+        from petseg_train.simulation.cohort import _end_with_parent
+        with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
+            print(pool.submit(os.getpid).result(), flush=True)
+            pool.submit(time.sleep, 600).result()
+    """
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    end = time.monotonic() + 60
+    while _runs(worker):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_patient_that_another_process_made_meanwhile_is_taken(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = SimpleNamespace(mask=patient.tumour, method="flab", flab_dsc=1.0)
+    monkeypatch.setattr(cohort_module, "simulate_patient", lambda *_: patient)
+    monkeypatch.setattr(cohort_module, "paper_truth", lambda *_: truth)
+    for _ in range(2):
+        make_patient(tmp_path / "a-001", 3, MONTREAL, DISCOVERY_ST, seed=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["a-001"]
+    (tmp_path / "a-001" / "patient.json").unlink()  # no patient, then
+    with pytest.raises(OSError, match="not empty"):
+        make_patient(tmp_path / "a-001", 3, MONTREAL, DISCOVERY_ST, seed=5)
 
 
 def test_a_finished_cohort_is_not_made_again(
