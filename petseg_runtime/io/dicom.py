@@ -34,6 +34,9 @@ COSINE_TOLERANCE = 1e-3
 SAME_VALUE = 1e-4
 
 _UNCOUNTED_NOTE = "NumberOfSlices (0054,0081) is absent, so slices that are missing at an end cannot be noticed."
+_SHIFTED = (
+    "RescaleIntercept (0028,1052) is not 0, as it is in PET (PS3.3 C.8.9.4): it was added to the voxels. Check SUV."
+)
 _PADDING_NOTE = "Pixels of PixelPaddingValue (0028,0120), which stand for no image, count as no uptake."
 
 Vector = npt.NDArray[np.float64]
@@ -84,6 +87,7 @@ def pet_volume(
     array = _read_voxels(ordered, geometry, factors.per_frame)
     weight_kg = overrides.weight_kg or attributes.weight_kg
     warnings += check_activity(array, geometry.voxel_volume_ml, weight_kg, "The PET series")
+    warnings += (_SHIFTED,) if any(header.intercept for header in ordered) else ()
     padded = any(header.pixels.padding for header in ordered)
     notes = (choice, factors.note, *((_PADDING_NOTE,) if padded else ()))
     notes += () if series[0].declared_slices else (_UNCOUNTED_NOTE,)

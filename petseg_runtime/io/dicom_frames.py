@@ -6,6 +6,7 @@ reads one kind of slice. Of a Legacy Converted file these are the very attribute
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +22,9 @@ SHARED_GROUPS, FRAME_GROUPS = 0x52009229, 0x52009230
 # Of the whole file, to be read beside those of a slice: DecayCorrected, AttenuationCorrected, DecayCorrectionDateTime.
 ENHANCED_TAGS = (SHARED_GROUPS, FRAME_GROUPS, 0x00189758, 0x00189759, 0x00189701)
 
+LEGACY_CONVERTED = "1.2.840.10008.5.1.4.1.1.128.1"
+
+_SOP_CLASS = 0x00080016
 _UNITS, _SUV_TYPE, _SLOPE, _INTERCEPT, _RESCALE_TYPE = 0x00541001, 0x00541006, 0x00281053, 0x00281052, 0x00281054
 _DECAY_CORRECTION, _CORRECTED_IMAGE, _ATTENUATION_METHOD = 0x00541102, 0x00280051, 0x00541101
 _DECAY_CORRECTED, _ATTENUATION_CORRECTED, _CORRECTED_TO = 0x00189758, 0x00189759, 0x00189701
@@ -30,18 +34,23 @@ _REAL_WORLD, _REAL_WORLD_UNITS, _REAL_WORLD_SLOPE, _REAL_WORLD_INTERCEPT = (
     *(0x00409096, 0x004008EA),
     *(0x00409225, 0x00409224),
 )
-# Units and SUVType of a slice by the code of a real-world value (UCUM; PS3.16 CID 84 and 85), the most direct first.
+# CodeValue, and what stands in for one of more than 16 characters.
+_CODE, _LONG_CODE = 0x00080100, 0x00080119
+# Units and SUVType of a slice by the unit of a real-world value and what it is annotated with (UCUM; PS3.16 CID 84 and
+# 85), the most direct first.
 _CODES = {
-    "BQ/ML": ("BQML", ""),
-    "{SUVBW}G/ML": ("GML", "BW"),
-    "G/ML{SUVBW}": ("GML", "BW"),
-    "{SUVLBM}G/ML": ("GML", "LBM"),
-    "{SUVLBM(JAMES128)}G/ML": ("GML", "LBMJAMES128"),
-    "{SUVLBM(JANMA)}G/ML": ("GML", "LBMJANMA"),
-    "{SUVIBW}G/ML": ("GML", "IBW"),
-    "{SUVBSA}CM2/ML": ("CM2ML", "BSA"),
-    "G/ML": ("GML", ""),
+    ("BQ/ML", ""): ("BQML", ""),
+    ("BQML", ""): ("BQML", ""),
+    ("G/ML", "SUVBW"): ("GML", "BW"),
+    ("G/ML", "SUVLBM"): ("GML", "LBM"),
+    ("G/ML", "SUVLBM(JAMES128)"): ("GML", "LBMJAMES128"),
+    ("G/ML", "SUVLBM(JANMA)"): ("GML", "LBMJANMA"),
+    ("G/ML", "SUVLBM(JANMAHASATIAN)"): ("GML", "LBMJANMA"),
+    ("G/ML", "SUVIBW"): ("GML", "IBW"),
+    ("CM2/ML", "SUVBSA"): ("CM2ML", "BSA"),
+    ("G/ML", ""): ("GML", ""),
 }
+_ANNOTATION = re.compile(r"\{(.*)\}")
 
 
 def slices_of(dataset: Dataset) -> list[Dataset]:
@@ -80,17 +89,26 @@ def _slice(file: Dataset, shared: Dataset, own: Dataset) -> Dataset:
 
 
 def _put_unit(flat: Dataset, elements: Elements, worlds: list[Dataset]) -> None:
-    """Units by the slice's own attribute, the rescaling's or a real-world value, and the scale that goes with it."""
-    if elements.text(_UNITS):
+    """Units, and the scale that goes with them, by what tells them first.
+
+    By a real-world value, which is where Enhanced PET has them (PS3.3 C.7.6.16.2.11), or by what files have that are not
+    quite of the standard: the attribute of a slice, or the type of the rescaling. In a Legacy Converted file the
+    attribute is that of the slices that it was made from, and goes before all.
+    """
+    if elements.text(_SOP_CLASS) == LEGACY_CONVERTED and elements.text(_UNITS):
+        return
+    if _put_real_world(flat, worlds) or elements.text(_UNITS):
         return
     if elements.text(_RESCALE_TYPE).upper() in ("BQML", "GML", "CM2ML", "CNTS"):
         _put(flat, _UNITS, elements.text(_RESCALE_TYPE))
-        return
-    scales: dict[str, set[tuple[float | None, float | None]]] = {}
+
+
+def _put_real_world(flat: Dataset, worlds: list[Dataset]) -> bool:
+    """Whether there was a real-world value of a unit that is known."""
+    scales: dict[tuple[str, str], set[tuple[float | None, float | None]]] = {}
     for world in worlds:
-        code = next((Elements(item).text(0x00080100) for item in _items(world, _REAL_WORLD_UNITS)), "")
         scale = _double(world, _REAL_WORLD_SLOPE), _double(world, _REAL_WORLD_INTERCEPT)
-        scales.setdefault(code.upper().replace(" ", ""), set()).add(scale)
+        scales.setdefault(_unit_of(world), set()).add(scale)
     for code, (units, suv_type) in _CODES.items():
         if len(scales.get(code, ())) == 1:  # several are for ranges of numbers, which nobody scales PET by
             ((slope, intercept),) = scales[code]
@@ -102,7 +120,17 @@ def _put_unit(flat: Dataset, elements: Elements, worlds: list[Dataset]) -> None:
                     (_INTERCEPT, repr(intercept)),
                 ):
                     _put(flat, tag, text)
-                return
+                return True
+    return False
+
+
+def _unit_of(world: Dataset) -> tuple[str, str]:
+    """The unit of a real-world value and its annotation, in upper case and without spaces."""
+    item = next(_items(world, _REAL_WORLD_UNITS), Dataset())
+    code = Elements(item).text(_CODE) or Elements(item).text(_LONG_CODE)
+    code = code.upper().replace(" ", "")
+    annotation = _ANNOTATION.search(code)
+    return _ANNOTATION.sub("", code), annotation[1] if annotation else ""
 
 
 def _put_corrections(flat: Dataset, elements: Elements) -> None:

@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,16 +18,17 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import _read_file_meta_info, read_preamble
 
 from petseg_runtime.io.dicom_elements import Elements, MalformedValueError, if_sound
-from petseg_runtime.io.dicom_frames import ENHANCED_TAGS, slices_of
+from petseg_runtime.io.dicom_frames import ENHANCED_TAGS, LEGACY_CONVERTED, slices_of
 from petseg_runtime.io.suv import MBQ_BELOW
 from petseg_runtime.io.suv_attributes import Frame, SuvAttributes
+from petseg_runtime.io.suv_timing import CLOCK_TOLERANCE_S
 
 DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax in which even the header is compressed
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
 # Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, see `dicom_frames`.
-_ENHANCED, _LEGACY_CONVERTED = "1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"
-ENHANCED_PET_STORAGE = frozenset({_ENHANCED, _LEGACY_CONVERTED})
+_ENHANCED = "1.2.840.10008.5.1.4.1.1.130"
+ENHANCED_PET_STORAGE = frozenset({_ENHANCED, LEGACY_CONVERTED})
 _PREAMBLE = 132  # bytes, of which the last four say DICM
 _BEGIN = 1024  # bytes, in which almost every file tells its transfer syntax
 _TRANSFER_SYNTAX = b"\x02\0\x10\0"  # the tag
@@ -35,6 +36,8 @@ _MOST_INFLATED = 2**29
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _DICOM_SUFFIXES = (".dcm", ".ima")
 _TIME_ZONE = 0x00080201
+# Time zones are a whole number of these from UTC, and at most 14 hours.
+_ZONE_STEP, _FARTHEST_ZONE = timedelta(minutes=15), timedelta(hours=14)
 _INJECTIONS = 0x00540016
 _OF_AN_INJECTION = (0x00181072, 0x00181074, 0x00181075, 0x00181078)  # start time, dose, half-life, start date-time
 # What AttenuationCorrectionMethod (0054,1101), which is free text, begins with where there was none, and what it names
@@ -49,7 +52,18 @@ _PRIVATE = {0x0009: (0x0D, 0x8C), 0x0071: (0x22,), 0x7053: (0x00, 0x09)}
 
 # Every element that is read, so that pydicom skips the rest.
 _TAGS = (
-    *(0x00080008, 0x00080016, 0x00080021, 0x00080022, 0x0008002A, 0x00080031, 0x00080032, 0x00080060, 0x00080070),
+    *(
+        0x00080008,
+        0x00080016,
+        0x00080020,
+        0x00080021,
+        0x00080022,
+        0x0008002A,
+        0x00080031,
+        0x00080032,
+        0x00080060,
+        0x00080070,
+    ),
     *(_TIME_ZONE, 0x00100020, 0x00100040, 0x00101020, 0x00101030, 0x00181242),
     *(0x0020000D, 0x0020000E),
     *(0x00200011, 0x00200032, 0x00200037, 0x00200052, 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011),
@@ -347,7 +361,7 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
         injection_datetime=injected,
         injection_time=injection_time,
         decay_corrected_to=if_sound(lambda: elements.moment(0x00189701, zone)),
-        series_start=if_sound(lambda: elements.date_and_time(0x00080021, 0x00080031)),
+        series_start=if_sound(lambda: _on(elements, (0x00080021, 0x00080020), 0x00080031)),
         private_scan_start=_private_scan_start(elements),
         frames=(
             Frame(
@@ -371,27 +385,46 @@ def _injections(elements: Elements) -> list[Elements]:
 
 
 def _acquisition(elements: Elements, zone: str) -> datetime | None:
-    """AcquisitionDate and -Time, or AcquisitionDateTime; of the day of the series where no other date is given."""
+    """AcquisitionDate and -Time, or AcquisitionDateTime; of the day of series or study where no other date is given."""
     return (
         elements.date_and_time(0x00080022, 0x00080032)
         or elements.moment(0x0008002A, zone)
-        or elements.date_and_time(0x00080021, 0x00080032)
+        or _on(elements, (0x00080021, 0x00080020), 0x00080032)
     )
+
+
+def _on(elements: Elements, dates: Iterable[int], clock: int) -> datetime | None:
+    """A time of day on the first of some dates that is there."""
+    return next(filter(None, (elements.date_and_time(date, clock) for date in dates)), None)
 
 
 def _zone(elements: Elements) -> tuple[str, bool]:
     """The offset from UTC of the scan's moments, "" where nothing says it; and whether the site's clocks showed it.
 
-    Where TimezoneOffsetFromUTC (0008,0201) is absent, a moment of the scan may carry its own; one of zero may stem from
-    a program that brings moments to UTC, so nothing without an offset may be held against it, unless AcquisitionDate
-    and -Time, which never have one, say the same as AcquisitionDateTime.
+    Where TimezoneOffsetFromUTC (0008,0201) is absent, AcquisitionDate and -Time, which never have one, tell it by their
+    distance from an AcquisitionDateTime that has one. Without these a moment of the scan may carry its own; one of zero
+    may stem from a program that brings moments to UTC, so nothing without an offset may be held against it.
     """
     if elements.text(_TIME_ZONE):
         return elements.text(_TIME_ZONE), True
-    offset = next(filter(None, (elements.offset(tag) for tag in (0x00189701, 0x00189151, 0x0008002A))), "")
-    written = if_sound(lambda: elements.moment(0x0008002A, ""))
     shown = if_sound(lambda: elements.date_and_time(0x00080022, 0x00080032))
-    return offset, offset.strip("+-0") != "" or not offset or (shown is not None and shown == written)
+    if shown is not None and elements.offset(0x0008002A):
+        in_utc = if_sound(lambda: elements.moment(0x0008002A, "+0000"))
+        zone = None if in_utc is None else _zone_between(in_utc, shown)
+        if zone is not None:
+            return zone, True
+    offset = next(filter(None, (elements.offset(tag) for tag in (0x00189701, 0x00189151, 0x0008002A))), "")
+    return offset, offset.strip("+-0") != "" or not offset
+
+
+def _zone_between(in_utc: datetime, local: datetime) -> str | None:
+    """The offset from UTC of the zone in which a moment is `local`; None if no zone is so far from it."""
+    steps = round((local - in_utc) / _ZONE_STEP)
+    apart = local - in_utc - steps * _ZONE_STEP
+    if abs(steps * _ZONE_STEP) > _FARTHEST_ZONE or abs(apart.total_seconds()) > CLOCK_TOLERANCE_S:
+        return None
+    hours, quarters = divmod(abs(steps), 4)
+    return f"{'-' if steps < 0 else '+'}{hours:02}{15 * quarters:02}"
 
 
 def _padding(elements: Elements) -> tuple[int, int] | None:

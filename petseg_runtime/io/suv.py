@@ -56,6 +56,7 @@ from petseg_runtime.io.suv_attributes import (
     required,
 )
 from petseg_runtime.io.suv_timing import (
+    DECAY_FACTOR_TOLERANCE,
     acquisition_of,
     average_activity_time_s,
     injection_delay_s,
@@ -107,6 +108,8 @@ HALF_LIVES_S = {
 # itself differs by one or two.
 HALF_LIFE_TOLERANCE = {F18: 0.01}
 OTHER_HALF_LIFE_TOLERANCE = 0.03
+# From Rb-82 to Zr-89 and I-124.
+HALF_LIFE_RANGE_S = (60.0, 600_000.0)
 # PS3.16 CID 4020, in SRT and in SNOMED CT, and the element's name.
 _NUCLIDES = {
     F18: ("C-111A1", "77004003", "fluorine"),
@@ -308,12 +311,14 @@ def _from_activity(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFac
     left, when, warnings = _decayed(attributes, overrides)
     factors = tuple(1000.0 * weight_kg / (dose_bq * share) for share in left)
     note = f"SUVbw is {_range(factors)} times the Bq/ml of the voxels: {weight_kg:g} kg / {how}, {when}."
-    contradiction = attributes.decay_correction == "NONE" and "DECY" in attributes.corrected_image
-    if contradiction:
-        warnings += (
-            f"{CORRECTED_IMAGE} lists DECY, but {DECAY_CORRECTION} is NONE: taken as not corrected for decay. "
-            "Check SUV.",
-        )
+    if attributes.decay_correction == "NONE":
+        listed = f"{CORRECTED_IMAGE} lists DECY" if "DECY" in attributes.corrected_image else ""
+        largest = max(frame.decay_factor or 1.0 for frame in attributes.frames)
+        scaled = f"{DECAY_FACTOR} is {largest:g}" if largest > 1 + DECAY_FACTOR_TOLERANCE else ""
+        if listed or scaled:
+            warnings += (
+                f"{listed or scaled}, but {DECAY_CORRECTION} is NONE: taken as not corrected for decay. Check SUV.",
+            )
     return SuvFactors(factors, note, warnings)
 
 
@@ -323,6 +328,9 @@ def _decayed(attributes: SuvAttributes, overrides: SuvOverrides) -> tuple[tuple[
         how = f"not decayed because the voxels are corrected to the injection ({DECAY_CORRECTION} ADMIN)"
         return (1.0,) * len(attributes.frames), how, ()
     half_life_s, warnings = required(attributes.half_life_s, HALF_LIFE), []
+    low_s, high_s = HALF_LIFE_RANGE_S
+    if not low_s <= half_life_s <= high_s:
+        warnings.append(f"{HALF_LIFE} is {half_life_s:g} s, which no tracer for patients has. Check it, and SUV.")
     if attributes.decay_correction == "START":
         start, source = scan_start(attributes, half_life_s)
         apart_s = unlike_decay_factors_s(attributes, start, half_life_s)

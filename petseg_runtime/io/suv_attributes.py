@@ -134,7 +134,8 @@ NAMES = {
 }
 
 
-_TIMES = ("decay_corrected_to", "injection_datetime", "injection_time", "series_start", "private_scan_start")
+_START_TIMES = ("decay_corrected_to", "series_start", "private_scan_start")
+_TIMES = (*_START_TIMES, "injection_datetime", "injection_time")
 
 
 @dataclass(frozen=True)
@@ -204,14 +205,21 @@ def merge_attributes(slices: Iterable[SuvAttributes]) -> SuvAttributes:
     """
     slices = list(slices)
     first = slices[0]
-    untimed = first.units in ("GML", "CM2ML") or first.decay_correction == "ADMIN"
+    idle = _idle_times(first)
     for attribute, name in NAMES.items():
-        if untimed and attribute in _TIMES:  # SUV does not depend on it
+        if attribute in idle:
             continue
         values = {getattr(one, attribute) for one in slices}
         if len(values) > 1:
             raise refusal(f"{name} has {len(values)} different values in the slices of one series", "of one scan")
     return replace(first, frames=tuple(frame for one in slices for frame in one.frames))
+
+
+def _idle_times(attributes: SuvAttributes) -> tuple[str, ...]:
+    """The times on which SUV does not depend."""
+    if attributes.units in ("GML", "CM2ML") or attributes.decay_correction == "ADMIN":
+        return _TIMES
+    return _START_TIMES if attributes.decay_correction == "NONE" else ()
 
 
 def required(value: float | None, name: str) -> float:

@@ -16,8 +16,9 @@ place. The order here is that of the IBSI SUV manual
    when its activity is average (PS3.3 C.8.9.4.1.5).
    Where all slices of several beds have one AcquisitionTime, it is itself the scan start.
 5. Without FrameReferenceTime, or where it is counted anew for each bed: SeriesTime, if it is not later than the first
-   AcquisitionTime (QIBA), and in the second case less than a minute earlier. QIBA would take the first AcquisitionTime
-   if SeriesTime is later; the manual refuses, and so does PETSeg.
+   AcquisitionTime (QIBA), in the first case by at most an hour earlier and in the second by a minute. QIBA would take
+   the first AcquisitionTime if SeriesTime is later; the manual refuses, and so does PETSeg if it is later by more than a
+   minute.
 
 `unlike_decay_factors_s` holds what was found against DecayFactor, by which the scanner says that it scaled the slices.
 """
@@ -25,6 +26,7 @@ place. The order here is that of the IBSI SUV manual
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime, time, timedelta
 
 from petseg_runtime.io.suv_attributes import (
@@ -59,13 +61,13 @@ SHORT_HALF_LIFE_S = 3600.0
 CLOCK_TOLERANCE_S = 60.0
 # SeriesTime and AcquisitionTime of one event differ by the rounding of a second.
 SAME_EVENT_S = 1.0
-# A private clock without a date that is to be believed: the longest that a scan may have begun before its first slice.
+# The longest that a scan may have begun before its first slice, where nothing but one clock says so.
 BEFORE_FIRST_SLICE_S = 3600.0
 # DecayFactor counts to some moment of the frame, and rounds; what differs by more contradicts the times.
 DECAY_FACTOR_TOLERANCE = 0.03
 
 _DAY_S = 86_400.0
-_GE = ("GE ", "GEMS", "GENERAL ELECTRIC")
+_GE = re.compile(r"GE(?![A-Z])|GEMS|GEHC|GENERAL ELECTRIC")
 
 
 def scan_start(attributes: SuvAttributes, half_life_s: float) -> tuple[datetime, str]:
@@ -92,8 +94,11 @@ def _written_start(attributes: SuvAttributes, first: datetime) -> tuple[datetime
         redated = _last_at(private.time(), first)
         if _seconds(redated, first) <= BEFORE_FIRST_SLICE_S:
             return redated, f"the time of day of the {PRIVATE_SCAN_START}, whose date is another than the scan's"
-    if series is not None and series <= first and any(frame.frame_reference_s is None for frame in attributes.frames):
-        return series, f"{SERIES_TIME}, before the first {ACQUISITION_TIME}"
+    if series is not None and all(frame.frame_reference_s is None for frame in attributes.frames):
+        if 0 <= _seconds(series, first) <= BEFORE_FIRST_SLICE_S:
+            return series, f"{SERIES_TIME}, before the first {ACQUISITION_TIME}"
+        if 0 <= _seconds(first, series) <= CLOCK_TOLERANCE_S:
+            return first, f"the first {ACQUISITION_TIME}, less than a minute before {SERIES_TIME}"
     return None
 
 
@@ -113,8 +118,8 @@ def _start_from_frames(
         return min(starts), f"{ACQUISITION_TIME} and {FRAME_REFERENCE_TIME}"
     if first == max(acquisitions) and abs(late_s) <= CLOCK_TOLERANCE_S:
         return first, f"{ACQUISITION_TIME}, which all slices share while their {FRAME_REFERENCE_TIME} differs"
-    if series is not None and 0 <= _seconds(series, first) <= CLOCK_TOLERANCE_S:
-        return series, f"{SERIES_TIME}, less than a minute before the first {ACQUISITION_TIME}"
+    if series is not None and abs(_seconds(series, first)) <= CLOCK_TOLERANCE_S:
+        return min(series, first), f"{SERIES_TIME} and the first {ACQUISITION_TIME}, less than a minute apart"
     raise refusal(
         f"{SERIES_TIME} is not the first {ACQUISITION_TIME}, and {FRAME_REFERENCE_TIME} does not lead to one scan "
         f"start (spread {spread_s:.0f} s, up to {late_s:.0f} s after the first acquisition)",
@@ -239,7 +244,7 @@ def _start_from_frame(frame: Frame, manufacturer: str, half_life_s: float) -> da
     if not 0.0 <= reference_s <= _DAY_S:
         raise refusal(f"{FRAME_REFERENCE_TIME} is {reference_s:g} s, expected 0 s to a day", "with the right time")
     into_frame_s = 0.0
-    if not (manufacturer.startswith(_GE) or manufacturer == "GE"):
+    if not _GE.match(manufacturer):
         into_frame_s = average_activity_time_s(required(frame.duration_s, FRAME_DURATION), half_life_s)
     return acquisition_of(frame) + timedelta(seconds=into_frame_s - reference_s)
 

@@ -777,6 +777,64 @@ def test_a_date_time_with_an_offset_is_brought_to_the_zone_of_the_scan(tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("acquired", "injected"),
+    [
+        ("20240229104946.20+0000", "20240229090000+0000"),  # the site is at +0100
+        ("20240229114946.20+0100", "20240229090000+0000"),
+        ("20240229024946.20+0000", "20240229010000+0000"),  # at +0900
+        ("20240229171946.20+0000", "20240229153000+0000"),  # at -0530
+        ("20240229114946.20+0000", "20240229100000+0000"),  # in UTC
+    ],
+)
+@pytest.mark.parametrize("has_time", [True, False])
+def test_an_acquisition_that_is_written_twice_tells_the_zone(
+    acquired: str, injected: str, has_time: bool, tmp_path: Path
+) -> None:
+    """AcquisitionDate and -Time are the site's own, AcquisitionDateTime says how far from UTC: injected at ten."""
+    series = pet_series()
+    for dataset in series:
+        dataset.AcquisitionDateTime, injection(dataset).RadiopharmaceuticalStartDateTime = acquired, injected
+        if not has_time:
+            del injection(dataset).RadiopharmaceuticalStartTime
+    volume = read_pet_series(write(series, tmp_path))
+    assert volume.array.max() == pytest.approx(123 * FACTOR)
+    assert not volume.warnings
+
+
+@pytest.mark.parametrize("acquired", ["20240229105246.20+0000", "20240302114946.20+0000"])
+def test_an_acquisition_that_is_written_twice_and_differently_tells_no_zone(acquired: str, tmp_path: Path) -> None:
+    """By three minutes, and by two days: then nobody knows what an injection in UTC is on the site's clocks."""
+    series = pet_series()
+    for dataset in series:
+        dataset.AcquisitionDateTime = acquired
+        injection(dataset).RadiopharmaceuticalStartDateTime = "20240229090000"
+        del injection(dataset).RadiopharmaceuticalStartTime
+    assert "not a date and time of the site's own clock" in refusal_of(series, tmp_path)
+
+
+def test_the_study_has_the_date_where_nothing_else_has(tmp_path: Path) -> None:
+    series = pet_series()
+    for dataset in series:
+        del dataset.AcquisitionDate, dataset.SeriesDate
+        dataset.StudyDate = "20240229"
+    assert read_pet_series(write(series, tmp_path)).array.max() == pytest.approx(123 * FACTOR)
+
+
+def test_an_intercept_is_added_and_warned_of(tmp_path: Path) -> None:
+    """PS3.3 C.8.9.4: it is 0 in PET."""
+    volume = read_pet_series(write(edited(pet_series(), put(RescaleIntercept=10)), tmp_path))
+    assert volume.array.max() == pytest.approx(133 * FACTOR)
+    assert "RescaleIntercept (0028,1052) is not 0" in volume.warnings[0]
+
+
+def test_times_of_the_series_may_differ_where_each_slice_is_decayed_by_itself(tmp_path: Path) -> None:
+    series = edited(pet_series(), put(DecayCorrection="NONE", CorrectedImage=["ATTN"]))
+    same = read_pet_series(write(series, tmp_path / "same")).array
+    series[2].SeriesTime = "120000"
+    np.testing.assert_array_equal(read_pet_series(write(series, tmp_path / "other")).array, same)
+
+
+@pytest.mark.parametrize(
     ("vendor", "group", "creator", "element"),
     [
         ("GE MEDICAL SYSTEMS", 0x0009, "GEMS_PETD_01", 0x0D),

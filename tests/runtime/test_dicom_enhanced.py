@@ -100,6 +100,47 @@ def test_each_slice_has_its_own_real_world_value(syntax: str | None, tmp_path: P
     assert "Took PET series 1 (4 slices, attenuation corrected, BQML)" in volume.notes[0]
 
 
+@pytest.mark.parametrize("said", ["BQML", "GML", "CNTS"])
+@pytest.mark.parametrize("attribute", ["Units", "RescaleType"])
+def test_a_real_world_value_goes_before_what_else_says_a_unit(attribute: str, said: str, tmp_path: Path) -> None:
+    """The slope of the rescaling, 7, is of the numbers as they are shown, whatever it is called."""
+    file = dcmread(enhanced(tmp_path))
+    if attribute == "Units":
+        file.Units = said
+    else:
+        file.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleType = said
+    file.save_as(tmp_path / "enhanced.dcm")
+    np.testing.assert_allclose(read_pet_series([tmp_path / "enhanced.dcm"]).array, expected() * FACTOR, rtol=1e-6)
+
+
+@pytest.mark.parametrize("attribute", ["Units", "RescaleType"])
+def test_without_a_real_world_value_the_rescaling_holds(attribute: str, tmp_path: Path) -> None:
+    file = dcmread(enhanced(tmp_path, unit="{counts}"))
+    if attribute == "Units":
+        file.Units = "BQML"
+    else:
+        file.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleType = "BQML"
+    file.save_as(tmp_path / "enhanced.dcm")
+    volume = read_pet_series([tmp_path / "enhanced.dcm"])
+    np.testing.assert_allclose(volume.array, 7 * default_voxels() * FACTOR, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "unit", ["{SUVlbm(James128)}g/ml", "g/ml{SUVlbm(James128)}", "{SUVlbm(Janma)}g/ml", "{SUVlbm(Janmahasatian)} g/ml"]
+)
+def test_a_unit_of_many_letters_is_a_long_code(unit: str, tmp_path: Path) -> None:
+    """PS3.5 table 6.2-1: a short string holds 16. For a man of 70 kg and 1.75 m, as `test_suv` has them."""
+    file = dcmread(enhanced(tmp_path, PatientSize=1.75, PatientSex="M"))
+    for group in file.PerFrameFunctionalGroupsSequence:
+        code = group.RealWorldValueMappingSequence[1].MeasurementUnitsCodeSequence[0]
+        del code.CodeValue
+        code.LongCodeValue = unit
+    file.save_as(tmp_path / "enhanced.dcm")
+    james_kg, janmahasatian_kg = 1.10 * 70 - 128 * (70 / 175) ** 2, 9270 * 70 / (6680 + 216 * 70 / 1.75**2)
+    factor = 70 / (james_kg if "James" in unit else janmahasatian_kg)
+    np.testing.assert_allclose(read_pet_series([tmp_path / "enhanced.dcm"]).array, expected() * factor, rtol=1e-6)
+
+
 @pytest.mark.parametrize("unit", ["{SUVbw}g/ml", "g/ml{SUVbw}", "g/ml"])
 def test_suv_is_taken_as_it_is(unit: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(read_pet_series([enhanced(tmp_path, unit=unit)]).array, expected(), rtol=1e-6)

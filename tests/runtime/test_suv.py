@@ -225,10 +225,67 @@ def test_a_series_time_less_than_a_minute_before_the_scan_is_taken_where_beds_co
     beds = tuple(replace(FRAME, acquisition=SCAN + seconds(wait)) for wait in (5, 185, 365))
     factor, note = factor_and_note(replace(START, frames=beds))
     assert factor == pytest.approx(factor_of(START))
-    assert "less than a minute before" in note
+    assert "less than a minute apart" in note
+    # A clock that is a little fast: the first bed began before what SeriesTime says (the scan, five seconds later).
+    fast = replace(START, frames=beds, series_start=SCAN + seconds(10))
+    assert factor_of(fast) == pytest.approx(1000 * 70 / (350e6 * 2 ** (-(HALF_LIFE_S + 5) / HALF_LIFE_S)))
     late = tuple(replace(frame, acquisition=frame.acquisition + seconds(90)) for frame in beds if frame.acquisition)
     with pytest.raises(InputError, match="does not lead to one scan start"):
         suvbw_factors(replace(START, frames=late))
+
+
+@pytest.mark.parametrize(
+    ("before_s", "start_s"),
+    [(3600.0, -3600.0), (20.0, -20.0), (-5.0, 0.0), (-61.0, None), (3601.0, None), (7200.0, None)],
+)
+def test_without_frame_reference_time_a_series_time_is_believed_within_an_hour(
+    before_s: float, start_s: float | None
+) -> None:
+    """QIBA takes SeriesTime before the first AcquisitionTime; but two hours of F-18 are a factor of two."""
+    frames = (replace(FRAME, frame_reference_s=None),)
+    attributes = replace(START, series_start=SCAN - seconds(before_s), frames=frames)
+    if start_s is None:
+        with pytest.raises(InputError, match="FrameReferenceTime"):
+            suvbw_factors(attributes)
+    else:
+        assert factor_of(attributes) == pytest.approx(
+            1000 * 70 / (350e6 * 2 ** (-(HALF_LIFE_S + start_s) / HALF_LIFE_S))
+        )
+
+
+def test_a_slice_without_frame_reference_time_does_not_make_series_time_good() -> None:
+    frames = (FRAME, replace(FRAME, frame_reference_s=None))
+    with pytest.raises(InputError, match="FrameReferenceTime .* is absent"):
+        suvbw_factors(replace(START, series_start=SCAN - seconds(1800), frames=frames))
+
+
+@pytest.mark.parametrize(
+    ("manufacturer", "is_ge"),
+    [("GE MEDICAL SYSTEMS", True), ("GE", True), ("GEHC", True), ("GE_HEALTHCARE", True), ("GEORGIA PET", False)],
+)
+def test_ge_counts_to_the_start_of_a_frame(manufacturer: str, is_ge: bool) -> None:
+    """Frame reference time 0 of a frame of 120 s: elsewhere it lies behind the first acquisition, by a minute."""
+    attributes = replace(later_series(duration_s=300.0), manufacturer=manufacturer)
+    if is_ge:
+        assert factor_of(attributes) == pytest.approx(4e-4)
+    else:
+        with pytest.raises(InputError, match="does not lead to one scan start"):
+            suvbw_factors(attributes)
+
+
+@pytest.mark.parametrize(
+    ("half_life_s", "is_odd"), [(6_586_200.0, True), (59.0, True), (75.5, False), (360_806.0, False)]
+)
+def test_a_half_life_of_no_tracer_is_warned_of(half_life_s: float, is_odd: bool) -> None:
+    attributes = replace(START, radionuclide=(), half_life_s=half_life_s, injection_datetime=SCAN - seconds(200))
+    warnings = suvbw_factors(replace(attributes, injection_time=None)).warnings
+    assert any("no tracer for patients" in warning for warning in warnings) is is_odd
+
+
+def test_a_decay_factor_beside_no_decay_correction_is_warned_of() -> None:
+    for factor, is_odd in ((1.485, True), (1.0, False), (None, False)):
+        warnings = suvbw_factors(replace(NONE, frames=(replace(FRAME, decay_factor=factor),))).warnings
+        assert any("DecayFactor (0054,1321) is 1.485, but" in warning for warning in warnings) is is_odd
 
 
 @pytest.mark.parametrize(
