@@ -142,11 +142,18 @@ def read_cohort(csv: Path) -> list[Case]:
         masks = {name: csv.parent / row[name] for name in OPTIONAL_MASKS if isinstance(row.get(name), str)}
         case = Case(row["case"], row["centre"], csv.parent / row["image"], csv.parent / row["mask"], extra, masks)
         for path in (case.image, case.mask, *masks.values()):
-            if not path.exists():
+            if not _exists(path):
                 raise InputError(f"Cohort {csv.name}, line {line}, case {case.name}: {path.name} does not exist.")
         cases.append(case)
     _check_centres(cases)
     return cases
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def _read_table(csv: Path) -> pd.DataFrame:
@@ -166,15 +173,15 @@ def _read_table(csv: Path) -> pd.DataFrame:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV in UTF-8. Save it as such.") from error
     except (OSError, ValueError, comma_separated.Error) as error:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV: {error}") from error
-    names = [name.strip() for name in table.columns]
-    doubled = [name for name, count in Counter(names).items() if count > 1]
+    doubled = [name for name, count in Counter(_header(text, separator)).items() if count > 1]
     if doubled:
         raise InputError(f"Cohort {csv.name} has the column {doubled[0]} twice. Name each once.")
+    names = [name.strip() for name in table.columns]
     table, as_written = table.set_axis(names, axis="columns"), as_written.set_axis(names, axis="columns")
     for column in set(REQUIRED_COLUMNS) & set(names):
         table[column] = as_written[column]  # a centre may be called NA, and a case 001
-    if "stage" in names:  # 2 among others of IIB
-        table["stage"] = as_written["stage"].where(table["stage"].notna(), None)
+    for column in {"stage", *OPTIONAL_MASKS} & set(names):  # a stage may be 2 among others of IIB
+        table[column] = as_written[column].where(table[column].notna(), None)
     table = table[(as_written.map(str.strip) != "").any(axis="columns")]  # a spreadsheet leaves rows of commas
     # A space after a centre's name would make it another centre, and leaving that out leave its patients in; so would
     # an accent that is a letter of its own.
@@ -193,10 +200,21 @@ def _check_centres(cases: Iterable[Case]) -> None:
             raise InputError(f"Centre {other} is written {case.centre} too, in case {case.name}. Write it in one way.")
 
 
+def _header(text: str, separator: str) -> list[str]:
+    """The names of the columns of a CSV that have one, as they are written; pandas calls a second mask mask.1."""
+    rows = comma_separated.reader(StringIO(text), delimiter=separator)
+    first = next((row for row in rows if _is_row(row)), [])
+    return [name.strip() for name in first if name.strip()]
+
+
 def _lines_of_rows(text: str, separator: str) -> list[int]:
     """The line of each row of a CSV, below its header; pandas leaves out blank lines, and counts none."""
     rows = comma_separated.reader(StringIO(text), delimiter=separator)
-    return [rows.line_num for row in rows if len(row) > 1 or "".join(row).strip()][1:]
+    return [rows.line_num for row in rows if _is_row(row)][1:]
+
+
+def _is_row(cells: list[str]) -> bool:
+    return len(cells) > 1 or bool("".join(cells).strip())
 
 
 def _check_no_empty_cell(table: pd.DataFrame, name: str) -> None:

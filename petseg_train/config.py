@@ -168,7 +168,7 @@ def load_config(name_or_path: str, **changes: Any) -> TrainingConfig:
         return replace(PRESETS[name_or_path], **changes)
     try:
         fields = json.loads(Path(name_or_path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"Config {name_or_path!r} is neither a preset ({', '.join(PRESETS)}) nor a readable JSON file: {error}"
         ) from error

@@ -90,7 +90,7 @@ def pet_volume(
     warnings += (_SHIFTED,) if any(header.intercept for header in ordered) else ()
     padded = any(header.pixels.padding for header in ordered)
     notes = (choice, factors.note, *((_PADDING_NOTE,) if padded else ()))
-    notes += () if series[0].declared_slices else (_UNCOUNTED_NOTE,)
+    notes += () if any(header.declared_slices for header in series) else (_UNCOUNTED_NOTE,)
     source = tuple(str(header.path) for header in ordered)
     return Volume(array, geometry, Unit.SUVBW, notes, (*warnings, *factors.warnings), source)
 
@@ -112,11 +112,16 @@ def _only_study(headers: Sequence[Header]) -> list[Header]:
 
 
 def _check_complete(series: Sequence[Header]) -> None:
-    """Refuse a series with fewer slices than it says: at its ends, positions tell of no gap."""
-    declared = series[0].declared_slices or 0
+    """Refuse a series with fewer slices, or fewer parts, than it says: at its ends, positions tell of no gap."""
+    declared = max(header.declared_slices or 0 for header in series)
     if len(series) < declared:
         raise InputError(
             f"NumberOfSlices (0054,0081) is {declared}, but there are {len(series)} slices. Pass the whole series."
+        )
+    parts, files = max(header.parts or 1 for header in series), len({header.path for header in series})
+    if files < parts:
+        raise InputError(
+            f"InConcatenationTotalNumber (0020,9163) is {parts}, but there are {files} files. Pass the whole series."
         )
 
 

@@ -73,8 +73,10 @@ class Elements:
         return values or None
 
     def number(self, tag: int) -> float | None:
-        """The first decimal or integer string."""
+        """A decimal or integer string; several may stand there if they are equal."""
         values = self.numbers(tag)
+        if values and len(set(values)) > 1:
+            raise MalformedValueError(tag, "one number")
         return values[0] if values else None
 
     def whole(self, tag: int) -> int | None:

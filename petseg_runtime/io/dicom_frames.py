@@ -91,9 +91,9 @@ def _slice(file: Dataset, shared: Dataset, own: Dataset) -> Dataset:
 def _put_unit(flat: Dataset, elements: Elements, worlds: list[Dataset]) -> None:
     """Units, and the scale that goes with them, by what tells them first.
 
-    By a real-world value, which is where Enhanced PET has them (PS3.3 C.7.6.16.2.11), or by what files have that are not
-    quite of the standard: the attribute of a slice, or the type of the rescaling. In a Legacy Converted file the
-    attribute is that of the slices that it was made from, and goes before all.
+    By a real-world value, which is where Enhanced PET has them (PS3.3 C.7.6.16.2.11), or by what files have that leave
+    the standard: the attribute of a slice, or the type of the rescaling. In a Legacy Converted file the attribute is
+    that of the slices that it was made from, and goes before all.
     """
     if elements.text(_SOP_CLASS) == LEGACY_CONVERTED and elements.text(_UNITS):
         return

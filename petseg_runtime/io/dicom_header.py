@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import pydicom
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import _read_file_meta_info, read_preamble
 
@@ -33,6 +33,9 @@ _PREAMBLE = 132  # bytes, of which the last four say DICM
 _BEGIN = 1024  # bytes, in which almost every file tells its transfer syntax
 _TRANSFER_SYNTAX = b"\x02\0\x10\0"  # the tag
 _MOST_INFLATED = 2**29
+# The first bytes of an element, the tag of PixelData in them, and the length of a value that is compressed.
+_ELEMENT, _PIXEL_DATA, _UNDEFINED = 12, b"\xe0\x7f\x10\0", 0xFFFFFFFF
+_NUMBER_OF_FRAMES = 0x00280008
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _DICOM_SUFFIXES = (".dcm", ".ima")
 _TIME_ZONE = 0x00080201
@@ -65,7 +68,7 @@ _TAGS = (
         0x00080070,
     ),
     *(_TIME_ZONE, 0x00100020, 0x00100040, 0x00101020, 0x00101030, 0x00181242),
-    *(0x0020000D, 0x0020000E),
+    *(0x0020000D, 0x0020000E, 0x00209163),
     *(0x00200011, 0x00200032, 0x00200037, 0x00200052, 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011),
     *(0x00280030, 0x00280051, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121),
     *(0x00281052, 0x00281053, 0x00282110),
@@ -113,8 +116,9 @@ class Header:
         (0020,0032), PixelSpacing (0028,0030: between rows, between columns).
     slope, intercept : RescaleSlope (0028,1053), RescaleIntercept (0028,1052) of this slice.
     declared_slices : NumberOfSlices (0054,0081) of the series.
+    parts : InConcatenationTotalNumber (0020,9163), the files that an Enhanced PET was split into.
     suv : with the timing of this slice in `suv.frames`.
-    file_bytes : size of the file.
+    file_bytes : size of the file; of an uncompressed Enhanced PET up to the end of its pixels.
     damage : why the file cannot be used, as a message; empty for a sound file.
     frame : number of the slice among those of its file, from 0; None where it is the only one.
     pixels_at : byte of the file at which the pixels of the first slice begin.
@@ -144,6 +148,7 @@ class Header:
     intercept: float | None = None
     pixels: PixelFormat = PixelFormat()
     declared_slices: int | None = None
+    parts: int | None = None
     suv: SuvAttributes = field(default_factory=SuvAttributes)
     file_bytes: int = 0
     frame: int | None = None
@@ -151,6 +156,11 @@ class Header:
     damage: str = ""
     unreadable: bool = False
     blank: bool = False
+
+    @property
+    def slice_bytes(self) -> int:
+        """Of the pixels of one slice, uncompressed."""
+        return (self.rows or 0) * (self.columns or 0) * ((self.pixels.bits_allocated or 0) // 8)
 
 
 def read_headers(files: Iterable[Path]) -> list[Header]:
@@ -203,11 +213,12 @@ def _read_headers(path: Path) -> list[Header]:
             if dataset is None:
                 return _foreign(path, begin[:_PREAMBLE])
             end_of_header = stream.tell()  # where the pixels begin, or the end of the file
+            pixels = _PixelElement.of(stream.read(_ELEMENT))
             file_bytes = stream.seek(0, os.SEEK_END)
         if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == _DICOMDIR:
             return []
         file = Header(path, transfer_syntax=_transfer_syntax(dataset), file_bytes=file_bytes)
-        return _parse_file(replace(file, pixels_at=end_of_header), dataset)
+        return _parse_file(replace(file, pixels_at=end_of_header), dataset, pixels)
     except Exception as error:  # pydicom lets any exception out of a damaged file
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         unreadable = isinstance(error, OSError) and error.errno is not None
@@ -250,17 +261,55 @@ def _refuse_a_bomb(stream: BinaryIO, bare: bool) -> None:
     stream.seek(0)
 
 
-def _parse_file(file: Header, dataset: FileDataset) -> list[Header]:
+class _PixelElement(NamedTuple):
+    """The head of PixelData (7FE0,0010): its own bytes, and those of its value; `_UNDEFINED` of compressed ones."""
+
+    head: int
+    value: int
+
+    @classmethod
+    def of(cls, begin: bytes) -> _PixelElement | None:
+        """From its first bytes (PS3.5 7.1.2 and 7.1.3), whatever the transfer syntax says; None of another element."""
+        if begin[:4] != _PIXEL_DATA:
+            return None
+        explicit = begin[4:6] in (b"OB", b"OW")
+        length = begin[8:12] if explicit else begin[4:8]
+        return cls(12 if explicit else 8, int.from_bytes(length, "little"))
+
+
+def _parse_file(file: Header, dataset: FileDataset, pixels: _PixelElement | None) -> list[Header]:
     name, header = file.path.name, _parse(file, Elements(dataset))
     cut = file.pixels_at >= file.file_bytes and file.transfer_syntax != DEFLATED
     if header.sop_class in (PET_IMAGE_STORAGE, *ENHANCED_PET_STORAGE) and cut and not header.damage:
         return [Header(file.path, damage=f"{name} ends before its pixels, it is truncated. Get the file again.")]
     if header.sop_class not in ENHANCED_PET_STORAGE or header.modality != "PT" or header.damage:
         return [header]
-    file = replace(file, pixels_at=file.pixels_at + (8 if file.transfer_syntax == IMPLICIT else 12))  # the tag's own
-    slices = [_parse(replace(file, frame=number), Elements(one)) for number, one in enumerate(slices_of(dataset))]
-    no_slices = f"{name} is Enhanced PET without the functional groups of its slices. Get the file again."
-    return slices or [replace(header, damage=no_slices)]
+    frames, groups = if_sound(lambda: Elements(dataset).whole(_NUMBER_OF_FRAMES)), slices_of(dataset)
+    if not groups:
+        wrong = "is Enhanced PET without the functional groups of its slices"
+    elif len(groups) != frames:
+        wrong = f"has functional groups of {len(groups)} slices, and NumberOfFrames (0028,0008) is {frames or 'absent'}"
+    elif pixels is None and file.transfer_syntax in (IMPLICIT, EXPLICIT):
+        wrong = "is Enhanced PET without PixelData (7FE0,0010) after its header"
+    else:
+        return _parse_frames(file, groups, pixels)
+    return [replace(header, damage=f"{name} {wrong}. Get the file again.")]
+
+
+def _parse_frames(file: Header, groups: list[Dataset], pixels: _PixelElement | None) -> list[Header]:
+    """The slices of an Enhanced PET, each of which knows where in the file the pixels of the first one begin."""
+    if pixels is None or pixels.value == _UNDEFINED:  # compressed, which is refused where the pixels are read
+        return [_parse(replace(file, frame=number), Elements(one)) for number, one in enumerate(groups)]
+    begin = file.pixels_at + pixels.head
+    file = replace(file, pixels_at=begin, file_bytes=min(file.file_bytes, begin + pixels.value))
+    slices = [_parse(replace(file, frame=number), Elements(one)) for number, one in enumerate(groups)]
+    expected = sum(one.slice_bytes for one in slices)
+    if pixels.value > expected + 1 and not any(one.damage for one in slices):  # a value has even length
+        surplus = (
+            f"{file.path.name} has {pixels.value} bytes of pixels, expected {expected} of its {len(slices)} slices"
+        )
+        return [replace(slices[0], damage=f"{surplus}. Get the file again.")]
+    return slices
 
 
 def _foreign(path: Path, begin: bytes) -> list[Header]:
@@ -329,6 +378,7 @@ def _parse_pet(header: Header, elements: Elements) -> Header:
             padding=_padding(elements),
         ),
         declared_slices=elements.binary(0x00540081),
+        parts=elements.binary(0x00209163),
         suv=_suv_attributes(elements),
     )
 

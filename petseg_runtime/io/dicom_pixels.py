@@ -120,8 +120,8 @@ def _pixel_data(header: Header) -> bytes:
     """The bytes of a slice's pixels."""
     if header.frame is not None:
         with header.path.open("rb") as stream:
-            stream.seek(header.pixels_at + header.frame * _slice_bytes(header))
-            return stream.read(_slice_bytes(header))
+            stream.seek(header.pixels_at + header.frame * header.slice_bytes)
+            return stream.read(header.slice_bytes)
     dataset = pydicom.dcmread(header.path, specific_tags=[_PIXEL_DATA], force=True)  # its header has passed
     element = dataset.get_item(_PIXEL_DATA)
     if not isinstance(element, RawDataElement) or not element.value:
@@ -155,10 +155,14 @@ def _decode_rle(header: Header, value: bytes) -> npt.NDArray[np.integer[Any]]:
         "pixel_representation": int(header.pixels.signed),
     }
     array, _ = get_decoder(RLELossless).as_array(value, raw=True, **options)
-    return array
+    return array.reshape(header.rows or 0, header.columns or 0)  # of several fragments pydicom makes several slices
 
 
 def _values_by_itk(header: Header) -> npt.NDArray[np.float64]:
+    try:
+        str(header.path).encode()
+    except UnicodeEncodeError as error:  # ITK would end the process
+        raise InputError("A file or folder name is not valid UTF-8. Rename it.") from error
     image = sitk.ReadImage(str(header.path), sitk.sitkFloat64, imageIO="GDCMImageIO")
     values: npt.NDArray[np.float64] = sitk.GetArrayFromImage(image)
     if values.size != (header.rows or 0) * (header.columns or 0):
@@ -169,10 +173,6 @@ def _values_by_itk(header: Header) -> npt.NDArray[np.float64]:
     return values.reshape(header.rows or 0, header.columns or 0)
 
 
-def _slice_bytes(header: Header) -> int:
-    return (header.rows or 0) * (header.columns or 0) * ((header.pixels.bits_allocated or 0) // 8)
-
-
 def _check_frame(header: Header) -> None:
     """Refuse a frame that this module cannot find in its file."""
     if header.transfer_syntax not in (IMPLICIT, EXPLICIT):
@@ -180,11 +180,11 @@ def _check_frame(header: Header) -> None:
             f"{header.path.name} is Enhanced PET in transfer syntax {header.transfer_syntax or 'absent'}, expected "
             "uncompressed. Export it uncompressed, or as single slices."
         )
-    _check_length(header, header.file_bytes - header.pixels_at - (header.frame or 0) * _slice_bytes(header))
+    _check_length(header, header.file_bytes - header.pixels_at - (header.frame or 0) * header.slice_bytes)
 
 
 def _check_length(header: Header, length: int) -> None:
-    expected = _slice_bytes(header)
+    expected = header.slice_bytes
     if length < expected:
         raise InputError(
             f"{header.path.name} is truncated: {length} bytes, expected {expected} for {header.rows} x "

@@ -108,7 +108,7 @@ HALF_LIVES_S = {
 # itself differs by one or two.
 HALF_LIFE_TOLERANCE = {F18: 0.01}
 OTHER_HALF_LIFE_TOLERANCE = 0.03
-# From Rb-82 to Zr-89 and I-124.
+# No tracer for patients has a shorter one than Rb-82; a phantom may have a longer one than I-124.
 HALF_LIFE_RANGE_S = (60.0, 600_000.0)
 # PS3.16 CID 4020, in SRT and in SNOMED CT, and the element's name.
 _NUCLIDES = {
@@ -328,8 +328,7 @@ def _decayed(attributes: SuvAttributes, overrides: SuvOverrides) -> tuple[tuple[
         how = f"not decayed because the voxels are corrected to the injection ({DECAY_CORRECTION} ADMIN)"
         return (1.0,) * len(attributes.frames), how, ()
     half_life_s, warnings = required(attributes.half_life_s, HALF_LIFE), []
-    low_s, high_s = HALF_LIFE_RANGE_S
-    if not low_s <= half_life_s <= high_s:
+    if half_life_s > HALF_LIFE_RANGE_S[1]:
         warnings.append(f"{HALF_LIFE} is {half_life_s:g} s, which no tracer for patients has. Check it, and SUV.")
     if attributes.decay_correction == "START":
         start, source = scan_start(attributes, half_life_s)
@@ -387,8 +386,12 @@ def _check_half_life(attributes: SuvAttributes) -> None:
     if attributes.half_life_s is None or unneeded:
         return
     half_life_s = required(attributes.half_life_s, HALF_LIFE)
-    if half_life_s <= 0:
-        raise refusal(f"{HALF_LIFE} is {half_life_s:g} s, expected more than 0", "with the half-life in s", HALF_LIFE)
+    if half_life_s < HALF_LIFE_RANGE_S[0]:
+        raise refusal(
+            f"{HALF_LIFE} is {half_life_s:g} s, expected at least {HALF_LIFE_RANGE_S[0]:g} s",
+            "with the half-life in s",
+            HALF_LIFE,
+        )
     nuclide = _nuclide(attributes.radionuclide)
     if nuclide is None:
         return

@@ -17,8 +17,7 @@ place. The order here is that of the IBSI SUV manual
    Where all slices of several beds have one AcquisitionTime, it is itself the scan start.
 5. Without FrameReferenceTime, or where it is counted anew for each bed: SeriesTime, if it is not later than the first
    AcquisitionTime (QIBA), in the first case by at most an hour earlier and in the second by a minute. QIBA would take
-   the first AcquisitionTime if SeriesTime is later; the manual refuses, and so does PETSeg if it is later by more than a
-   minute.
+   the first AcquisitionTime if SeriesTime is later; the manual refuses, and so does PETSeg beyond a minute.
 
 `unlike_decay_factors_s` holds what was found against DecayFactor, by which the scanner says that it scaled the slices.
 """

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filereader import dcmread
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -916,6 +916,56 @@ def test_slope_zero_in_a_compressed_slice_is_refused(tmp_path: Path) -> None:
     for dataset in series:
         compress_jpeg2000(dataset, tmp_path / "compressor")
     assert "RescaleSlope (0028,1053) 0" in refusal_of(series, tmp_path / "series")
+
+
+def test_rle_in_two_fragments_is_refused(tmp_path: Path) -> None:
+    """A frame is one fragment (PS3.5 A.4.2); nothing tells that these two are."""
+    series = pet_series()
+    for dataset in series:
+        dataset.compress(RLELossless)
+        (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+        dataset.PixelData = encapsulate([frame, frame])
+        dataset["PixelData"].is_undefined_length = True
+    assert "cannot be read (ValueError" in refusal_of(series, tmp_path)
+
+
+def test_compressed_slices_of_a_name_that_is_no_utf8_do_not_end_the_process(tmp_path: Path) -> None:
+    series = pet_series(np.ones((2, 40, 32)))
+    for dataset in series:
+        compress_jpeg2000(dataset, tmp_path / "compressor")
+    files = write(series, tmp_path / "series")
+    renamed = [Path(os.fsdecode(os.fsencode(file) + b"\xe4")) for file in files]
+    for file, name in zip(files, renamed):
+        file.rename(name)
+    with pytest.raises(InputError, match="not valid UTF-8"):
+        read_pet_series(renamed)
+
+
+@pytest.mark.parametrize("first", [None, 3])
+def test_slices_are_missing_whichever_file_says_how_many_there_are(first: int | None, tmp_path: Path) -> None:
+    series = edited(pet_series(), put(NumberOfSlices=4))[:3]
+    files = write(series, tmp_path)
+    other = dcmread(files[0])
+    other.NumberOfSlices = first
+    other.save_as(files[0])
+    with pytest.raises(InputError, match=r"NumberOfSlices \(0054,0081\) is 4, but there are 3 slices"):
+        read_pet_series(files)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"PatientWeight": ["70", "80"]}, "PatientWeight (0010,1030) is not a finite number"),
+        ({"RescaleSlope": ["1", "2"]}, "RescaleSlope (0028,1053) is not one number"),
+        ({"PatientWeight": ["70", "70"]}, ""),
+    ],
+)
+def test_two_numbers_where_one_stands_are_refused(values: dict[str, list[str]], says: str, tmp_path: Path) -> None:
+    series = edited(pet_series(), put(**values))
+    if says:
+        assert says in refusal_of(series, tmp_path)
+    else:
+        assert read_pet_series(write(series, tmp_path)).array.max() == pytest.approx(123 * FACTOR)
 
 
 @pytest.mark.parametrize("keep", [0.99, 0.6, 0.3, 0.1])

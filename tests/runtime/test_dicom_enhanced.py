@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -85,6 +87,21 @@ def enhanced(
     folder.mkdir(parents=True, exist_ok=True)
     file.save_as(folder / "enhanced.dcm", enforce_file_format=True)
     return folder / "enhanced.dcm"
+
+
+def end_of_meta(content: bytes) -> int:
+    """Of a file's own header: FileMetaInformationGroupLength (0002,0000) counts from behind itself."""
+    return 144 + int.from_bytes(content[140:144], "little")
+
+
+def in_eight_bits(file: Dataset) -> None:
+    file.BitsAllocated, file.BitsStored, file.HighBit = 8, 8, 7
+
+
+def as_doubles(file: Dataset) -> None:
+    """Real numbers in place of whole ones (PS3.3 C.7.6.25)."""
+    del file.PixelData
+    file.add_new(0x7FE00009, "OD", bytes(8 * 24))
 
 
 def expected(slopes: tuple[float, ...] = SLOPES) -> np.ndarray:
@@ -230,6 +247,41 @@ def test_refused(changes: dict, says: str, tmp_path: Path) -> None:
         path = enhanced(tmp_path, **changes)
     with pytest.raises(InputError, match=says):
         read_pet_series([path])
+
+
+@pytest.mark.parametrize(("written", "labelled"), [(None, ImplicitVRLittleEndian), (ImplicitVRLittleEndian, None)])
+def test_the_pixels_begin_where_they_do_whatever_the_transfer_syntax_says(
+    written: str | None, labelled: str | None, tmp_path: Path
+) -> None:
+    """pydicom sees how the header is written, and mends it. Something lies behind the pixels."""
+    content, other = (enhanced(tmp_path, syntax=syntax).read_bytes() for syntax in (written, labelled))
+    body = content[end_of_meta(content) :] + bytes(64)
+    (tmp_path / "enhanced.dcm").write_bytes(other[: end_of_meta(other)] + body)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        volume = read_pet_series([tmp_path / "enhanced.dcm"])
+    np.testing.assert_allclose(volume.array, expected() * FACTOR, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda file: file.PerFrameFunctionalGroupsSequence.pop(0), "of 3 slices, and NumberOfFrames .* is 4"),
+        (lambda file: file.PerFrameFunctionalGroupsSequence.pop(), "of 3 slices, and NumberOfFrames .* is 4"),
+        (lambda file: delattr(file, "NumberOfFrames"), "NumberOfFrames .* is absent"),
+        (lambda file: setattr(file, "PixelData", 2 * file.PixelData), "96 bytes of pixels, expected 48 of"),
+        (in_eight_bits, "48 bytes .* expected 24"),
+        (lambda file: setattr(file, "InConcatenationTotalNumber", 2), "is 2, but there are 1 files"),
+        (as_doubles, "without PixelData"),
+    ],
+    ids=["first", "last", "frames", "surplus", "bits", "part", "doubles"],
+)
+def test_a_file_that_contradicts_itself_is_refused(spoil: Callable, says: str, tmp_path: Path) -> None:
+    file = dcmread(enhanced(tmp_path))
+    spoil(file)
+    file.save_as(tmp_path / "enhanced.dcm")
+    with pytest.raises(InputError, match=says):
+        read_pet_series([tmp_path / "enhanced.dcm"])
 
 
 def test_two_offsets_from_utc_are_brought_together(tmp_path: Path) -> None:

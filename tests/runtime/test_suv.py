@@ -255,7 +255,7 @@ def test_without_frame_reference_time_a_series_time_is_believed_within_an_hour(
 
 def test_a_slice_without_frame_reference_time_does_not_make_series_time_good() -> None:
     frames = (FRAME, replace(FRAME, frame_reference_s=None))
-    with pytest.raises(InputError, match="FrameReferenceTime .* is absent"):
+    with pytest.raises(InputError, match=r"FrameReferenceTime .* is absent"):
         suvbw_factors(replace(START, series_start=SCAN - seconds(1800), frames=frames))
 
 
@@ -273,9 +273,7 @@ def test_ge_counts_to_the_start_of_a_frame(manufacturer: str, is_ge: bool) -> No
             suvbw_factors(attributes)
 
 
-@pytest.mark.parametrize(
-    ("half_life_s", "is_odd"), [(6_586_200.0, True), (59.0, True), (75.5, False), (360_806.0, False)]
-)
+@pytest.mark.parametrize(("half_life_s", "is_odd"), [(6_586_200.0, True), (75.5, False), (360_806.0, False)])
 def test_a_half_life_of_no_tracer_is_warned_of(half_life_s: float, is_odd: bool) -> None:
     attributes = replace(START, radionuclide=(), half_life_s=half_life_s, injection_datetime=SCAN - seconds(200))
     warnings = suvbw_factors(replace(attributes, injection_time=None)).warnings

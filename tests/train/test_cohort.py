@@ -62,8 +62,10 @@ def changed(csv: Path, edit, name: str) -> Path:
         (lambda table: table.assign(centre=".."), "cannot name a file"),
         (lambda table: table.assign(centre="average"), "as a column of the tables is"),
         (lambda table: table.assign(case=["case0", "case0 ", "b", "c"]), "twice"),
+        (lambda table: table.assign(image=300 * "i"), "does not exist"),
+        (lambda table: table.assign(bladder=5), "5 does not exist"),
     ],
-    ids=["column", "file", "twice", "empty", "cell", "blank", "dots", "average", "space"],
+    ids=["column", "file", "twice", "empty", "cell", "blank", "dots", "average", "space", "long", "number"],
 )
 def test_a_cohort_that_cannot_be_used_is_refused(edit, reason: str, cohort_csv: Path) -> None:
     with pytest.raises(InputError, match=reason):
@@ -112,11 +114,12 @@ def test_a_file_that_is_no_text_is_refused(cohort_csv: Path) -> None:
         read_cohort(read_cohort(cohort_csv)[0].image)
 
 
-def test_a_column_named_twice_is_refused(cohort_csv: Path) -> None:
+@pytest.mark.parametrize("name", ["case ", "case", "mask"])
+def test_a_column_named_twice_is_refused(name: str, cohort_csv: Path) -> None:
     lines = [f"{line},x" for line in cohort_csv.read_text().splitlines()]
-    lines[0] = lines[0].removesuffix("x") + "case "
+    lines[0] = lines[0].removesuffix("x") + name
     (cohort_csv.parent / "doubled.csv").write_text("\n".join(lines))
-    with pytest.raises(InputError, match="has the column case twice"):
+    with pytest.raises(InputError, match=f"has the column {name.strip()} twice"):
         read_cohort(cohort_csv.parent / "doubled.csv")
 
 
@@ -267,6 +270,8 @@ def test_a_json_file_changes_a_preset(tiny_config: Path) -> None:
         '{"epochs": 0}',
         '{"preset": "gpu"}',
         "not json",
+        "[" * 100_000,
+        '{"learning_rate": [1' + 400 * "0" + ", 1]}",
     ],
     ids=str,
 )
