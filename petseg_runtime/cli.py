@@ -209,7 +209,10 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
     from petseg_runtime.runner import RunSettings, remove_summary, results_before, summary_files, write_summary
     from petseg_runtime.volume import Unit
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings hold paths; what matters is checked and said
+    # Warnings of libraries hold paths and what files and peers say; what matters is checked and said.
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    for package in ("pydicom", "pynetdicom"):
+        warnings.filterwarnings("ignore", module=package)
     settings = RunSettings(
         output=options.output,
         unit=Unit(options.unit or "unknown"),
@@ -311,8 +314,6 @@ def _serve(
     except ImportError as error:
         raise UsageError("DICOM and HTTP need an extra: pip install 'petseg[serve]'.") from error
 
-    for package in ("pydicom", "pynetdicom"):  # their warnings hold what peers send
-        warnings.filterwarnings("ignore", module=package)
     inbox, title = options.input[0], checked_title(options.dicom_title)
     node = DicomNode.parse(options.send_to) if options.send_to is not None else None
     if node is not None and not settings.wants_dicom:

@@ -6,6 +6,8 @@ import gzip
 import os
 import resource
 import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +211,7 @@ def test_what_is_no_pet_is_refused(array: np.ndarray, reason: str, tmp_path: Pat
 def test_a_header_that_claims_a_giant_is_refused_before_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "scan.nrrd").write_bytes(
         b"NRRD0004\ntype: float\ndimension: 3\nsizes: 9000 9000 9000\n"
-        b"space: left-posterior-superior\nspace directions: (2,0,0) (0,2,0) (0,0,2)\n"
+        b"space: left-posterior-superior\nspace directions: (2,0,0) (0,2,0) (0,0,2)\nspace origin: (0,0,0)\n"
         b"encoding: raw\nendian: little\n\n" + b"0" * 64
     )
     with pytest.raises(InputError, match="more than a PET scan"):
@@ -394,6 +396,7 @@ def mha(path: Path, compress: bool = False, **changes: str) -> Path:
         ({"ElementSpacing": "2 3"}, "ElementSpacing of other than 3 numbers"),
         ({"TransformMatrix": "1 0 0 1"}, "TransformMatrix of other than 9 numbers"),
         ({"TransformMatrix": ""}, "does not say how the patient lies in it: TransformMatrix is absent"),
+        ({"Offset": ""}, "does not say how the patient lies in it: Offset is absent"),
         ({"TransformMatrix": "1 0 0 0 1 0 0 0 inf"}, "TransformMatrix that is no number"),
         ({"DistanceUnits": "cm"}, "in cm"),
         ({"ElementSpacing": "", "elementspacing": "2 3 4"}, "does not state its voxel size"),
@@ -420,6 +423,209 @@ def test_a_compressed_mha_holds_what_it_states(said: str, tmp_path: Path) -> Non
             read_volume(mha(path, compress=True, **changes))
     with pytest.raises(InputError, match="is truncated: 2880 bytes of voxels"):
         read_volume(mha(path, compress=True, DimSize="10 9 16"))
+    with pytest.raises(InputError, match="contradicts itself: 2880 bytes of voxels or more, expected 1440"):
+        read_volume(mha(path, compress=True, DimSize="10 9 4"))
+    mha(path, compress=True)
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(InputError, match="contradicts itself: 4 bytes after its voxels"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("field", ["Name", "Comment", "ObjectType", "ObjectSubType", "Other"])
+def test_an_mha_with_a_text_that_would_end_the_process_is_refused(field: str, tmp_path: Path) -> None:
+    """MetaIO keeps it in 255 bytes and writes on beyond."""
+    with pytest.raises(InputError, match="a header line of more than 254 characters"):
+        read_volume(mha(tmp_path / "scan.mha", **{field: "q" * 400}))
+    np.testing.assert_array_equal(read_volume(mha(tmp_path / "scan.mha", Comment="q" * 240)).array, body())
+
+
+def test_axes_of_many_decimals_are_no_long_text(tmp_path: Path) -> None:
+    one, zero = f"1.{'0' * 80}", f"0.{'0' * 80}"
+    path = mha(tmp_path / "scan.mha", TransformMatrix=" ".join((*(one, zero, zero, zero) * 2, one)))
+    assert read_volume(path).geometry.direction_lps == ((0, 0, 1), (0, 1, 0), (1, 0, 0))
+    with pytest.raises(InputError, match="more than 1000 characters"):
+        read_volume(mha(path, TransformMatrix=f"1.{'0' * 2000} 0 0 0 1 0 0 0 1"))
+
+
+def nrrd(path: Path, voxels: bytes | None = None, line: bytes = b"", **changes: str) -> Path:
+    """An NRRD file with some fields changed, or left out where the change is empty, and a line more in its header."""
+    fields = {"type": "float", "dimension": "3", "space": "left-posterior-superior", "sizes": "10 9 8"}
+    fields |= {"space directions": "(2,0,0) (0,3,0) (0,0,4)", "space origin": "(-10,20,-300)", "endian": "little"}
+    fields |= {"encoding": "raw"} | {field.replace("_", " "): value for field, value in changes.items()}
+    header = "".join(f"{field}: {value}\n" for field, value in fields.items() if value)
+    path.write_bytes(b"NRRD0005\n" + header.encode() + line + b"\n" + (body().tobytes() if voxels is None else voxels))
+    return path
+
+
+# Dimension 4, the last of one volume, with a direction in space and time for each.
+WITH_TIME = {
+    "dimension": "4",
+    "sizes": "10 9 8 1",
+    "space_directions": "(2,0,0,0) (0,3,0,0) (0,0,4,0) (0,0,0,1)",
+    "space_origin": "(-10,20,-300,0)",
+}
+
+
+@pytest.mark.parametrize(
+    ("space", "signs"),
+    [
+        ("left-posterior-superior", (1, 1, 1)),
+        ("LPS", (1, 1, 1)),
+        ("right-anterior-superior", (-1, -1, 1)),
+        ("Ras", (-1, -1, 1)),
+        ("Left-Anterior-Superior", (1, -1, 1)),
+        ("LAS", (1, -1, 1)),
+        ("left-posterior-superior-time", (1, 1, 1)),
+        ("lpst", (1, 1, 1)),
+    ],
+)
+def test_the_space_of_an_nrrd_says_where_left_is(space: str, signs: tuple[int, ...], tmp_path: Path) -> None:
+    """The NRRD standard: right and anterior are the negative of left and posterior."""
+    changes = WITH_TIME if space.lower().endswith("t") or "time" in space else {}
+    geometry = read_volume(nrrd(tmp_path / "scan.nrrd", space=space, **changes)).geometry
+    expected = np.multiply(signs, (-10 + 1 * 2, 20 + 2 * 3, -300 + 3 * 4))
+    np.testing.assert_allclose(geometry.to_lps_mm([3, 2, 1]), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("space", ["right-anterior-superior-time", "Left-Anterior-Superior-Time", "RAST", "last"])
+def test_a_space_with_time_that_itk_would_not_flip_is_refused(space: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"space is {space}, expected left-posterior-superior, RAS or LAS"):
+        read_volume(nrrd(tmp_path / "scan.nrrd", space=space, **WITH_TIME))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"space_directions": "(2,0,0) (0,3,0) none"}, "does not state its voxel size: .* none for an axis of 8"),
+        ({"space_directions": "none (0,3,0) (0,0,4)"}, "does not state its voxel size: .* none for an axis of 10"),
+        ({"space_origin": ""}, "does not say how the patient lies in it: space origin is absent"),
+        ({"space_origin": "none"}, "does not say how the patient lies in it: space origin is none"),
+        ({"spaceunits": '"cm" "cm" "cm"'}, "in cm, expected mm"),
+        ({"content": 'of an old Mac\rspace units: "cm" "cm" "cm"'}, "in cm, expected mm"),
+        ({"datafile": "scan.raw"}, "another file"),
+        ({"Data file": "LIST"}, "another file"),
+        ({"sizes": "10 9 8.0"}, "sizes 10 9 8.0"),
+        ({"sizes": ""}, "sizes absent"),
+        ({"sizes": "10 9 16"}, "is truncated: 2880 bytes of voxels, expected 5760"),
+        ({"sizes": "10 9 4"}, "contradicts itself: 2880 bytes of voxels or more, expected 1440"),
+        ({"type": "double"}, "is truncated"),
+        ({"type": "unsigned short int"}, "contradicts itself"),
+        ({"type": "block"}, "type block"),
+        ({"byte_skip": "-1"}, "apart from its header"),
+        ({"line_skip": "1"}, "apart from its header"),
+        *(({"encoding": name}, f"encoding {name}, .* Save it with gzip") for name in ("ascii", "hex", "bzip2", "bz2")),
+    ],
+    ids=str,
+)
+def test_an_nrrd_that_contradicts_itself_is_refused(changes: dict[str, str], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=reason):
+        read_volume(nrrd(tmp_path / "scan.nrrd", **changes))
+
+
+def test_a_compressed_nrrd_holds_what_it_states(tmp_path: Path) -> None:
+    path, voxels = tmp_path / "scan.nrrd", body().tobytes()
+    np.testing.assert_array_equal(read_volume(nrrd(path, gzip.compress(voxels), encoding="gzip")).array, body())
+    for held, reason in (
+        (gzip.compress(voxels * 2), "contradicts itself: 5760 bytes"),
+        (gzip.compress(voxels) * 2, "contradicts itself: .* after its voxels"),
+        (gzip.compress(voxels[:-4]), "is truncated: 2876 bytes"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            read_volume(nrrd(path, held, encoding="gzip"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"q" * 2000 + b"\n",
+        b"other: " + b"q" * 2000 + b"\n",
+        b"q" * 2000 + b": 1\n",
+        b"q" * 2000 + b"\0:=1\n",
+        b"measurement frame: (" + b"q" * 2000 + b",0,0)\n",
+        b"Kinds: " + b"q" * 8000 + b"\n",
+        b"spacings: " + b"q" * 8000 + b"\n",
+        b"blocksize: " + b"q" * 8000 + b"\n",
+    ],
+    ids=["no field", "unknown", "long name", "NUL", "measurement frame", "kinds", "spacings", "block size"],
+)
+def test_an_nrrd_with_a_line_that_would_end_the_process_is_refused(line: bytes, tmp_path: Path) -> None:
+    """ITK writes the line into a message of fixed length."""
+    with pytest.raises(InputError, match=r"no field of an NRRD|expected 500 at most"):
+        read_volume(nrrd(tmp_path / "scan.nrrd", line=line))
+
+
+@pytest.mark.parametrize("field", ["type", "dimension", "sizes", "space_directions", "space_origin", "endian"])
+def test_a_long_field_of_an_nrrd_is_refused(field: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{field.replace('_', ' ')} of 80.. characters, expected 500 at most"):
+        read_volume(nrrd(tmp_path / "scan.nrrd", **{field: "(" + "1" * 8000}))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"# " + b"q" * 20_000 + b"\n",
+        b"Segment0_Parameters:=" + b"q" * 20_000 + b": 1\n",
+        b"content: " + b"q" * 20_000 + b"\n",
+        b"# comment\n" * 2000,
+        b"units:=g/ml\nspace:=none\ndata file:=scan.raw\n# space: RAS\n",
+        b"# old Mac\r# and Windows\r\n",
+    ],
+    ids=["comment", "key", "content", "many comments", "keys like fields", "line end"],
+)
+def test_free_text_in_an_nrrd_is_passed_over(line: bytes, tmp_path: Path) -> None:
+    volume = read_volume(nrrd(tmp_path / "scan.nrrd", line=line))
+    np.testing.assert_array_equal(volume.array, body())
+    assert volume.geometry.origin_lps_mm == (-10, 20, -300)
+
+
+def test_an_nrrd_whose_header_does_not_end_is_refused(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "scan.nrrd", b"")
+    path.write_bytes(path.read_bytes().rstrip() + b"\n")
+    with pytest.raises(InputError, match="no empty line after its header"):
+        read_volume(path)
+    with pytest.raises(InputError, match="no empty line after its header, expected one within 1048576 bytes"):
+        read_volume(nrrd(path, line=b"# comment\n" * 200_000))
+
+
+def peak_of_refusing(path: Path, reason: str) -> int:
+    """Bytes of memory that Python took at most to refuse a file."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=reason):
+            read_volume(path)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_that_decompresses_to_far_more_than_it_states_is_refused_in_little_memory(tmp_path: Path) -> None:
+    zeros = bytes(1 << 27)
+    # Cut off: who reads on to the end finds no end.
+    packed = nrrd(tmp_path / "scan.nrrd", gzip.compress(zeros, 1)[:-9], encoding="gzip")
+    path = mha(tmp_path / "scan.mha", CompressedData="True", CompressedDataSize="1000")
+    path.write_bytes(path.read_bytes()[: -body().nbytes] + zlib.compress(zeros, 1)[:-9])
+    for one in (packed, path):
+        assert peak_of_refusing(one, "contradicts itself") < 1 << 25
+
+
+@pytest.mark.parametrize("begin", [b"", b"NRRD0005\n", b"ObjectType = Image\nName = "])
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_a_giant_without_line_ends_is_refused_in_little_memory(suffix: str, begin: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"scan{suffix}"
+    path.write_bytes(begin)
+    os.truncate(path, 1 << 30)  # takes no room on the disk
+    assert peak_of_refusing(path, "is no MHA|cannot be read as NRRD|no field of an NRRD") < 1 << 25
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_a_compressed_giant_is_refused_before_it_is_decompressed(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"scan{suffix}"
+    if suffix == ".mha":
+        mha(path, compress=True, DimSize="9000 9000 9000")
+    else:
+        nrrd(path, b"no gzip", sizes="9000 9000 9000", encoding="gzip")
+    with pytest.raises(InputError, match="claims 9000 x 9000 x 9000 voxels, more than a PET scan can have"):
+        read_volume(path)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -503,7 +709,7 @@ def test_an_impossible_voxel_size_is_refused(spacing: float, tmp_path: Path) -> 
     [
         (".mha", b"ElementSpacing = 2 3 4\n", b"", "does not state its voxel size"),
         (".mha", b"ElementDataFile = LOCAL", b"ElementDataFile = x.raw", "another file"),
-        (".nrrd", b"space directions: ", b"space directionz: ", "does not state its voxel size"),
+        (".nrrd", b"space directions: ", b"# space directions: ", "does not state its voxel size"),
         (".nrrd", b"space: left-posterior-superior", b"space: scanner-xyz", "does not say how the patient lies in it"),
         (".nrrd", b"space: left-posterior-superior", b"space dimension: 3", "space is absent"),
         (
