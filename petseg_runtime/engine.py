@@ -20,6 +20,12 @@ ENGINE_SUFFIX = ".engine"
 FLAVOURS = ("tensorrt_rtx", "tensorrt")
 PRECISIONS = ("f32", "fp16")
 
+# GPUs that one engine of TensorRT for RTX serves: Ampere, Ada and Blackwell.
+PORTABLE = ("8.0", "8.6", "8.9", "12.0")
+# Turing takes an engine of its own, and has no f32 convolution in three dimensions.
+TURING = "7.5"
+
+_RTX = (*PORTABLE, "12.1")
 _MAGIC = b"PETSEG ENGINE 2\n"
 _LENGTH_BYTES = 8
 _LARGEST_HEADER = 10_000_000
@@ -50,11 +56,20 @@ class EngineInfo:
     gpu: str = ""
     content_sha256: str = ""
 
-    @property
-    def rebuild(self) -> str:
-        """What to do where the engine does not fit."""
-        flavour = "" if self.flavour == FLAVOURS[0] else f" --flavour {self.flavour}"
-        return f"Rebuild it on this machine: petseg-export engine MODEL.onnx --precision {self.precision}{flavour}"
+    def rebuild(self, capability: str | None = None) -> str:
+        """What to do where the engine does not fit a GPU of this compute capability; None stands for those it is for.
+
+        TensorRT for RTX has no engine for data-centre GPUs.
+        """
+        wanted = self.compute_capabilities if capability is None else (capability,)
+        if self.flavour == "tensorrt" or not {*wanted} <= {*_RTX, TURING}:
+            options = f"--precision {self.precision} --flavour tensorrt"
+        elif TURING in wanted:
+            options = f"--precision fp16 --compute-capability {TURING}"
+        else:
+            served = () if wanted == PORTABLE else wanted
+            options = " ".join([f"--precision {self.precision}", *(f"--compute-capability {one}" for one in served)])
+        return f"Rebuild it on this machine: petseg-export engine MODEL.onnx {options}"
 
 
 @dataclass(frozen=True)
@@ -101,15 +116,15 @@ def read_engine(path: Path) -> EngineFile:
     try:
         header = json.loads(content[start : start + length])
         fields = header["engine"]
-        info = EngineInfo(**{**fields, "compute_capabilities": tuple(fields["compute_capabilities"])})
+        info = EngineInfo(**{**fields, "compute_capabilities": tuple(map(str, fields["compute_capabilities"]))})
         if info.flavour not in FLAVOURS or info.precision not in PRECISIONS or info.max_batch < 1:
             raise ValueError("a field holds what this version does not know")
         manifest = ModelManifest.from_json(json.dumps(header["manifest"]))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ModelError(f"Engine {path.name} has a header that cannot be read. {build}") from error
     engine = content[start + length :]
     if _digest(header, engine) != info.content_sha256:
-        raise ModelError(f"Engine {path.name} is damaged: it does not match the digest in its header. {info.rebuild}")
+        raise ModelError(f"Engine {path.name} is damaged: it does not match the digest in its header. {build}")
     return EngineFile(engine, info, manifest, hashlib.sha256(content).hexdigest())
 
 
@@ -121,4 +136,4 @@ def check_origin(engine: EngineFile, model: ModelFile) -> None:
     ModelError : if the digests differ.
     """
     if engine.info.onnx_sha256 != model.sha256:
-        raise ModelError(f"The engine was built from another model than this one. {engine.info.rebuild}")
+        raise ModelError(f"The engine was built from another model than this one. {engine.info.rebuild()}")

@@ -157,6 +157,7 @@ class Segmenter:
         except PetsegError as error:
             if backend != "auto":
                 raise
+            self.__dict__.pop("_backend", None)  # its memory goes back before another backend takes some
             open_with(None)  # which ends the same way where it was not for the engine
             self.choice += f" The engine beside the model is left alone: {error}"
 

@@ -96,7 +96,7 @@ def candidates(model: ModelFile, path: Path, threads: int | None) -> Iterator[Ca
 def _onnxruntime(model: ModelFile, gpu: int | None, threads: int | None) -> Backend:
     from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(model.content, gpu, threads)
+    return OnnxRuntimeBackend(model.content, gpu, threads, varying=bool(model.manifest.fit_multiple))
 
 
 def _tensorrt(model: ModelFile, beside: Path) -> Backend:

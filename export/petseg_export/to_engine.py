@@ -11,16 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from petseg_runtime.backends.tensorrt import compute_capability, gpu_name
-from petseg_runtime.engine import FLAVOURS, PRECISIONS, EngineInfo, engine_content, read_engine
+from petseg_runtime.backends.gpu import compute_capability, gpu_name
+from petseg_runtime.backends.tensorrt import new_logger
+from petseg_runtime.engine import FLAVOURS, PORTABLE, PRECISIONS, TURING, EngineInfo, engine_content, read_engine
 from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.manifest import ModelFile, read_model
 from petseg_runtime.outputs.files import whole_file
-
-# GPUs that one engine of TensorRT for RTX serves: Ampere, Ada and Blackwell.
-PORTABLE = ("8.0", "8.6", "8.9", "12.0")
-# Turing takes an engine of its own, and has no f32 convolution in three dimensions.
-TURING = "7.5"
 
 Progress = Callable[[str, int, int], None]
 
@@ -108,8 +104,7 @@ def _capabilities(trt: Any, flavour: str, precision: str, wanted: Sequence[str])
 def _build(
     trt: Any, content: bytes, model: ModelFile, capabilities: Sequence[str], max_batch: int, progress: Progress | None
 ) -> bytes:
-    messages: list[str] = []
-    logger = _logger(trt, messages)
+    logger = new_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)  # kept until the build is done: the network refers to its weights
@@ -122,31 +117,23 @@ def _build(
     profile = builder.create_optimization_profile()
     smallest = [2 * model.manifest.fit_multiple] * 3 if model.manifest.fit_multiple else patch
     profile.set_shape(name, (1, 1, *smallest), (1, 1, *patch), (max_batch, 1, *patch))
-    config.add_optimization_profile(profile)
+    sizes = f"build for windows of {smallest} to {patch}"
+    _taken(config.add_optimization_profile(profile) >= 0, logger, sizes)
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
-            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), index)
+            member = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
+            _taken(config.set_compute_capability(member, index), logger, f"build for GPUs of {capability}")
     if progress is not None:
         config.progress_monitor = _monitor(trt, progress)
     engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise ModelError(f"TensorRT cannot build the model: {_line('; '.join(messages)) or 'no reason given'}")
+    _taken(engine is not None, logger, "build the model")
     return bytes(engine)
 
 
-def _logger(trt: Any, messages: list[str]) -> Any:
-    """Keeps errors for the message; warnings of a build that succeeds change nothing that is checked afterwards."""
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                messages.append(message)
-
-    return Logger()
+def _taken(taken: bool, logger: Any, what: str) -> None:
+    if not taken:
+        raise ModelError(f"TensorRT cannot {what}: {_line('; '.join(logger.errors)) or 'no reason given'}")
 
 
 def _monitor(trt: Any, progress: Progress) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
+
 from petseg_runtime.backends.base import Backend
 from petseg_runtime.engine import EngineFile
 from petseg_runtime.errors import BackendError, ModelError
@@ -35,7 +37,7 @@ def open_backend(
         CUDA through ONNX Runtime, then the CPU; an explicit device or backend never falls back.
     engine : of the same model.
     cache : folder for what OpenVINO or TensorRT compiles, see there.
-    window : see `OpenVinoBackend`.
+    window : see `OpenVinoBackend`; where there are several sizes, CUDA does not search for the fastest convolutions.
     precision : of OpenVINO, "f32" or "bf16"; the others run in that of the model or engine.
 
     Raises
@@ -54,21 +56,24 @@ def open_backend(
     passed_over = []
     if engine is not None and backend == "auto" and device != "cpu":
         try:
-            return _chosen(_tensorrt(engine, backend, device, gpu, cache), "an engine and a GPU fit")
+            tensorrt = _tensorrt(engine, backend, device, gpu, cache)
+            return _chosen(_tried(tensorrt, engine.manifest.patch_size), "an engine and a GPU fit")
         except (BackendError, ModelError) as error:
             passed_over.append(f"TensorRT does not work: {str(error).rstrip('.')}")
     if gpu is not None:
         from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-        return _chosen(OnnxRuntimeBackend(model, gpu, threads), "; ".join([*passed_over, "as asked"]))
+        reason = "; ".join([*passed_over, "as asked"])
+        return _chosen(OnnxRuntimeBackend(model, gpu, threads, varying=window is None), reason)
     if device == "auto" and backend != "openvino":
         if has_gpu_build():
             try:
                 from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-                return _chosen(OnnxRuntimeBackend(model, 0, threads), "; ".join([*passed_over, "a GPU is present"]))
+                cuda = OnnxRuntimeBackend(model, 0, threads, varying=window is None)
+                return _chosen(_tried(cuda, window), "; ".join([*passed_over, "a GPU is present"]))
             except BackendError as error:
-                passed_over.append(f"the GPU does not work: {error}")
+                passed_over.append(f"the GPU does not work: {str(error).rstrip('.')}")
         else:
             passed_over.append("no GPU that ONNX Runtime can use")
     reason = "; ".join(passed_over) or "as asked"
@@ -93,6 +98,13 @@ def _tensorrt(engine: EngineFile | None, backend: str, device: str, gpu: int | N
     from petseg_runtime.backends.tensorrt import TensorRtBackend
 
     return TensorRtBackend(engine, gpu or 0, cache)
+
+
+def _tried(backend: Backend, window: Shape | None) -> Backend:
+    """The backend, after a window of zeros if a size is known: what fails as it computes is not to be chosen."""
+    if window is not None:
+        list(backend.predict([np.zeros((1, 1, *window), np.float32)]))
+    return backend
 
 
 def _chosen(backend: Backend, reason: str) -> tuple[Backend, str]:

@@ -55,3 +55,8 @@ def check_one_input_and_output(inputs: Sequence[str], outputs: Sequence[str], fl
         raise ModelError(
             f"The model takes {inputs[0]} and gives {outputs[0]}, expected {float32} for both. Export it again."
         )
+
+
+def one_line(error: Exception) -> str:
+    """What a vendor's error says, to be the end of a message."""
+    return " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""TensorRT on an NVIDIA GPU: the only module that touches CUDA, through cuda-core and TensorRT itself.
+"""TensorRT on an NVIDIA GPU: beside `gpu` the only module that touches CUDA, through cuda-core and TensorRT itself.
 
 A scan borrows two slots, each with a stream, an execution context and its buffers. While one slot computes a window,
 the other takes the next one's copy, so copies hide behind the compute. Every call's failure is an error here: cuda-core
@@ -7,8 +7,10 @@ raises by itself, and what TensorRT returns is looked at.
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -16,33 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from petseg_runtime.backends.base import one_line
 from petseg_runtime.backends.compiled import CompiledNetworks
+from petseg_runtime.backends.gpu import compute_capability, current, gpu_name
 from petseg_runtime.engine import FLAVOURS, EngineFile
 from petseg_runtime.errors import BackendError, ModelError, PetsegError
 from petseg_runtime.volume import FloatArray
 
 _SLOTS = 2
-
-
-def compute_capability(gpu: int) -> str:
-    """Compute capability of a GPU, such as "8.6".
-
-    Raises
-    ------
-    BackendError : if there is no NVIDIA driver, or no such GPU.
-    """
-    capability = _device(gpu).compute_capability
-    return f"{capability.major}.{capability.minor}"
-
-
-def gpu_name(gpu: int) -> str:
-    """The GPU's model, such as "NVIDIA RTX A4000".
-
-    Raises
-    ------
-    BackendError : as for `compute_capability`.
-    """
-    return str(_device(gpu).name)
+_OF_CUDA = re.compile(r"cuda ?(error|driver|runtime)|out ?of ?memory", re.IGNORECASE)
 
 
 class TensorRtBackend:
@@ -62,24 +46,24 @@ class TensorRtBackend:
     """
 
     def __init__(self, engine: EngineFile, gpu: int = 0, cache: Path | None = None) -> None:
-        info = engine.info
+        info, capability = engine.info, compute_capability(gpu)
         self._trt = _module(info.flavour)
-        check_fit(engine, self._trt.__version__, compute_capability(gpu), gpu_name(gpu))
+        check_fit(engine, self._trt.__version__, capability, gpu_name(gpu))
         self._gpu, self._shape = gpu, (1, 1, *engine.manifest.patch_size)
         self._lock = threading.Lock()
+        self._logger = new_logger(self._trt)
         with _as_backend_error(f"TensorRT does not work on GPU {gpu}"):
-            device = _device(gpu)
-            device.set_current()
-            self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
-            self._engine = self._runtime.deserialize_cuda_engine(engine.engine)
-            if self._engine is None:
-                raise ModelError(f"TensorRT refuses the engine on this GPU. {info.rebuild}")
-            self._input, self._output = _tensor_names(self._trt, self._engine)
-            self._kept = None if cache is None else CompiledNetworks(cache, repr((engine.sha256, device.name)))
-            self._config, self._cache = self._runtime_config()
+            with current(gpu) as device:
+                self._runtime = self._trt.Runtime(self._logger)
+                self._engine = self._runtime.deserialize_cuda_engine(engine.engine)
+                if self._engine is None:
+                    raise _refusal(f"TensorRT refuses the engine on GPU {gpu}", self._logger, info.rebuild(capability))
+                self._input, self._output = _tensor_names(self._trt, self._engine)
+                self._kept = None if cache is None else CompiledNetworks(cache, repr((engine.sha256, device.name)))
+                self._config, self._cache = self._runtime_config()
             self._compiled_shapes: set[tuple[int, ...]] = set()
             # At once, so that a GPU without room is passed over before it is chosen.
-            self._idle = [self._new_slots(device)]
+            self._idle = [self._new_slots()]
         self.device = f"gpu:{gpu}"
         # Another build of the same model may choose other kernels, and is another backend to the self-test's record.
         self.name = f"{info.flavour} {info.version}, {device.name}, engine {engine.sha256[:12]}, {info.precision}"
@@ -91,70 +75,81 @@ class TensorRtBackend:
         self.close()
 
     def close(self) -> None:
-        """Free the buffers that no scan is using."""
-        _device(self._gpu).set_current()
-        with self._lock:
+        """Free what no scan is using, and the rest as soon as its scan ends."""
+        with self._lock, current(self._gpu):
             while self._idle:
-                for slot in self._idle.pop():
-                    slot.close()
+                _close(self._idle.pop())
+            self._config = self._cache = self._engine = self._runtime = None
 
     def predict(self, windows: Iterable[FloatArray]) -> Iterator[FloatArray]:
         """Probabilities `(1, 1, z, y, x)` of each window, in order; one window is on its way while another computes."""
         with _as_backend_error(f"TensorRT cannot run the model on GPU {self._gpu}"), self._borrowed() as slots:
             waiting: list[_Slot] = []
             shapes = set()
-            try:
-                for count, window in enumerate(windows):
-                    if len(waiting) == len(slots):
-                        yield waiting.pop(0).result()
-                    slot = slots[count % len(slots)]
-                    slot.start(window)
-                    waiting.append(slot)
-                    shapes.add(window.shape)
-                while waiting:
+            for count, window in enumerate(windows):
+                if len(waiting) == len(slots):
                     yield waiting.pop(0).result()
-            finally:
-                for slot in waiting:  # the consumer stopped early: nothing may still write into the buffers
-                    with suppress(Exception):
-                        slot.result()
+                slot = slots[count % len(slots)]
+                slot.start(window)
+                waiting.append(slot)
+                shapes.add(window.shape)
+            while waiting:
+                yield waiting.pop(0).result()
             self._keep_compiled(shapes)
 
     @contextmanager
     def _borrowed(self) -> Iterator[list[_Slot]]:
         """Slots that nobody else uses. They come back unless something failed: then they are not to be trusted."""
-        device = _device(self._gpu)
-        device.set_current()  # the current device belongs to the thread
         with self._lock:
             slots = self._idle.pop() if self._idle else None
-        slots = slots or self._new_slots(device)
+        slots = slots or self._new_slots()
         try:
             yield slots
-        except Exception:
-            for slot in slots:
-                with suppress(Exception):
-                    slot.close()
-            raise
-        except GeneratorExit:  # the consumer stopped early, and nothing is on its way
+        except GeneratorExit:  # the consumer stopped early
             self._give_back(slots)
+            raise
+        except BaseException:
+            _close(slots)
             raise
         self._give_back(slots)
 
     def _give_back(self, slots: list[_Slot]) -> None:
+        try:
+            for slot in slots:
+                slot.wait()  # nothing may still write into the buffers
+        except Exception:
+            _close(slots)
+            return
         with self._lock:
-            self._idle.append(slots)
+            if self._engine is not None:
+                self._idle.append(slots)
+                return
+        _close(slots)
 
-    def _new_slots(self, device: Any) -> list[_Slot]:
-        with _as_backend_error(f"GPU {self._gpu} has no room for the model"):
-            return [_Slot(device, self._context(), self._input, self._output, self._shape) for _ in range(_SLOTS)]
+    def _new_slots(self) -> list[_Slot]:
+        slots: list[_Slot] = []
+        with _as_backend_error(f"GPU {self._gpu} has no room for the model"), current(self._gpu) as device:
+            try:
+                for _ in range(_SLOTS):
+                    slots.append(_Slot(device, self._context(), self._logger, self._input, self._output, self._shape))
+            except Exception:  # here: cuda-core cannot free them while an exception of its own is on the way
+                _close(slots)
+                raise
+        return slots
 
     def _context(self) -> Any:
         with self._lock:
+            if self._engine is None:
+                raise BackendError("The TensorRT backend was closed. Open the model again.")
             if self._config is None:
                 context = self._engine.create_execution_context()
             else:
                 context = self._engine.create_execution_context(self._config)
         if context is None:
-            raise BackendError(f"TensorRT has no execution context on GPU {self._gpu}: out of GPU memory?")
+            raise BackendError(
+                f"TensorRT has no execution context on GPU {self._gpu}: "
+                f"{_last_error(self._logger) or 'out of GPU memory?'}"
+            )
         return context
 
     def _runtime_config(self) -> tuple[Any, Any]:
@@ -181,12 +176,13 @@ class TensorRtBackend:
 
     def _keep_compiled(self, shapes: set[tuple[int, ...]]) -> None:
         """Keep what was compiled for windows of these sizes, if any of them is new."""
-        if self._cache is None or self._kept is None or shapes <= self._compiled_shapes:
-            return
-        with self._lock, suppress(Exception):  # costs seconds at the next start, no more
-            self._compiled_shapes |= shapes
-            compiled = bytes(self._cache.serialize())
-            if compiled != self._on_disk:
+        with suppress(Exception):  # costs seconds at the next start, no more
+            with self._lock:
+                if self._cache is None or self._kept is None or shapes <= self._compiled_shapes:
+                    return
+                self._compiled_shapes |= shapes
+                compiled = bytes(self._cache.serialize())
+            if compiled != self._on_disk:  # other scans need not wait for the disk
                 self._kept.write(self._shape, compiled)
                 self._on_disk = compiled
 
@@ -200,22 +196,29 @@ def check_fit(engine: EngineFile, version: str, capability: str, gpu: str) -> No
     """
     info = engine.info
     if info.version != version:
-        raise ModelError(f"The engine is for {info.flavour} {info.version}, here is {version}. {info.rebuild}")
+        raise ModelError(f"The engine is for {info.flavour} {info.version}, here is {version}. {info.rebuild()}")
     if capability not in info.compute_capabilities:
         raise ModelError(
             f"The engine is for GPUs of compute capability {', '.join(info.compute_capabilities)}, here is "
-            f"{capability}. {info.rebuild} --compute-capability {capability}"
+            f"{capability}. {info.rebuild(capability)}"
         )
     if info.gpu and info.gpu != gpu:
-        raise ModelError(f"The engine is for {info.gpu}, here is {gpu}. {info.rebuild}")
+        raise ModelError(f"The engine is for {info.gpu}, here is {gpu}. {info.rebuild()}")
 
 
 class _Slot:
-    """A stream, an execution context, and the buffers of one window on both sides."""
+    """A stream, an execution context, and the buffers of one window on both sides.
 
-    def __init__(self, device: Any, context: Any, input_name: str, output_name: str, shape: tuple[int, ...]) -> None:
+    Made where its GPU is the current one. That belongs to the thread, and scans of several GPUs may take turns in one,
+    so whatever is done with a slot makes it that again.
+    """
+
+    def __init__(
+        self, device: Any, context: Any, logger: Any, input_name: str, output_name: str, shape: tuple[int, ...]
+    ) -> None:
         from cuda.core import LegacyPinnedMemoryResource
 
+        self._gpu, self._logger = device.device_id, logger
         self._context, self._stream = context, device.create_stream()
         size = 4 * int(np.prod(shape))
         pinned = LegacyPinnedMemoryResource()
@@ -238,28 +241,75 @@ class _Slot:
 
     def start(self, window: FloatArray) -> None:
         """Copy a window to the GPU, compute it, and copy the result back; returns at once."""
-        if window.shape != self._shape:
-            if window.size > self._in.size or not self._context.set_input_shape(self._input, window.shape):
-                raise BackendError(f"The engine does not take windows of {window.shape}.")
-            self._shape = window.shape
-        np.copyto(self._in[: window.size], window.ravel())
-        self._host_in.copy_to(self._device_in, stream=self._stream)
-        if not self._context.execute_async_v3(int(self._stream.handle)):
-            raise BackendError("TensorRT did not start the network.")
-        self._device_out.copy_to(self._host_out, stream=self._stream)
+        with current(self._gpu):
+            if window.shape != self._shape:
+                if window.size > self._in.size or not self._context.set_input_shape(self._input, window.shape):
+                    raise BackendError(f"The engine does not take windows of {window.shape}.")
+                self._shape = window.shape
+            np.copyto(self._in[: window.size], window.ravel())
+            self._host_in.copy_to(self._device_in, stream=self._stream)
+            if not self._context.execute_async_v3(int(self._stream.handle)):
+                raise BackendError(
+                    f"TensorRT did not start the network: {_last_error(self._logger) or 'no reason given'}"
+                )
+            self._device_out.copy_to(self._host_out, stream=self._stream)
+
+    def wait(self) -> None:
+        """Until nothing is on its way."""
+        with current(self._gpu):
+            self._stream.sync()
 
     def result(self) -> FloatArray:
         """Wait for the window that was started."""
-        self._stream.sync()
+        self.wait()
         return self._out[: int(np.prod(self._shape))].reshape(self._shape).copy()
 
     def close(self) -> None:
-        del self._in, self._out, self._context
-        for buffer in (self._device_in, self._device_out):
-            buffer.close(self._stream)
-        for buffer in (self._host_in, self._host_out):
-            buffer.close()
-        self._stream.close()
+        with current(self._gpu):
+            with suppress(Exception):  # of a stream that failed; what is freed must not be in use
+                self._stream.sync()
+            del self._in, self._out, self._context
+            for buffer in (self._device_in, self._device_out):
+                buffer.close(self._stream)
+            for buffer in (self._host_in, self._host_out):
+                buffer.close()
+            self._stream.close()
+
+
+def _close(slots: Sequence[_Slot]) -> None:
+    for slot in slots:
+        with suppress(Exception):  # a GPU that failed may not let go; whoever closes has a better reason to tell
+            slot.close()
+
+
+def new_logger(trt: Any) -> Any:
+    """A logger that keeps TensorRT's last errors, in `errors`, for our messages; its own prints them to stdout."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors = deque[str](maxlen=10)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR:
+                self.errors.append(" ".join(message.split())[:300])
+
+    return Logger()
+
+
+def _last_error(logger: Any) -> str:
+    """What TensorRT said last, if anything; the next failure has a reason of its own."""
+    last = str(logger.errors[-1]) if logger.errors else ""
+    logger.errors.clear()
+    return last
+
+
+def _refusal(what: str, logger: Any, remedy: str) -> PetsegError:
+    """A `ModelError` with the remedy, but for what is CUDA's fault and not the engine's."""
+    reason = _last_error(logger)
+    if _OF_CUDA.search(reason):
+        return BackendError(f"{what}: {reason}. Check the GPU and its driver with nvidia-smi.")
+    return ModelError(f"{what}: {reason or 'no reason given'}. {remedy}")
 
 
 @contextmanager
@@ -270,7 +320,7 @@ def _as_backend_error(what: str) -> Iterator[None]:
     except PetsegError:
         raise
     except Exception as error:
-        raise BackendError(f"{what}: {_line(error)}") from error
+        raise BackendError(f"{what}: {one_line(error)}.") from error
 
 
 def _module(flavour: str) -> Any:
@@ -279,17 +329,6 @@ def _module(flavour: str) -> Any:
     except ImportError as error:
         package = "petseg[gpu]" if flavour == FLAVOURS[0] else f"{flavour}, which petseg[gpu] does not bring"
         raise BackendError(f"{flavour} is not installed. Install {package}, or pass the .onnx file.") from error
-
-
-def _device(gpu: int) -> Any:
-    try:
-        from cuda.core import Device
-
-        return Device(gpu)
-    except ImportError as error:
-        raise BackendError("cuda-core is not installed. Install petseg[gpu], or pass the .onnx file.") from error
-    except Exception as error:  # no driver, or no such device: cuda-core's errors share no base class
-        raise BackendError(f"There is no NVIDIA GPU {gpu} here: {_line(error)}") from error
 
 
 def _tensor_names(trt: Any, engine: Any) -> tuple[str, str]:
@@ -304,7 +343,3 @@ def _tensor_names(trt: Any, engine: Any) -> tuple[str, str]:
             f"The engine's {', '.join(odd)} is not float32. Export the model again, and rebuild the engine."
         )
     return inputs[0], outputs[0]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from petseg_runtime.backends import onnxruntime as onnxruntime_backend
 from petseg_runtime.backends import open_backend
 from petseg_runtime.backends import openvino as openvino_backend
-from petseg_runtime.backends.onnxruntime import check_provider
+from petseg_runtime.backends.onnxruntime import OnnxRuntimeBackend, check_provider
 from petseg_runtime.backends.openvino import OpenVinoBackend
 from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.segmenter import BUNDLED_MODEL, Segmenter
@@ -244,6 +247,123 @@ def test_a_session_that_fell_back_is_refused() -> None:
     check_provider(["CUDAExecutionProvider", "CPUExecutionProvider"], "CUDAExecutionProvider")
     with pytest.raises(BackendError, match="fell back to CPUExecutionProvider"):
         check_provider(["CPUExecutionProvider"], "CUDAExecutionProvider")
+
+
+class FakeCudaSession:
+    """Of an ONNX Runtime for the GPU, with a GPU: computes 0.5, or fails as `fails` says."""
+
+    fails_to_start = fails = ""
+
+    def __init__(self, *_: object, provider_options: list[dict[str, str]], **__: object) -> None:
+        type(self).options = provider_options[0]
+        if self.fails_to_start:
+            raise RuntimeError(self.fails_to_start)
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"]
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="port", type="tensor(float)")]
+
+    get_outputs = get_inputs
+
+    def io_binding(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            bind_cpu_input=lambda *_: None, bind_output=lambda _: None, copy_outputs_to_cpu=lambda: [np.float32(0.5)]
+        )
+
+    def run_with_iobinding(self, _: object) -> None:
+        if self.fails:
+            raise RuntimeError(self.fails)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeCudaSession]:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeCudaSession)
+    monkeypatch.setattr(onnxruntime_backend, "gpu_name", lambda gpu: f"NVIDIA {gpu}")
+    monkeypatch.setattr(onnxruntime_backend, "_load_cuda", lambda: None)
+    monkeypatch.setattr("petseg_runtime.backends.has_gpu_build", lambda: True)
+    for cause in ("fails_to_start", "fails"):
+        monkeypatch.setattr(FakeCudaSession, cause, "")
+    return FakeCudaSession
+
+
+def test_the_name_of_cuda_tells_the_gpus_model(cuda: type[FakeCudaSession]) -> None:
+    backend, choice = open_backend(b"", window=(8, 8, 8))
+    assert backend.name.endswith(", CUDA GPU 0, NVIDIA 0, f32")
+    assert "a GPU is present" in choice
+
+
+@pytest.mark.parametrize(("window", "search"), [((8, 8, 8), "EXHAUSTIVE"), (None, "HEURISTIC")])
+@pytest.mark.parametrize("device", ["auto", "gpu"])
+def test_cuda_searches_convolutions_for_windows_of_one_size(
+    device: str, window: Any, search: str, cuda: type[FakeCudaSession]
+) -> None:
+    open_backend(b"", device=device, window=window)
+    assert cuda.options["cudnn_conv_algo_search"] == search
+
+
+def test_a_cuda_that_does_not_start_is_quiet_and_told(
+    cuda: type[FakeCudaSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[int] = []
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", levels.append)
+    cuda.fails_to_start = "nodes are assigned to the CPU,\nbut fallback to CPU EP has been disabled."
+    with pytest.raises(BackendError, match=r"GPU 1: CUDA did not start \(.*driver 580 or newer\), or lacks a part"):
+        OnnxRuntimeBackend(b"", 1)
+    assert levels == [4, 2]
+    cuda.fails_to_start = "device 1 is gone."
+    with pytest.raises(BackendError, match=r"GPU 1: device 1 is gone\.$"):
+        OnnxRuntimeBackend(b"", 1)
+
+
+def test_auto_passes_over_a_cuda_that_starts_and_does_not_compute(
+    cuda: type[FakeCudaSession], known_model: Path
+) -> None:
+    cuda.fails = "CUDNN_STATUS_EXECUTION_FAILED"
+    backend, choice = open_backend(known_model.read_bytes(), window=(16, 16, 16))
+    assert backend.device == "cpu"
+    assert "the GPU does not work: ONNX Runtime cannot run the model: CUDNN_STATUS_EXECUTION_FAILED)" in choice
+    asked, _ = open_backend(b"", device="gpu", window=(16, 16, 16))
+    with pytest.raises(BackendError, match="CUDNN_STATUS"):
+        next(asked.predict([np.zeros((1, 1, 16, 16, 16), np.float32)]))
+
+
+def test_an_error_of_onnx_runtime_that_says_nothing_is_named(
+    monkeypatch: pytest.MonkeyPatch, known_model: Path
+) -> None:
+    class Silent(FakeCudaSession):
+        def io_binding(self) -> SimpleNamespace:
+            raise MemoryError
+
+    backend, _ = open_backend(known_model.read_bytes(), "onnxruntime", "cpu")
+    monkeypatch.setattr(backend, "_session", Silent(provider_options=[{}]))
+    with pytest.raises(BackendError, match="cannot run the model: MemoryError"):
+        next(backend.predict([np.zeros(1, np.float32)]))
+
+
+def test_the_cuda_libraries_of_pip_are_loaded_once_and_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime_backend._load_cuda.cache_clear()
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "onnxruntime" / "__init__.py"))
+    monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
+    for name in ("cu12/lib/libcublas.so.12", "cudnn/lib/libcudnn.so.9", "cu13/lib/libcublas.so.13"):
+        (tmp_path / "nvidia" / name).parent.mkdir(parents=True)
+        (tmp_path / "nvidia" / name).write_text("no library")
+    tried: list[str] = []
+
+    def load(path: str) -> None:
+        tried.append(Path(path).name)
+        raise OSError(f"{path}: invalid ELF header")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    for _ in range(2):
+        onnxruntime_backend._load_cuda()
+    assert tried == ["libcublas.so.13", "libcudnn.so.9"]
+    assert capfd.readouterr() == ("", "")
+    onnxruntime_backend._load_cuda.cache_clear()
 
 
 def test_openvino_has_no_gpu(known_model: Path) -> None:
