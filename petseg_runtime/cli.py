@@ -250,9 +250,10 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
     summary: tuple[Path, ...] = ()
     if folder is None:
         _run_scans(scans, loading, settings, options, results, failures)
-        table = summary_files(settings.folder_for(scans[0]))[0] if scans else None
-        if table is not None and table.exists() and not options.quiet:
-            _messages().print(f"{table.name} in the output folder is of a run before: it does not hold this result.")
+        before = [file.name for file in summary_files(settings.folder_for(scans[0])) if file.exists()] if scans else []
+        if before and not options.quiet:
+            of = "are of a run before: they do" if len(before) > 1 else "is of a run before: it does"
+            _messages().print(f"{' and '.join(before)} in the output folder {of} not hold this result.")
     else:
         prepare_folder(folder)
         remove_summary(folder, settings.overwrite)
@@ -271,7 +272,7 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
 
 def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.Namespace) -> None:
     """Do what arrives in the inbox until SIGTERM or Ctrl-C; the scan in hand is finished."""
-    from petseg_runtime.console import print_notes
+    from petseg_runtime.console import on_one_line, print_notes
     from petseg_runtime.inbox import watch
 
     if len(options.input) != 1 or settings.overrides.options:
@@ -292,7 +293,7 @@ def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.
             print(json.dumps(_json_record(outcome)), flush=True)
         if not options.quiet:
             print_notes(outcome, True, options.verbose)
-            _messages().print(f"{outcome.label}: done in {outcome.seconds:.1f} s")
+            _messages().print(f"{on_one_line(outcome.label)}: done in {outcome.seconds:.1f} s")
 
     with ExitStack() as services:
         segmenter = loading.result()

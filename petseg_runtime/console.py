@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from petseg_runtime.outputs.numbers import amount, number
 
 if TYPE_CHECKING:  # a message must not wait for the imports of a run
     from petseg_runtime.commissioning import Record
@@ -16,6 +20,7 @@ if TYPE_CHECKING:  # a message must not wait for the imports of a run
     from petseg_runtime.runner import ScanResult
 
 _MAX_LESION_ROWS = 20
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class _Console(Console):
@@ -32,10 +37,20 @@ def messages_console() -> Console:
     return _MESSAGES
 
 
+def on_one_line(text: object) -> str:
+    """What may hold the name of a file, which may hold line feeds, and escapes that a terminal would obey."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", str(text))
+
+
+class _Description(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(on_one_line(task.description))
+
+
 def progress_bar() -> Progress:
     """The bar of a run; nothing where nobody watches."""
     return Progress(
-        TextColumn("{task.description}", markup=False),
+        _Description(),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
@@ -48,14 +63,14 @@ def progress_bar() -> Progress:
 
 def complain(text: str) -> None:
     """One line that says what is wrong."""
-    _MESSAGES.print(f"petseg-run: {' '.join(text.split())}", style="red")
+    _MESSAGES.print(f"petseg-run: {on_one_line(' '.join(text.split()))}", style="red")
 
 
 def print_notes(result: ScanResult, name_them: bool, verbose: bool) -> None:
     """What was decided, what to mind, and how long it took."""
     stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in result.timings_s.items())
     for note in (*result.decisions, *result.warnings, *([stages] if verbose else [])):
-        _MESSAGES.print(f"{result.label}: {note}" if name_them else note, style="dim")
+        _MESSAGES.print(on_one_line(f"{result.label}: {note}" if name_them else note), style="dim")
 
 
 def print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None:
@@ -68,25 +83,30 @@ def print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None:
         rows = [("none" if not statistics.lesions else f"all {statistics.lesion_count}", statistics.tumour)]
         if statistics.lesion_count > 1:
             rows += [(str(lesion.label), lesion) for lesion in statistics.lesions[:_MAX_LESION_ROWS]]
-        for number, (lesion, region) in enumerate(rows):
+        for row, (lesion, region) in enumerate(rows):
             table.add_row(
-                result.label if number == 0 else "",
+                on_one_line(result.label) if row == 0 else "",
                 lesion,
-                f"{region.mtv_ml:.1f}",
+                amount(region.mtv_ml),
                 *_uptake(region, statistics.unit),
-                f"{result.seconds:.1f}" if number == 0 else "",
+                f"{result.seconds:.1f}" if row == 0 else "",
             )
     output = _output()
     output.print(table)
+    for result in results:
+        if result.statistics.lesion_count > _MAX_LESION_ROWS:
+            output.print(
+                f"{on_one_line(result.label)}: listed are the {_MAX_LESION_ROWS} largest of "
+                f"{result.statistics.lesion_count} lesions."
+            )
     for file in (*(file for result in results for file in result.files), *summary):
-        output.print(f"wrote {file}")
+        output.print(f"wrote {on_one_line(file)}")
 
 
 def _uptake(region: RegionStatistics, unit: str) -> list[str]:
     if region.tlg_g is None:
         return ["in Bq/ml" if unit == "bqml" else "unit unknown", "–", "–", "–"]
-    values = (region.suv_max, region.suv_peak, region.suv_mean, region.tlg_g)
-    return ["–" if value is None else f"{value:.2f}" for value in values]
+    return [*(number(value, 2) for value in (region.suv_max, region.suv_peak, region.suv_mean)), amount(region.tlg_g)]
 
 
 def print_self_test(record: Record, path: Path) -> None:
@@ -99,7 +119,7 @@ def print_self_test(record: Record, path: Path) -> None:
         table.add_row(outcome.name, *numbers, "passed" if outcome.passed else "FAILED")
     output = _output()
     output.print(table)
-    output.print(f"wrote {path}")
+    output.print(f"wrote {on_one_line(path)}")
 
 
 def _output() -> Console:

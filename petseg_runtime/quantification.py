@@ -97,7 +97,7 @@ def quantify(
 
     Raises
     ------
-    ValueError : if the labels or probabilities are not on the scan's grid.
+    ValueError : if the labels or probabilities are not on the scan's grid, or a number between 1 and n has no voxel.
     """
     for name, array in (("labels", lesion_labels), ("probabilities", probabilities)):
         if array is not None and array.shape != volume.array.shape:
@@ -106,7 +106,10 @@ def quantify(
     index = np.column_stack(np.unravel_index(np.flatnonzero(lesion_labels != 0), lesion_labels.shape))
     labels = lesion_labels[tuple(index.T)]
     index = index[np.argsort(labels, kind="stable")]
-    ends = np.cumsum(np.bincount(labels, minlength=1)[1:])
+    counts = np.bincount(labels, minlength=1)[1:]
+    if not counts.all():
+        raise ValueError(f"labels go up to {len(counts)}, but there is no {int(counts.argmin()) + 1}")
+    ends = np.cumsum(counts)
     peaks: list[float | None] = []
     lesions = []
     for label, end in enumerate(ends, start=1):

@@ -431,7 +431,7 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         if identity:
             content["identity"] = identity
         if settings.report:
-            write_report(scan.name, volume, segmentation, segmenter.manifest, content, report)
+            write_report(str(scan.folder / scan.name), volume, segmentation, segmenter.manifest, content, report)
         timings_s["writing"] = round(perf_counter() - started, 4)
         content["sha256"] = {file.name: file_sha256(file) for file in files if file != last}
         write_json(content, files[-1])
@@ -617,6 +617,20 @@ def _warnings(volume: Volume, segmentation: Segmentation) -> tuple[str, ...]:
         own = (f"The highest SUVbw of the scan is {highest:.3g}, expected {low:g} to {high:g}. Check its unit.",)
     if segmentation.statistics.lesions and segmentation.statistics.tumour.intensity_peak is None:
         own += ("The voxels are too large for a sphere of 1 ml: SUVpeak is left out.",)
+    own += _peaks_beside(segmentation.statistics)
     if segmentation.statistics.tumour.edge_mm == 0:
         own += ("A lesion reaches the edge of the scan and may go on beyond: its quantities are of what was scanned.",)
     return (*volume.warnings, *segmentation.warnings, *own)
+
+
+def _peaks_beside(statistics: ScanStatistics) -> tuple[str, ...]:
+    """Of lesions whose SUVpeak may be a neighbour's, as the bladder's."""
+    higher = [
+        str(lesion.label)
+        for lesion in statistics.lesions
+        if lesion.suv_peak is not None and lesion.suv_max is not None and lesion.suv_peak > lesion.suv_max
+    ]
+    if not higher:
+        return ()
+    which = f"lesion{'s' if len(higher) > 1 else ''} {', '.join(higher)}"
+    return (f"SUVpeak is above SUVmax in {which}: the sphere of 1 ml holds higher uptake from beside.",)

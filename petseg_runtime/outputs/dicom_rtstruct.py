@@ -17,6 +17,7 @@ from petseg_runtime.volume import Geometry
 SERIES_NUMBER = 904
 
 _LONGEST_SHORT_TEXT = 1024  # PS3.5 table 6.2-1, ST
+_MORE = "More in the run's record."
 
 _STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, which readers expect of the study referred to
 _COPIED = (*PATIENT_AND_STUDY, "SpecificCharacterSet", "FrameOfReferenceUID")
@@ -67,8 +68,6 @@ def structure_set(
 
 def _header(first: Dataset, equipment: Equipment, warnings: Sequence[str]) -> Dataset:
     now = datetime.now()
-    about = f"Research use only. Model {equipment.model_name} {equipment.model_version}, SHA-256 "
-    about += " ".join([f"{equipment.model_sha256}.", *warnings])
     dataset = _item(
         SOPClassUID=RTStructureSetStorage,
         SOPInstanceUID=generate_uid(),
@@ -85,7 +84,7 @@ def _header(first: Dataset, equipment: Equipment, warnings: Sequence[str]) -> Da
         DeviceSerialNumber=equipment.serial_number,
         SoftwareVersions=equipment.software,
         StructureSetLabel="TUMOUR",
-        StructureSetDescription=about[:_LONGEST_SHORT_TEXT],
+        StructureSetDescription=_description(equipment, warnings),
         StructureSetDate=now.strftime("%Y%m%d"),
         StructureSetTime=now.strftime("%H%M%S"),
         ApprovalStatus="UNAPPROVED",
@@ -99,6 +98,17 @@ def _header(first: Dataset, equipment: Equipment, warnings: Sequence[str]) -> Da
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     return dataset
+
+
+def _description(equipment: Equipment, warnings: Sequence[str]) -> str:
+    """What made it and what to mind: as many warnings as there is room for, each of them whole."""
+    about = f"Research use only. Model {equipment.model_name} {equipment.model_version}, SHA-256 "
+    texts = [f"{about}{equipment.model_sha256}.", *warnings]
+    if len(" ".join(texts)) > _LONGEST_SHORT_TEXT:
+        while len(texts) > 1 and len(" ".join([*texts, _MORE])) > _LONGEST_SHORT_TEXT:
+            texts.pop()
+        texts.append(_MORE)
+    return " ".join(texts)
 
 
 def _referenced_frame(source: Sequence[Dataset]) -> Dataset:

@@ -21,13 +21,13 @@ _G = CodedConcept("g", "UCUM", "gram")
 _SUV = CodedConcept("g/ml{SUVbw}", "UCUM", "Standardized Uptake Value body weight")
 _ONE = CodedConcept("1", "UCUM", "no units")
 _SUVBW = CodedConcept("126401", "DCM", "SUVbw")
-_PEAK = CodedConcept("126031", "DCM", "Peak Value Within ROI")
 _VOLUME = CodedConcept("126032", "DCM", "Metabolic Volume")
 _GLYCOLYSIS = CodedConcept("126033", "DCM", "Total Lesion Glycolysis")
 _DIAMETER = CodedConcept("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")
 _PROBABILITY = CodedConcept("mean-probability", "99PETSEG", "Mean tumour probability")
 _MAXIMUM = CodedConcept("56851009", "SCT", "Maximum")
 _MEAN = CodedConcept("373098007", "SCT", "Mean")
+_PEAK = CodedConcept("126031", "DCM", "Peak Value Within ROI")  # no quantity but a derivation, CID 7464
 _PROCEDURE = CodedConcept("44136-0", "LN", "PET Unspecified body region")
 _ABSENT = CodedConcept("2667000", "SCT", "Absent")
 
@@ -89,7 +89,7 @@ def _lesion(
         (_DIAMETER, lesion.diameter_mm, _MM, None),
         (_SUVBW, lesion.suv_max, _SUV, _MAXIMUM),
         (_SUVBW, lesion.suv_mean, _SUV, _MEAN),
-        (_PEAK, lesion.suv_peak, _SUV, None),
+        (_SUVBW, lesion.suv_peak, _SUV, _PEAK),
         (_GLYCOLYSIS, lesion.tlg_g, _G, None),
         (_PROBABILITY, lesion.mean_probability, _ONE, None),
     ]

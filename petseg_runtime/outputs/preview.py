@@ -16,13 +16,15 @@ from petseg_runtime.volume import FloatArray, MaskArray, Triple, Unit, Volume, b
 RgbArray = npt.NDArray[np.uint8]
 
 _LARGEST_PIXEL_MM, _LESION_PIXEL_MM = 1.5, 0.5
-_GAP_PIXELS = 12
+_GAP_PIXELS = 20  # white round each panel, in which its letters stand, near to it
 _SURROUNDINGS_MM = 70.0  # shown round a lesion's hottest voxel on each side
 _VISIBLE, _MARGIN_MM = 0.03, 15.0  # what of black is more than the noise in air; kept around it
 _MARKS = (("R", "L"), ("R", "L"), ("A", " "))  # at the left and right edge of each panel
 _SUV_RANGE = 10.0  # black at this SUV, the usual window of FDG reading
-_OUTLINE = (220, 0, 30)
-_LETTER = (90, 90, 90)
+_OUTLINES = {2: (0, 90, 230), 1: (220, 0, 30)}  # of other lesions, and of what the picture is about
+_INK = (90, 90, 90)
+_BARS_MM = (50.0, 20.0, 10.0, 5.0, 2.0)  # of the scale: the longest that the axial panel is wide enough for
+_TEXT_PIXELS = 16
 
 # 5 x 5 pixels a letter, one row a string.
 _LETTERS = {
@@ -36,8 +38,8 @@ def render_preview(volume: Volume, mask: MaskArray, cut: bool = False) -> RgbArr
     """Axial, coronal and sagittal projections side by side, RGB `(rows, columns, 3)`.
 
     Radiological view: the patient's right is on the picture's left, head up, and in the sagittal view the front on
-    the left (the letters R, L and A say so). Inverted grey; black is SUV 10, or the 99.9th percentile where the
-    unit is unknown. The red line is the outline of the mask's own projection. `cut` leaves out the air around.
+    the left (the letters R, L and A say so). Inverted grey, see `grey_window`; it and a scale stand below. The red
+    line is the outline of the mask's own projection. `cut` leaves out the air around.
     """
     orientation = volume.geometry.orientation
     array, mask = orientation.to_canonical(volume.array), orientation.to_canonical(mask)
@@ -47,11 +49,14 @@ def render_preview(volume: Volume, mask: MaskArray, cut: bool = False) -> RgbArr
         box = bounding_box(shown, around) if shown.any() else ...
         array, mask = array[box], mask[box]
     planes = [(array.max(axis=axis), mask.max(axis=axis)) for axis in range(3)]
-    return _page(planes, volume.geometry.canonical_spacing_mm, _black(volume), _LARGEST_PIXEL_MM)
+    return _page(planes, volume, _LARGEST_PIXEL_MM)
 
 
 def render_lesion(volume: Volume, labels: npt.NDArray[np.integer], label: int) -> RgbArray:
-    """Axial, coronal and sagittal slices through a lesion's hottest voxel, cut to its surroundings; as the preview."""
+    """Axial, coronal and sagittal slices through a lesion's hottest voxel, cut to its surroundings; as the preview.
+
+    Its outline is red, that of other lesions blue.
+    """
     orientation = volume.geometry.orientation
     array, labels = orientation.to_canonical(volume.array), orientation.to_canonical(labels)
     box = bounding_box(labels == label)
@@ -64,41 +69,78 @@ def render_lesion(volume: Volume, labels: npt.NDArray[np.integer], label: int) -
         for side, place, n in zip(box, hottest.tolist(), reach)
     )
     within = hottest - [side.start for side in around]
-    planes = [
-        (array[around].take(within[axis], axis), (labels[around] > 0).take(within[axis], axis)) for axis in range(3)
-    ]
-    return _page(planes, spacing_mm, _black(volume), _LESION_PIXEL_MM)
+    whose = np.where(labels[around] == label, 1, 2 * (labels[around] > 0))
+    planes = [(array[around].take(within[axis], axis), whose.take(within[axis], axis)) for axis in range(3)]
+    return _page(planes, volume, _LESION_PIXEL_MM)
+
+
+def grey_window(volume: Volume) -> str:
+    """Which values are white and black in the pictures of a scan."""
+    if volume.unit is Unit.SUVBW:
+        return f"white 0, black SUVbw {_SUV_RANGE:g}"
+    unit = "Bq/ml" if volume.unit is Unit.BQML else "in the scan's own unit"
+    return f"white 0, black {_black(volume):.3g} {unit}"
 
 
 def _black(volume: Volume) -> float:
-    return _SUV_RANGE if volume.unit is Unit.SUVBW else float(np.percentile(volume.array, 99.9))
+    """SUV 10; without SUV the 99.9th percentile, or, of a scan that is nearly empty, its largest value."""
+    if volume.unit is Unit.SUVBW:
+        return _SUV_RANGE
+    percentile = float(np.percentile(volume.array, 99.9))
+    return percentile if percentile > 0 else float(volume.array.max())
 
 
-def _page(
-    planes: Sequence[tuple[FloatArray, npt.NDArray[np.generic]]], spacing_mm: Triple, black: float, largest_mm: float
-) -> RgbArray:
+def _page(planes: Sequence[tuple[FloatArray, npt.NDArray[np.integer]]], volume: Volume, largest_mm: float) -> RgbArray:
     """The axial, coronal and sagittal plane, each with its mask, of canonical axes, side by side on white."""
+    spacing_mm, black = volume.geometry.canonical_spacing_mm, _black(volume)
     pixel_mm = min(largest_mm, *spacing_mm)  # no voxel of a lesion falls between two pixels
     panels = []
     for axis, (plane, mask) in enumerate(planes):
         plane_mm = _plane_spacing(spacing_mm, axis)
         grey = _to_square_pixels(plane, plane_mm, pixel_mm, sitk.sitkLinear)
-        inside = _to_square_pixels(mask, plane_mm, pixel_mm, sitk.sitkNearestNeighbor) > 0
-        panel = _panel(grey / max(black, 1e-12), inside)
+        whose = _to_square_pixels(mask, plane_mm, pixel_mm, sitk.sitkNearestNeighbor)
+        panel = _panel(grey / max(black, 1e-12), whose)
         panel = panel[::-1] if axis else panel  # canonical z runs up, rows run down
-        panel = np.ascontiguousarray(panel)
-        left, right = _MARKS[axis]
-        _stamp(panel, left, left=True)
-        _stamp(panel, right, left=False)
-        panels.append(panel)
-    height = max(panel.shape[0] for panel in panels) + 2 * _GAP_PIXELS
-    width = sum(panel.shape[1] + _GAP_PIXELS for panel in panels) + _GAP_PIXELS
-    page = np.full((height, width, 3), 255, dtype=np.uint8)
-    column = _GAP_PIXELS
-    for panel in panels:
-        page[_GAP_PIXELS : _GAP_PIXELS + panel.shape[0], column : column + panel.shape[1]] = panel
-        column += panel.shape[1] + _GAP_PIXELS
-    return page
+        panels.append(_framed(panel, *_MARKS[axis]))
+    height = max(panel.shape[0] for panel in panels)
+    row = np.concatenate([_grown(panel, height, panel.shape[1]) for panel in panels], axis=1)
+    field_mm = planes[0][0].shape[1] * spacing_mm[2]
+    below = _legend(next((bar for bar in _BARS_MM if bar <= field_mm), 1.0), pixel_mm, grey_window(volume))
+    width = max(row.shape[1], below.shape[1])
+    return np.concatenate([_grown(part, part.shape[0], width) for part in (row, below)])
+
+
+def _framed(panel: RgbArray, left: str, right: str) -> RgbArray:
+    """A panel with white round it, and at half height the letters beside it, where they hide and are hidden by none."""
+    gap = _GAP_PIXELS
+    framed = np.pad(panel, ((gap, gap), (gap, gap), (0, 0)), constant_values=255)
+    for letter, column in ((left, gap - 12), (right, framed.shape[1] - gap + 2)):
+        if letter in _LETTERS:
+            glyph = np.array([[pixel == "1" for pixel in row] for row in _LETTERS[letter]]).repeat(2, 0).repeat(2, 1)
+            top = framed.shape[0] // 2 - glyph.shape[0] // 2
+            framed[top : top + glyph.shape[0], column : column + glyph.shape[1]][glyph] = _INK
+    return framed
+
+
+def _legend(bar_mm: float, pixel_mm: float, window: str) -> RgbArray:
+    """A bar of this length, and what it and the greys mean."""
+    from PIL import Image, ImageDraw, ImageFont  # not every run draws
+
+    font, text = ImageFont.load_default(_TEXT_PIXELS), f"{bar_mm / 10:g} cm; {window}"
+    pixels = max(1, round(bar_mm / pixel_mm))
+    start = _GAP_PIXELS + pixels + 8
+    legend = Image.new("RGB", (start + round(font.getlength(text)) + _GAP_PIXELS, _TEXT_PIXELS + _GAP_PIXELS), "white")
+    drawing = ImageDraw.Draw(legend)
+    middle = _TEXT_PIXELS // 2
+    drawing.rectangle((_GAP_PIXELS, middle - 1, _GAP_PIXELS + pixels - 1, middle + 1), fill=_INK)
+    drawing.text((start, middle), text, fill=_INK, font=font, anchor="lm")
+    return np.asarray(legend)
+
+
+def _grown(picture: RgbArray, height: int, width: int) -> RgbArray:
+    """A picture with white below it and at its right."""
+    more = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
+    return np.pad(picture, more, constant_values=255)
 
 
 def write_preview(volume: Volume, mask: MaskArray, path: Path) -> None:
@@ -121,10 +163,11 @@ def _plane_spacing(spacing_mm: Triple, projected: int) -> tuple[float, float]:
     return rows, columns
 
 
-def _panel(darkness: FloatArray, inside: npt.NDArray[np.bool_]) -> RgbArray:
+def _panel(darkness: FloatArray, whose: FloatArray) -> RgbArray:
     shade = 255 * (1 - np.clip(darkness, 0, 1))
     panel = np.repeat(shade[..., None], 3, axis=2).astype(np.uint8)
-    panel[inside & ~_eroded(inside)] = _OUTLINE
+    for number, colour in _OUTLINES.items():
+        panel[(whose == number) & ~_eroded(whose == number)] = colour
     return panel
 
 
@@ -147,15 +190,3 @@ def _to_square_pixels(
 def _eroded(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     padded = np.pad(inside, 1)
     return padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-
-
-def _stamp(panel: RgbArray, letter: str, left: bool) -> None:
-    """Draw a letter at half height at the left or right edge."""
-    if letter not in _LETTERS:
-        return
-    glyph = np.array([[pixel == "1" for pixel in row] for row in _LETTERS[letter]]).repeat(2, 0).repeat(2, 1)
-    rows, columns = glyph.shape
-    top = max(0, panel.shape[0] // 2 - rows // 2)
-    here = panel[top : top + rows, 2 : 2 + columns] if left else panel[top : top + rows, -2 - columns : -2]
-    if here.shape[:2] == glyph.shape:
-        here[glyph] = _LETTER

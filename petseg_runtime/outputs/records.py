@@ -68,7 +68,7 @@ def write_csv(rows: Sequence[dict[str, Any]], failures: Sequence[tuple[str, Exce
 
 def _plain(value: Any) -> Any:
     """A cell that a spreadsheet takes for text or a number, never for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def run_record(

@@ -6,9 +6,10 @@ The page is one HTML file that loads nothing from elsewhere, and prints on A4 an
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,8 @@ import numpy as np
 from petseg_runtime import __version__
 from petseg_runtime.manifest import ModelManifest
 from petseg_runtime.outputs.files import whole_file
-from petseg_runtime.outputs.preview import RgbArray, as_png, render_lesion, render_preview
+from petseg_runtime.outputs.numbers import amount, number
+from petseg_runtime.outputs.preview import RgbArray, as_png, grey_window, render_lesion, render_preview
 from petseg_runtime.quantification import RegionStatistics, ScanStatistics
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.volume import Unit, Volume
@@ -29,18 +31,21 @@ _PICTURED_LESIONS = 6
 _BARS = 30
 _CAUTION = "For research only. Not a medical device; not for diagnosis or treatment."
 
-# Columns of the lesions' table: heading, field, decimals.
-_COLUMNS = (
-    ("MTV, ml", "mtv_ml", 1),
-    ("SUVmax", "suv_max", 2),
-    ("SUVpeak", "suv_peak", 2),
-    ("SUVmean", "suv_mean", 2),
-    ("TLG, g", "tlg_g", 1),
-    ("41 % volume, ml", "mtv_41_ml", 1),
-    ("SUV 2.5 volume, ml", "mtv_suv25_ml", 1),
-    ("diameter, mm", "diameter_mm", 0),
-    ("to the edge, mm", "edge_mm", 0),
-    ("probability", "mean_probability", 2),
+_whole = partial(number, decimals=0)
+_fine = partial(number, decimals=2)
+
+# Columns of the lesions' table: heading, field, how it is written.
+_COLUMNS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("MTV, ml", "mtv_ml", amount),
+    ("SUVmax", "suv_max", _fine),
+    ("SUVpeak", "suv_peak", _fine),
+    ("SUVmean", "suv_mean", _fine),
+    ("TLG, g", "tlg_g", amount),
+    ("41 % volume, ml", "mtv_41_ml", amount),
+    ("SUV 2.5 volume, ml", "mtv_suv25_ml", amount),
+    ("diameter, mm", "diameter_mm", _whole),
+    ("to the edge, mm", "edge_mm", _whole),
+    ("probability", "mean_probability", _fine),
 )
 
 
@@ -55,7 +60,7 @@ class IndexedScan:
 
 
 def write_report(
-    name: str,
+    label: str,
     volume: Volume,
     segmentation: Segmentation,
     manifest: ModelManifest,
@@ -66,34 +71,35 @@ def write_report(
 
     Parameters
     ----------
-    name : of the scan, as its files have it; the page names no patient.
-    record : content of `_run.json`, see `records.run_record`.
+    label : of the scan: its folder and name, which tell it from others of the same name.
+    record : content of `_run.json`, see `records.run_record`; only its `identity`, where asked for, names a patient.
     """
-    statistics = segmentation.statistics
+    statistics, window = segmentation.statistics, grey_window(volume)
     sections = [
-        _head(name, record),
+        _head(label, record),
         _warnings(record["warnings"]),
         _tiles(statistics),
         _figure(
             render_preview(volume, segmentation.mask, cut=True),
-            "Maximum-intensity projections; red: outline of the mask.",
+            f"Maximum-intensity projections: {window}. Red: outline of the mask.",
         ),
         "<h2>Lesions</h2>",
         _table(statistics),
         *(
             _figure(
                 render_lesion(volume, segmentation.lesion_labels, lesion.label),
-                f"Lesion {lesion.label}: slices through its hottest voxel.",
+                f"Lesion {lesion.label}: slices through its hottest voxel, {window}. Red: its outline; blue: others'.",
             )
             for lesion in statistics.lesions[:_PICTURED_LESIONS]
         ),
+        _not_pictured(statistics),
         _histogram(volume, segmentation),
         "<h2>Where the numbers come from</h2>",
         "".join(f"<p>{escape(text)}</p>" for text in record["decisions"]),
         _model(manifest, record),
-        _review(),
+        _review(label),
     ]
-    _write_page(f"PETSeg: {name}", sections, path)
+    _write_page(f"PETSeg: {label}", sections, path)
 
 
 def write_index(scans: Sequence[IndexedScan], failures: Sequence[tuple[str, str]], path: Path) -> None:
@@ -108,24 +114,24 @@ def write_index(scans: Sequence[IndexedScan], failures: Sequence[tuple[str, str]
     for scan in scans:
         tumour, name = scan.statistics.tumour, escape(scan.name)
         shown = name if scan.page is None else f'<a href="{escape(quote(scan.page), quote=True)}">{name}</a>'
-        numbers = [(tumour.mtv_ml, 1), (tumour.suv_max, 2), (tumour.suv_peak, 2), (tumour.tlg_g, 1)]
-        quantities = [_number(value, decimals) for value, decimals in numbers]
+        quantities = [amount(tumour.mtv_ml), _fine(tumour.suv_max), _fine(tumour.suv_peak), amount(tumour.tlg_g)]
         body.append([shown, str(scan.statistics.lesion_count), *quantities, str(scan.warnings)])
     refused = [[escape(name), escape(reason)] for name, reason in failures]
     sections = [
         f"<h1>PETSeg: {len(scans) + len(failures)} scans</h1>",
         f'<p class="caution">{_CAUTION}</p>',
         _rows(head, body),
-        *(["<h2>Refused</h2>", _rows(["scan", "reason"], refused)] if refused else []),
+        *(["<h2>Refused</h2>", _rows(["scan", "reason"], refused, "refused")] if refused else []),
     ]
     _write_page("PETSeg: results", sections, path)
 
 
-def _head(name: str, record: dict[str, Any]) -> str:
+def _head(label: str, record: dict[str, Any]) -> str:
+    identity = [(keyword, value) for keyword, value in record.get("identity", {}).items() if value]
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return (
-        f'<h1>{escape(name)}</h1><p class="caution">{_CAUTION}</p><p>Outlined {when} by PETSeg {__version__} on '
-        f"{escape(record['device'].upper())}.</p>"
+        f'<h1>{escape(label)}</h1><p class="caution">{_CAUTION}</p><p>Outlined {when} by PETSeg {__version__} on '
+        f"{escape(record['device'].upper())}.</p>" + (_definitions(identity) if identity else "")
     )
 
 
@@ -138,11 +144,11 @@ def _tiles(statistics: ScanStatistics) -> str:
     tumour = statistics.tumour
     values = [
         ("lesions", str(statistics.lesion_count)),
-        ("MTV, ml", _number(tumour.mtv_ml, 1)),
-        ("SUVmax", _number(tumour.suv_max, 2)),
-        ("SUVpeak", _number(tumour.suv_peak, 2)),
-        ("TLG, g", _number(tumour.tlg_g, 1)),
-        ("Dmax, mm", _number(statistics.dmax_mm, 0)),
+        ("MTV, ml", amount(tumour.mtv_ml)),
+        ("SUVmax", _fine(tumour.suv_max)),
+        ("SUVpeak", _fine(tumour.suv_peak)),
+        ("TLG, g", amount(tumour.tlg_g)),
+        ("Dmax, mm", _whole(statistics.dmax_mm)),
     ]
     return (
         '<ul class="tiles">'
@@ -156,10 +162,16 @@ def _table(statistics: ScanStatistics) -> str:
         return "<p>No tumour was found.</p>"
     regions: list[tuple[str, RegionStatistics]] = [(str(lesion.label), lesion) for lesion in statistics.lesions]
     rows = [
-        [name, *(_number(getattr(region, field, None), decimals) for _, field, decimals in _COLUMNS)]
+        [name, *(written(getattr(region, field, None)) for _, field, written in _COLUMNS)]
         for name, region in [*regions, ("all", statistics.tumour)]
     ]
     return _rows(["lesion", *(heading for heading, _, _ in _COLUMNS)], rows)
+
+
+def _not_pictured(statistics: ScanStatistics) -> str:
+    if statistics.lesion_count <= _PICTURED_LESIONS:
+        return ""
+    return f"<p>Pictured are the {_PICTURED_LESIONS} largest of {statistics.lesion_count} lesions.</p>"
 
 
 def _histogram(volume: Volume, segmentation: Segmentation) -> str:
@@ -169,7 +181,7 @@ def _histogram(volume: Volume, segmentation: Segmentation) -> str:
         return ""
     counts, edges = np.histogram(values, bins=_BARS, range=(min(0.0, float(values.min())), float(values.max()) or 1.0))
     volumes_ml = counts * volume.geometry.voxel_volume_ml
-    step, height, left = 20, 160, 60
+    step, height, left = 20, 160, 90  # left of the bars is room for a volume as 4.99e-05 ml
     bars = "".join(
         f'<rect x="{left + k * step}" y="{10 + height * (1 - ml / volumes_ml.max()):.1f}" width="{step - 2}" '
         f'height="{height * ml / volumes_ml.max():.1f}" fill="#b3202f"/>'
@@ -194,22 +206,26 @@ def _model(manifest: ModelManifest, record: dict[str, Any]) -> str:
     training = manifest.training
     entries = [
         ("model", f"{manifest.name}, version {manifest.version}"),
-        ("SHA-256", record["model"]["sha256"]),
+        ("model SHA-256", record["model"]["sha256"]),
+        ("input SHA-256", record["input_sha256"]),
         *((key, training[key]) for key in ("data", "field_of_view", "licence") if key in training),
         *training.get("metrics", {}).items(),
         *((key, "none" if value == [] else value) for key, value in record["settings"].items()),
         ("runtime", f"PETSeg {record['petseg_version']}, Python {record['python_version']}, {record['backend']}"),
     ]
-    return "<h2>Model and software</h2>" + _definitions(entries)
+    return "<h2>Scan, model and software</h2>" + _definitions(entries)
 
 
-def _review() -> str:
+def _review(label: str) -> str:
+    """The scan is named again: the box may be printed on a sheet of its own."""
+    verdicts = "".join(
+        f'<label><input type="radio" name="verdict"> {verdict}</label>'
+        for verdict in ("accepted", "accepted with changes", "rejected")
+    )
     return (
-        '<h2>Review</h2><form class="review"><p><label><input type="checkbox"> accepted</label>'
-        '<label><input type="checkbox"> accepted with changes</label>'
-        '<label><input type="checkbox"> rejected</label></p>'
+        f'<section class="whole"><h2>Review of {escape(label)}</h2><form class="review"><p>{verdicts}</p>'
         '<label class="line">Remarks <textarea rows="3"></textarea></label>'
-        '<label class="line">Name, date, signature <input type="text"></label></form>'
+        '<label class="line">Name, date, signature <input type="text"></label></form></section>'
     )
 
 
@@ -227,15 +243,11 @@ def _definitions(entries: Iterable[tuple[str, object]]) -> str:
     )
 
 
-def _rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table; the cells of `body` are HTML already."""
+def _rows(head: Sequence[str], body: Sequence[Sequence[str]], kind: str = "numbers") -> str:
+    """A table, `kind` its class; the cells of `body` are HTML already."""
     headings = "".join(f"<th>{escape(text)}</th>" for text in head)
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
-    return f"<table><thead><tr>{headings}</tr></thead><tbody>{lines}</tbody></table>"
-
-
-def _number(value: float | None, decimals: int) -> str:
-    return "–" if value is None else f"{value:.{decimals}f}"
+    return f'<table class="{kind}"><thead><tr>{headings}</tr></thead><tbody>{lines}</tbody></table>'
 
 
 def _write_page(title: str, sections: Iterable[str], path: Path) -> None:

@@ -23,14 +23,17 @@ from runtime.dicom_factory import ct_series, pet_series, write
 import petseg_runtime.runner
 from petseg_runtime.cli import main
 from petseg_runtime.commissioning import new_record
+from petseg_runtime.console import complain, print_notes, print_table
 from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import read_image, read_mask, write_image
 from petseg_runtime.io.scans import find_scans
 from petseg_runtime.outputs.files import scratch_folder
-from petseg_runtime.runner import OUTPUT_TYPES, RunSettings, run_scan
+from petseg_runtime.quantification import quantify
+from petseg_runtime.runner import OUTPUT_TYPES, RunSettings, ScanResult, _warnings, run_scan
+from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.self_test import keep
-from petseg_runtime.volume import Geometry
+from petseg_runtime.volume import Geometry, Unit, Volume
 
 SMALL = (20, 22, 24)
 
@@ -138,6 +141,19 @@ def test_quiet_is_quiet(run, scan: Path) -> None:
     assert run(scan, "-q") == (0, "", [])
 
 
+def test_what_pydicom_finds_odd_and_mends_is_no_message(run, known_model: Path, tmp_path: Path) -> None:
+    """A header in explicit VR under the name of the implicit one: as warnings, two lines for a scan that is good."""
+    save_dicom(tmp_path / "study")
+    for file in (tmp_path / "study").iterdir():
+        explicit, implicit = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2\0\0\0"
+        content = file.read_bytes()
+        assert explicit in content
+        file.write_bytes(content.replace(explicit, implicit, 1))
+    program = [sys.executable, "-m", "petseg_runtime.cli", tmp_path / "study", "-m", known_model]
+    done = subprocess.run([*program, "-o", tmp_path / "out", "--quiet"], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_json_tells_of_a_refusal_too(run, tmp_path: Path) -> None:
     code, out, _ = run(tmp_path / "absent.nii.gz", "--json")
     assert code == 3
@@ -210,6 +226,59 @@ def test_names_are_shown_as_they_are(run, tmp_path: Path) -> None:
     save(body_array(SMALL), tmp_path / "in" / "PET [bold] :bone:.nii.gz")
     _, out, _ = run(tmp_path / "in" / "PET [bold] :bone:.nii.gz")
     assert out.count("PET [bold] :bone:") >= 2
+
+
+def lesions_of_one_voxel(count: int, label: str = "scan") -> ScanResult:
+    """Of 4 x 4 x 4 mm, 0.064 ml, and SUV 5."""
+    geometry = Geometry((8, 8, 60), (4.0, 4.0, 4.0))
+    labels = np.zeros(geometry.shape, np.uint32)
+    labels[4, 4, : 2 * count : 2] = np.arange(1, count + 1)
+    volume = Volume(np.where(labels > 0, 5.0, 0.5).astype(np.float32), geometry, Unit.SUVBW)
+    return ScanResult("scan", label, quantify(volume, labels), (Path("out", label),), {}, ("Decided.",), (), {})
+
+
+def test_the_table_shows_small_lesions_and_says_which_it_leaves_out(capsys) -> None:
+    print_table([lesions_of_one_voxel(20)], [])
+    whole = capsys.readouterr().out
+    assert whole.count("0.064") == 20
+    assert whole.count("0.32") == 20  # TLG of each
+    assert "largest" not in whole
+    print_table([lesions_of_one_voxel(21)], [])
+    cut = capsys.readouterr().out
+    assert cut.count("0.064") == 20
+    assert "scan: listed are the 20 largest of 21 lesions." in cut
+    print_table([lesions_of_one_voxel(0)], [])
+    assert "0.0 " in capsys.readouterr().out
+
+
+def test_a_name_does_not_command_the_terminal(capsys) -> None:
+    result = lesions_of_one_voxel(21, "a\n\x1b[2J\x9bb")
+    print_table([result], [Path("out/\x1b[1mpetseg_results.csv")])
+    print_notes(result, True, False)
+    complain("\x1b[2Jno image")
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err):
+        assert not {"\x1b", "\x9b"} & set(text)
+    assert "wrote out/a\ufffd\ufffd[2J\ufffdb" in captured.out.splitlines()
+    assert "a\ufffd\ufffd[2J\ufffdb: Decided." in captured.err.splitlines()
+
+
+@pytest.mark.parametrize(("beside", "said"), [(9.0, True), (3.0, False)])
+def test_a_peak_that_is_a_neighbours_is_warned_of(beside: float, said: bool) -> None:
+    """Two lesions of SUV 5, of which the second touches a bladder; of its sphere of 1 ml, 5 of 19 voxels are
+    the bladder's: (5 x 9 + 14 x 5) / 19 = 6.1.
+    """
+    geometry = Geometry((9, 9, 20), (4.0, 4.0, 4.0))
+    array, labels = np.full(geometry.shape, 5.0, np.float32), np.zeros(geometry.shape, np.uint32)
+    labels[4, 4, 3:5], labels[4, 4, 15] = 1, 2
+    array[:, :, 16:] = beside
+    volume = Volume(array, geometry, Unit.SUVBW)
+    statistics = quantify(volume, labels)
+    mask, probabilities = (labels > 0).astype(np.uint8), (labels > 0).astype(np.float32)
+    warnings = _warnings(volume, Segmentation(mask, labels, probabilities, geometry, statistics, {}))
+    expected = "SUVpeak is above SUVmax in lesion 2: the sphere of 1 ml holds higher uptake from beside."
+    assert (expected in warnings) is said
+    assert len(warnings) == said
 
 
 def test_locks_hidden_files_and_pipes_in_a_folder_are_passed_over(run, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from petseg_runtime.io.dicom import read_pet_series
 from petseg_runtime.io.scans import RESULT_SUFFIXES
 from petseg_runtime.outputs.contours import outlines
 from petseg_runtime.outputs.dicom import write_dicom
+from petseg_runtime.outputs.dicom_rtstruct import structure_set
 from petseg_runtime.outputs.dicom_source import Equipment, identity_of, read_source
 from petseg_runtime.outputs.quiet import QUIET
 from petseg_runtime.quantification import quantify
@@ -205,7 +206,7 @@ def test_the_report_holds_the_quantities_of_each_lesion(tmp_path: Path) -> None:
             ("Maximum 3D Diameter of a Mesh", (), lesion.diameter_mm, "mm"),
             ("SUVbw", ("Maximum",), lesion.suv_max, "g/ml{SUVbw}"),
             ("SUVbw", ("Mean",), lesion.suv_mean, "g/ml{SUVbw}"),
-            ("Peak Value Within ROI", (), lesion.suv_peak, "g/ml{SUVbw}"),
+            ("SUVbw", ("Peak Value Within ROI",), lesion.suv_peak, "g/ml{SUVbw}"),
             ("Total Lesion Glycolysis", (), lesion.tlg_g, "g"),
             ("Mean tumour probability", (), lesion.mean_probability, "1"),
         ]
@@ -226,6 +227,21 @@ def test_who_reads_a_result_in_an_archive_is_told_what_to_mind(tmp_path: Path) -
     assert comments[-3:] == ["Research use only, not for diagnosis.", *WARNINGS]
     assert structures.StructureSetDescription.endswith(" ".join(WARNINGS))
     assert "Research use only" in structures.StructureSetDescription
+
+
+@pytest.mark.parametrize(("count", "kept"), [(4, 4), (5, 4), (12, 4)])
+def test_warnings_that_a_structure_set_has_no_room_for_are_left_out_whole(
+    count: int, kept: int, tmp_path: Path
+) -> None:
+    """1,024 characters, of which the first sentences take 113: four warnings of 200 fit, a fifth does not."""
+    volume = scan_in(tmp_path / "in")
+    texts = [f"{number:02} " + "x" * 196 + "." for number in range(count)]
+    source = read_source(volume.source, volume.geometry)
+    structures = structure_set(two_lesions(), volume.geometry, source.slices, EQUIPMENT, texts)
+    said = structures.StructureSetDescription
+    assert len(said) <= 1024
+    assert said.endswith(" ".join(texts[:kept]) + (" More in the run's record." if count > kept else ""))
+    assert said.count("x.") == kept
 
 
 def test_the_warnings_of_libraries_stay_back_until_the_last_thread_is_done(

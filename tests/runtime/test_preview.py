@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import GEOMETRIES
 
-from petseg_runtime.outputs.preview import render_preview
+from petseg_runtime.outputs.preview import grey_window, render_lesion, render_preview
 from petseg_runtime.volume import Geometry, Unit, Volume
 
 # The two directions of each panel, rows from the top and columns from the left, as indices into (L, P, S) and the
@@ -70,18 +70,38 @@ def no_lesion(geometry: Geometry) -> np.ndarray:
     return np.zeros(geometry.shape, np.uint8)
 
 
-def panels_of(picture: np.ndarray) -> dict[str, np.ndarray]:
-    """The panels of a page, parted by its white gaps."""
+def runs(printed: np.ndarray) -> list[slice]:
+    """The stretches of a line that are printed."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], printed.astype(int), [0]))))
+    return [slice(first, last) for first, last in zip(edges[::2], edges[1::2])]
+
+
+def blocks_of(picture: np.ndarray) -> list[np.ndarray]:
+    """The letters and panels of a page from left to right, parted by its white gaps."""
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
-    printed = np.append((picture < 255).any(axis=(0, 2)), False)
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], printed.astype(int)))))
-    assert len(edges) == 6, f"{len(edges) // 2} panels, expected three"
+    picture = picture[runs((picture < 255).any(axis=(1, 2)))[0]]  # the scale lies below
+    blocks = [picture[:, columns] for columns in runs((picture < 255).any(axis=(0, 2)))]
+    assert len(blocks) == 8, f"{len(blocks)} blocks, expected R, axial, L, R, coronal, L, A, sagittal"
+    return blocks
+
+
+def panels_of(picture: np.ndarray) -> dict[str, np.ndarray]:
+    """The panels of a page, without the letters beside them."""
+    blocks = blocks_of(picture)
     panels = {}
-    for name, first, last in zip(PANELS, edges[::2], edges[1::2]):
-        rows = np.flatnonzero((picture[:, first:last] < 255).any(axis=(1, 2)))
-        panels[name] = picture[rows[0] : rows[-1] + 1, first:last]
+    for name, panel in zip(PANELS, (blocks[1], blocks[4], blocks[7])):
+        rows = np.flatnonzero((panel < 255).any(axis=(1, 2)))
+        panels[name] = panel[rows[0] : rows[-1] + 1]
     return panels
+
+
+def bar_of(picture: np.ndarray) -> int:
+    """Length of the scale's bar in pixels; it stands before its text."""
+    (_, below) = runs((picture < 255).any(axis=(1, 2)))
+    rows = picture[below]
+    (bar, *_) = runs((rows < 255).any(axis=(0, 2)))
+    return bar.stop - bar.start
 
 
 def red(panel: np.ndarray) -> np.ndarray:
@@ -186,22 +206,27 @@ def test_in_suv_ten_is_black_and_five_is_half_grey_whatever_else_is_hot() -> Non
         assert panel[-1, -1].tolist() == [127, 127, 127]
 
 
+def white_inside(volume: Volume) -> bool:
+    """Whether nothing shows in the panels; their places are known by the outline of all."""
+    panels = panels_of(render_preview(volume, np.ones(volume.geometry.shape, np.uint8)))
+    return all((panel[1:-1, 1:-1] == 255).all() for panel in panels.values())
+
+
 def test_in_suv_air_is_white() -> None:
     geometry = GEOMETRIES["axial"]
-    picture = render_preview(Volume(np.zeros(geometry.shape, np.float32), geometry, Unit.SUVBW), no_lesion(geometry))
-    letters = picture[..., 0] < 255
-    assert 0 < letters.sum() < 500
+    assert white_inside(Volume(np.zeros(geometry.shape, np.float32), geometry, Unit.SUVBW))
 
 
 @pytest.mark.parametrize("unit", [Unit.UNKNOWN, Unit.BQML])
 def test_without_suv_the_grey_does_not_depend_on_the_scale_of_the_numbers(unit: Unit, volume: Volume) -> None:
     none = no_lesion(volume.geometry)
     one, other = (
-        render_preview(Volume(volume.array * np.float32(scale), volume.geometry, unit), none).astype(int)
+        blocks_of(render_preview(Volume(volume.array * np.float32(scale), volume.geometry, unit), none))
         for scale in (1.0, 4096.0)
     )
-    assert np.abs(one - other).max() <= 1
-    assert one.min() == 0  # the ball of 12 in a body of 1 is black
+    for panel, same in zip(one, other, strict=True):
+        assert np.abs(panel.astype(int) - same).max() <= 1
+    assert one[1].min() == 0  # the ball of 12 in a body of 1 is black
 
 
 def test_without_suv_a_stray_hot_voxel_does_not_bleach_the_body() -> None:
@@ -218,15 +243,12 @@ def test_without_suv_a_stray_hot_voxel_does_not_bleach_the_body() -> None:
 def test_without_suv_a_scan_of_zeros_is_a_white_page_and_no_division_by_zero() -> None:
     geometry = GEOMETRIES["axial"]
     with np.errstate(all="raise"):
-        picture = render_preview(Volume(np.zeros(geometry.shape, np.float32), geometry), no_lesion(geometry))
-    assert (picture == 255).mean() > 0.98
+        assert white_inside(Volume(np.zeros(geometry.shape, np.float32), geometry))
 
 
-def glyph_in(half: np.ndarray, background: np.ndarray) -> str:
-    """The letter in a part of a panel, as a table of five rows; empty if there is none."""
-    ink = (half != background).any(axis=-1)
-    if not ink.any():
-        return ""
+def glyph_in(block: np.ndarray) -> str:
+    """A letter as a table of five rows."""
+    ink = (block < 255).any(axis=-1)
     rows, columns = np.nonzero(ink)
     ink = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     assert ink.shape[0] % 5 == 0
@@ -235,25 +257,76 @@ def glyph_in(half: np.ndarray, background: np.ndarray) -> str:
     return "\n".join("".join("#" if cell else "." for cell in row) for row in cells)
 
 
-@pytest.mark.parametrize(
-    ("panel_name", "left", "right"), [("axial", "R", "L"), ("coronal", "R", "L"), ("sagittal", "A", "")]
-)
+def assert_lettered(picture: np.ndarray) -> None:
+    """R and L beside the axial and the coronal panel, A before the sagittal one, each at half the panel's height."""
+    blocks = blocks_of(picture)
+    for letter, number, panel in (("R", 0, 1), ("L", 2, 1), ("R", 3, 4), ("L", 5, 4), ("A", 6, 7)):
+        assert glyph_in(blocks[number]) == "\n".join(GLYPHS[letter].split())
+        beside, of = (np.flatnonzero((blocks[place] < 255).any(axis=(1, 2))) for place in (number, panel))
+        assert (beside[0] + beside[-1]) / 2 == pytest.approx((of[0] + of[-1]) / 2, abs=2)
+
+
 @pytest.mark.parametrize("name", sorted(GEOMETRIES))
-def test_letters_say_which_side_is_which(name: str, panel_name: str, left: str, right: str) -> None:
-    geometry = GEOMETRIES[name]
-    panel = panels_of(render_preview(tissue(geometry), no_lesion(geometry)))[panel_name]
-    middle = panel.shape[1] // 2
-    for letter, half in ((left, panel[:, :middle]), (right, panel[:, middle:])):
-        expected = "\n".join(GLYPHS[letter].split()) if letter else ""
-        assert glyph_in(half, panel[0, 0]) == expected
-    ink = np.argwhere((panel != panel[0, 0]).any(axis=-1))
-    assert (ink[:, 0].min() + ink[:, 0].max()) / 2 == pytest.approx(panel.shape[0] / 2, abs=2)
+def test_letters_say_which_side_is_which(name: str) -> None:
+    assert_lettered(render_preview(tissue(GEOMETRIES[name]), no_lesion(GEOMETRIES[name])))
+
+
+def test_a_letter_shows_whatever_the_grey_beside_it() -> None:
+    """SUV 6.5 has the letters' own grey, 10 is black."""
+    for suv in (6.5, 10.0):
+        volume = tissue(GEOMETRIES["axial"])
+        volume.array[...] = suv
+        assert_lettered(render_preview(volume, no_lesion(volume.geometry)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (1, 60, 2), (60, 1, 1)], ids=str)
-def test_a_tiny_volume_has_a_preview_without_letters(shape: tuple[int, int, int]) -> None:
+def test_a_tiny_volume_has_its_letters_too(shape: tuple[int, int, int]) -> None:
     geometry = Geometry(shape, (0.5, 0.5, 0.5))  # a voxel is less than a pixel
     for panel in panels_of(render_preview(tissue(geometry), np.ones(shape, np.uint8))).values():
         assert red(panel).any()
-    for panel in panels_of(render_preview(tissue(geometry), no_lesion(geometry))).values():
+    picture = render_preview(tissue(geometry), no_lesion(geometry))
+    for panel in panels_of(picture).values():
         assert (panel == panel[0, 0]).all()
+    assert_lettered(picture)
+
+
+@pytest.mark.parametrize(("width_mm", "bar_mm"), [(160, 50), (50, 50), (48, 20), (16, 10), (4, 2)])
+def test_the_bar_is_of_five_centimetres_or_as_long_as_a_small_field_allows(width_mm: int, bar_mm: int) -> None:
+    geometry = Geometry((80, 80, width_mm), (1.0, 1.0, 1.0))  # a pixel is a millimetre
+    assert bar_of(render_preview(tissue(geometry), no_lesion(geometry))) == bar_mm
+
+
+def test_a_lesion_is_drawn_to_its_own_scale() -> None:
+    labels = np.zeros(GEOMETRIES["axial"].shape, np.uint32)
+    labels[12, 15, 16] = 1
+    assert bar_of(render_lesion(tissue(GEOMETRIES["axial"]), labels, 1)) == 100  # 5 cm of half a millimetre
+
+
+def test_the_greys_are_said_in_numbers() -> None:
+    geometry = GEOMETRIES["axial"]
+    array = np.full(geometry.shape, 3000.0, np.float32)
+    assert grey_window(Volume(array, geometry, Unit.SUVBW)) == "white 0, black SUVbw 10"
+    assert grey_window(Volume(array, geometry, Unit.BQML)) == "white 0, black 3e+03 Bq/ml"
+    assert grey_window(Volume(array, geometry)) == "white 0, black 3e+03 in the scan's own unit"
+
+
+def test_a_scan_that_is_nearly_empty_is_black_at_its_largest_value() -> None:
+    geometry = GEOMETRIES["axial"]
+    array = np.zeros(geometry.shape, np.float32)
+    array[11:13, 14:16, 20:22], array[11:13, 14:16, 8:10] = 8.0, 4.0  # 16 of 23,040 voxels: the percentile is 0
+    volume = Volume(array, geometry)
+    assert grey_window(volume) == "white 0, black 8 in the scan's own unit"
+    picture = render_preview(volume, np.ones(geometry.shape, np.uint8))  # the outline shows where the panels are
+    for panel in (panels_of(picture)["axial"], panels_of(picture)["coronal"]):
+        assert panel[:, : panel.shape[1] // 2, 0].min() == 127  # half of it
+        assert panel[:, panel.shape[1] // 2 :, 0].min() == 0
+
+
+def test_the_lesion_of_a_picture_is_red_and_its_neighbours_are_blue() -> None:
+    geometry = GEOMETRIES["axial"]
+    labels = np.zeros(geometry.shape, np.uint32)
+    labels[10:14, 13:17, 8:12], labels[10:14, 13:17, 18:22] = 1, 2  # 1 is further to the right of the patient
+    for label, own_is_left in ((1, True), (2, False)):
+        axial = panels_of(render_lesion(tissue(geometry), labels, label))["axial"]
+        blue = (axial[..., 2] > 180) & (axial[..., 0] < 60)
+        assert (np.argwhere(red(axial))[:, 1].max() < np.argwhere(blue)[:, 1].min()) is np.bool_(own_is_left)

@@ -194,6 +194,13 @@ def test_labels_on_another_grid_are_refused() -> None:
         quantify(volume, labels[1:])
 
 
+def test_labels_that_skip_a_number_are_refused() -> None:
+    volume, labels = two_lesions(Unit.SUVBW)
+    labels[labels == 2] = 3
+    with pytest.raises(ValueError, match="labels go up to 3, but there is no 2"):
+        quantify(volume, labels)
+
+
 @given(st.integers(0, 2**31))
 def test_lesions_add_up_to_the_scan(seed: int) -> None:
     rng = np.random.default_rng(seed)
