@@ -12,7 +12,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -146,9 +146,10 @@ def _do(
 def _other_results(names: list[str]) -> tuple[str, ...]:
     if not names:
         return ()
+    others = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
-        f"This study was segmented before with other files than now, as {', '.join(names)}: more of it came since, or "
-        "it was sent anew. Use the results of one of them.",
+        f"This study was segmented before with other files than now, as {', '.join(names[-3:])}{others}: more of it "
+        "came since, or it was sent anew. Use the results of one of them.",
     )
 
 
@@ -177,6 +178,7 @@ def _result(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanResu
 
 
 TAKEN, DONE, FAILED = "taken", "done", "failed"
+_TEXT = "TEXT NOT NULL DEFAULT ''"
 
 
 @dataclass(frozen=True)
@@ -201,13 +203,13 @@ class Journal:
             "attempts INTEGER NOT NULL DEFAULT 0, attempt TEXT NOT NULL DEFAULT '', study TEXT NOT NULL DEFAULT '', "
             "UNIQUE (folder, name))"
         )
-        for column in (
-            "attempts INTEGER NOT NULL DEFAULT 0",
-            "attempt TEXT NOT NULL DEFAULT ''",
-            "study TEXT NOT NULL DEFAULT ''",
+        known = {column for _, column, *_ in connection.execute("PRAGMA table_info(scans)")}
+        for column, kind in (
+            ("attempts", "INTEGER NOT NULL DEFAULT 0"),
+            *((name, _TEXT) for name in ("attempt", "study")),
         ):
-            with suppress(sqlite3.OperationalError):  # has it already, unless it is of before
-                connection.execute(f"ALTER TABLE scans ADD COLUMN {column}")
+            if column not in known:  # of a version before
+                connection.execute(f"ALTER TABLE scans ADD COLUMN {column} {kind}")
 
     @classmethod
     @contextmanager
@@ -396,9 +398,13 @@ def _dicom_study(scan: Scan) -> tuple[str, str] | None:
 
 
 def _study_digest(scan: Scan) -> str:
-    """Tells a DICOM study from others, and nobody whose it is; empty of an image, whose next may be another patient."""
+    """Tells a DICOM study from others, and nobody whose it is; empty of what has no UID: the next may be of another."""
     study = _dicom_study(scan)
-    return "" if study is None else hashlib.sha256(repr(study).encode("utf-8", "surrogateescape")).hexdigest()
+    return (
+        ""
+        if study is None or not study[1]
+        else hashlib.sha256(repr(study).encode("utf-8", "surrogateescape")).hexdigest()
+    )
 
 
 def _signature(file: Path) -> _Signature | None:

@@ -77,6 +77,9 @@ def pet_volume(
     warnings: tuple[str, ...] = ()
     if series[0].attenuation_corrected is None:
         warnings = (f"{CORRECTED_IMAGE} is absent: nothing says that the scan is corrected for attenuation. Check it.",)
+    for header in series:
+        if header.contradiction:
+            raise InputError(header.contradiction)
     _check_alike(series)
     ordered, geometry = _stack(series, max_voxels)
     _check_complete(series)

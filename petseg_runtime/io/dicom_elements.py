@@ -80,7 +80,7 @@ class Elements:
         return values[0] if values else None
 
     def whole(self, tag: int) -> int | None:
-        """The first integer string (IS)."""
+        """An integer string (IS), as `number`."""
         value = self.number(tag)
         if value is not None and value != int(value):
             raise MalformedValueError(tag, "a whole number")

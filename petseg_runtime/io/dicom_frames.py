@@ -34,6 +34,8 @@ _REAL_WORLD, _REAL_WORLD_UNITS, _REAL_WORLD_SLOPE, _REAL_WORLD_INTERCEPT = (
     *(0x00409096, 0x004008EA),
     *(0x00409225, 0x00409224),
 )
+# QuantityDefinitionSequence, and the ConceptCodeSequence of its items.
+_QUANTITY, _CONCEPT = 0x00409220, 0x0040A168
 # CodeValue, and what stands in for one of more than 16 characters.
 _CODE, _LONG_CODE = 0x00080100, 0x00080119
 # Units and SUVType of a slice by the unit of a real-world value and what it is annotated with (UCUM; PS3.16 CID 84 and
@@ -48,7 +50,17 @@ _CODES = {
     ("G/ML", "SUVLBM(JANMAHASATIAN)"): ("GML", "LBMJANMA"),
     ("G/ML", "SUVIBW"): ("GML", "IBW"),
     ("CM2/ML", "SUVBSA"): ("CM2ML", "BSA"),
-    ("G/ML", ""): ("GML", ""),
+}
+# A unit alone, which does not say of what it is.
+_PLAIN_CODES = {("G/ML", ""): ("GML", "")}
+# What the quantity of a real-world value (PS3.16 CID 85) says where its unit does not.
+_QUANTITIES = {
+    "126401": "SUVBW",
+    "126402": "SUVLBM",
+    "126403": "SUVBSA",
+    "126404": "SUVIBW",
+    "126405": "SUVLBM(JANMA)",
+    "126406": "SUVLBM(JAMES128)",
 }
 _ANNOTATION = re.compile(r"\{(.*)\}")
 
@@ -97,29 +109,28 @@ def _put_unit(flat: Dataset, elements: Elements, worlds: list[Dataset]) -> None:
     """
     if elements.text(_SOP_CLASS) == LEGACY_CONVERTED and elements.text(_UNITS):
         return
-    if _put_real_world(flat, worlds) or elements.text(_UNITS):
+    if _put_real_world(flat, worlds, _CODES) or elements.text(_UNITS):
         return
     if elements.text(_RESCALE_TYPE).upper() in ("BQML", "GML", "CM2ML", "CNTS"):
         _put(flat, _UNITS, elements.text(_RESCALE_TYPE))
+        return
+    _put_real_world(flat, worlds, _PLAIN_CODES)
 
 
-def _put_real_world(flat: Dataset, worlds: list[Dataset]) -> bool:
-    """Whether there was a real-world value of a unit that is known."""
+def _put_real_world(flat: Dataset, worlds: list[Dataset], codes: dict[tuple[str, str], tuple[str, str]]) -> bool:
+    """Whether there was a real-world value of a unit that is among these."""
     scales: dict[tuple[str, str], set[tuple[float | None, float | None]]] = {}
     for world in worlds:
         scale = _double(world, _REAL_WORLD_SLOPE), _double(world, _REAL_WORLD_INTERCEPT)
         scales.setdefault(_unit_of(world), set()).add(scale)
-    for code, (units, suv_type) in _CODES.items():
+    for code, (units, suv_type) in codes.items():
         if len(scales.get(code, ())) == 1:  # several are for ranges of numbers, which nobody scales PET by
             ((slope, intercept),) = scales[code]
             if slope is not None and intercept is not None:
-                for tag, text in (
-                    (_UNITS, units),
-                    (_SUV_TYPE, suv_type),
-                    (_SLOPE, repr(slope)),
-                    (_INTERCEPT, repr(intercept)),
-                ):
+                for tag, text in ((_UNITS, units), (_SLOPE, repr(slope)), (_INTERCEPT, repr(intercept))):
                     _put(flat, tag, text)
+                if suv_type:
+                    _put(flat, _SUV_TYPE, suv_type)
                 return True
     return False
 
@@ -130,7 +141,13 @@ def _unit_of(world: Dataset) -> tuple[str, str]:
     code = Elements(item).text(_CODE) or Elements(item).text(_LONG_CODE)
     code = code.upper().replace(" ", "")
     annotation = _ANNOTATION.search(code)
-    return _ANNOTATION.sub("", code), annotation[1] if annotation else ""
+    if annotation:
+        return _ANNOTATION.sub("", code), annotation[1]
+    quantities = {
+        Elements(concept).text(_CODE) for said in _items(world, _QUANTITY) for concept in _items(said, _CONCEPT)
+    }
+    suv = next((_QUANTITIES[quantity] for quantity in sorted(quantities) if quantity in _QUANTITIES), "")
+    return code, suv if code in ("G/ML", "CM2/ML") else ""
 
 
 def _put_corrections(flat: Dataset, elements: Elements) -> None:

@@ -8,12 +8,12 @@ import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import pydicom
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import FileDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import _read_file_meta_info, read_preamble
 
@@ -39,8 +39,8 @@ _NUMBER_OF_FRAMES = 0x00280008
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _DICOM_SUFFIXES = (".dcm", ".ima")
 _TIME_ZONE = 0x00080201
-# Time zones are a whole number of these from UTC, and at most 14 hours.
-_ZONE_STEP, _FARTHEST_ZONE = timedelta(minutes=15), timedelta(hours=14)
+# The zones that there are, in minutes from UTC: whole hours, and a few between them.
+_ZONES = (*range(-12 * 60, 15 * 60, 60), *(-570, -210, -150, 210, 270, 330, 345, 390, 525, 570, 630, 765, 825))
 _INJECTIONS = 0x00540016
 _OF_AN_INJECTION = (0x00181072, 0x00181074, 0x00181075, 0x00181078)  # start time, dose, half-life, start date-time
 # What AttenuationCorrectionMethod (0054,1101), which is free text, begins with where there was none, and what it names
@@ -109,6 +109,7 @@ class Header:
     suv : with the timing of this slice in `suv.frames`.
     file_bytes : size of the file; of an uncompressed Enhanced PET up to the end of its pixels.
     damage : why the file cannot be used, as a message; empty for a sound file.
+    contradiction : why its series cannot be used, likewise; other series of the study may be.
     frame : number of the slice among those of its file, from 0; None where it is the only one.
     pixels_at : byte of the file at which the pixels of the first slice begin.
     unreadable : the damage is that the disk did not give the file just now.
@@ -143,6 +144,7 @@ class Header:
     frame: int | None = None
     pixels_at: int = 0
     damage: str = ""
+    contradiction: str = ""
     unreadable: bool = False
     blank: bool = False
 
@@ -275,30 +277,28 @@ def _parse_file(file: Header, dataset: FileDataset, pixels: _PixelElement | None
         return [header]
     frames, groups = if_sound(lambda: Elements(dataset).whole(_NUMBER_OF_FRAMES)), slices_of(dataset)
     if not groups:
-        wrong = "is Enhanced PET without the functional groups of its slices"
-    elif len(groups) != frames:
-        wrong = f"has functional groups of {len(groups)} slices, and NumberOfFrames (0028,0008) is {frames or 'absent'}"
-    elif pixels is None and file.transfer_syntax in (IMPLICIT, EXPLICIT):
-        wrong = "is Enhanced PET without PixelData (7FE0,0010) after its header"
-    else:
-        return _parse_frames(file, groups, pixels)
-    return [replace(header, damage=f"{name} {wrong}. Get the file again.")]
-
-
-def _parse_frames(file: Header, groups: list[Dataset], pixels: _PixelElement | None) -> list[Header]:
-    """The slices of an Enhanced PET, each of which knows where in the file the pixels of the first one begin."""
-    if pixels is None or pixels.value == _UNDEFINED:  # compressed, which is refused where the pixels are read
-        return [_parse(replace(file, frame=number), Elements(one)) for number, one in enumerate(groups)]
-    begin = file.pixels_at + pixels.head
-    file = replace(file, pixels_at=begin, file_bytes=min(file.file_bytes, begin + pixels.value))
+        damage = f"{name} is Enhanced PET without the functional groups of its slices. Get the file again."
+        return [replace(header, damage=damage)]
+    if pixels is not None and pixels.value != _UNDEFINED:  # compressed ones are refused where the pixels are read
+        begin = file.pixels_at + pixels.head
+        file = replace(file, pixels_at=begin, file_bytes=min(file.file_bytes, begin + pixels.value))
     slices = [_parse(replace(file, frame=number), Elements(one)) for number, one in enumerate(groups)]
-    expected = sum(one.slice_bytes for one in slices)
-    if pixels.value > expected + 1 and not any(one.damage for one in slices):  # a value has even length
-        surplus = (
-            f"{file.path.name} has {pixels.value} bytes of pixels, expected {expected} of its {len(slices)} slices"
-        )
-        return [replace(slices[0], damage=f"{surplus}. Get the file again.")]
-    return slices
+    wrong = _contradiction(slices, frames, pixels)
+    return [replace(one, contradiction=f"{name} {wrong}. Get the file again.") for one in slices] if wrong else slices
+
+
+def _contradiction(slices: list[Header], frames: int | None, pixels: _PixelElement | None) -> str:
+    """In what groups, frames and pixels of an Enhanced PET do not agree: then nobody knows whose pixels are whose."""
+    if len(slices) != frames:
+        return f"has functional groups of {len(slices)} slices, and NumberOfFrames (0028,0008) is {frames or 'absent'}"
+    first, expected = slices[0], sum(one.slice_bytes for one in slices)
+    if pixels is None:
+        is_native = first.transfer_syntax in (IMPLICIT, EXPLICIT)
+        return "is Enhanced PET without PixelData (7FE0,0010) after its header" if is_native else ""
+    # Some bytes more are padding.
+    if pixels.value != _UNDEFINED and first.slice_bytes and pixels.value >= expected + first.slice_bytes:
+        return f"has {pixels.value} bytes of pixels, expected {expected} of its {len(slices)} slices"
+    return ""
 
 
 def _foreign(path: Path, begin: bytes) -> list[Header]:
@@ -440,30 +440,28 @@ def _on(elements: Elements, dates: Iterable[int], clock: int) -> datetime | None
 def _zone(elements: Elements) -> tuple[str, bool]:
     """The offset from UTC of the scan's moments, "" where nothing says it; and whether the site's clocks showed it.
 
-    Where TimezoneOffsetFromUTC (0008,0201) is absent, AcquisitionDate and -Time, which never have one, tell it by their
-    distance from an AcquisitionDateTime that has one. Without these a moment of the scan may carry its own; one of zero
-    may stem from a program that brings moments to UTC, so nothing without an offset may be held against it.
+    Where TimezoneOffsetFromUTC (0008,0201) is absent, a moment of the scan may carry its own. One of zero may stem from
+    a program that brings moments to UTC: then AcquisitionDate and -Time, which never have one, tell the site's by their
+    distance from an AcquisitionDateTime in UTC. Without these nothing without an offset may be held against it.
     """
     if elements.text(_TIME_ZONE):
         return elements.text(_TIME_ZONE), True
-    shown = if_sound(lambda: elements.date_and_time(0x00080022, 0x00080032))
-    if shown is not None and elements.offset(0x0008002A):
-        in_utc = if_sound(lambda: elements.moment(0x0008002A, "+0000"))
-        zone = None if in_utc is None else _zone_between(in_utc, shown)
-        if zone is not None:
-            return zone, True
     offset = next(filter(None, (elements.offset(tag) for tag in (0x00189701, 0x00189151, 0x0008002A))), "")
-    return offset, offset.strip("+-0") != "" or not offset
+    if offset.strip("+-0") or not offset:
+        return offset, True
+    shown = if_sound(lambda: elements.date_and_time(0x00080022, 0x00080032))
+    in_utc = if_sound(lambda: elements.moment(0x0008002A, "")) if elements.offset(0x0008002A) else None
+    zone = _zone_between(in_utc, shown) if in_utc is not None and shown is not None else None
+    return (offset, False) if zone is None else (zone, True)
 
 
 def _zone_between(in_utc: datetime, local: datetime) -> str | None:
-    """The offset from UTC of the zone in which a moment is `local`; None if no zone is so far from it."""
-    steps = round((local - in_utc) / _ZONE_STEP)
-    apart = local - in_utc - steps * _ZONE_STEP
-    if abs(steps * _ZONE_STEP) > _FARTHEST_ZONE or abs(apart.total_seconds()) > CLOCK_TOLERANCE_S:
+    """The offset from UTC of the zone in which a moment is `local`; None if there is no such zone."""
+    apart_s = (local - in_utc).total_seconds()
+    minutes = next((zone for zone in _ZONES if abs(apart_s - 60 * zone) <= CLOCK_TOLERANCE_S), None)
+    if minutes is None:
         return None
-    hours, quarters = divmod(abs(steps), 4)
-    return f"{'-' if steps < 0 else '+'}{hours:02}{15 * quarters:02}"
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}{abs(minutes) % 60:02}"
 
 
 def _padding(elements: Elements) -> tuple[int, int] | None:

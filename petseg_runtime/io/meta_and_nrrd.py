@@ -18,8 +18,19 @@ from petseg_runtime.io.plausible import MAX_VOXELS
 
 _CHUNK_BYTES = 1 << 22
 _MAX_HEADER_LINES = 500
-# MetaIO keeps a text in 255 bytes and writes on beyond; of numbers, it and we count how many there are.
-_LONGEST_MHA_LINE, _LONGEST_MHA_AXES = 254, 1000
+# MetaIO keeps a text of its own in 255 bytes and writes on beyond; axes are many digits, and what others put there, as
+# ITK does what it knows of a DICOM file, is read as it is.
+_LONGEST_MHA_TEXT, _LONGEST_MHA_AXES, _LONGEST_MHA_LINE = 254, 1000, 4000
+_MHA_NAMES = frozenset(
+    (
+        *("Comment", "ObjectType", "ObjectSubType", "TransformType", "NDims", "Name", "ID", "ParentID", "Color"),
+        *("CompressedData", "CompressedDataSize", "CompressionLevel", "BinaryData", "ElementByteOrderMSB"),
+        *("BinaryDataByteOrderMSB", "Position", "Origin", "Offset", "CenterOfRotation", "DistanceUnits", "Modality"),
+        *("AnatomicalOrientation", "ElementSpacing", "DimSize", "HeaderSize", "SequenceID", "ElementMin", "ElementMax"),
+        *("ElementNumberOfChannels", "ElementSize", "ElementNBits", "ElementToIntensityFunctionSlope"),
+        *("ElementToIntensityFunctionOffset", "ElementType", "ElementDataFile", "AcquisitionDate"),
+    )
+)
 # Bytes of each real type of an MHA; MetaIO writes a long of four.
 _ELEMENT_BYTES = {
     **{"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4},
@@ -90,8 +101,9 @@ def check_mha(path: Path) -> None:
         taken = _check_voxels(stream, zlib.decompressobj() if compressed else None, expected, path)
         stated = _numbers(fields, "CompressedDataSize", path.name, math.nan)[0]
         if compressed and stated != taken:
+            said = "none" if math.isnan(stated) else f"{stated:g}"
             raise InputError(
-                f"{path.name} has {taken} bytes of compressed voxels and states {stated:g} (CompressedDataSize). "
+                f"{path.name} has {taken} bytes of compressed voxels and states {said} (CompressedDataSize). "
                 "Save it anew."
             )
 
@@ -100,14 +112,16 @@ def _mha_fields(stream: IO[bytes], name: str) -> dict[str, str]:
     """The fields of an MHA's header; the stream is left where the voxels begin."""
     fields: dict[str, str] = {}
     for _ in range(_MAX_HEADER_LINES):
-        line = stream.readline(_LONGEST_MHA_AXES + 1).decode("latin-1")
+        line = stream.readline(_LONGEST_MHA_LINE + 1).decode("latin-1")
         key, _, value = line.partition("=")
         key = key.strip()  # MetaIO takes a name as it is written
-        longest = _LONGEST_MHA_AXES if key in _AXES else _LONGEST_MHA_LINE
+        longest = _LONGEST_MHA_LINE
+        if key in _AXES or key in _MHA_NAMES:
+            longest = _LONGEST_MHA_AXES if key in _AXES else _LONGEST_MHA_TEXT
         if len(line) > longest:
+            shown = key if longest < _LONGEST_MHA_LINE else "A header line"
             raise InputError(
-                f"{name} has a header line of more than {longest} characters, or is no MHA. Shorten its texts, such as "
-                "Name and Comment."
+                f"{shown} of {name} has more than {longest} characters, or it is no MHA. Save it anew without it."
             )
         fields[key] = value.strip()
         if key == "ElementDataFile":
@@ -179,6 +193,8 @@ def check_nrrd(path: Path) -> None:
         expected = _nrrd_bytes(fields, path.name)
         _check_nrrd_place(fields, path.name)
         inflate = None if fields["encoding"].lower() == "raw" else zlib.decompressobj(zlib.MAX_WBITS | 16)
+        if fields.get("byte skip") == "-1":  # they are the file's end
+            stream.seek(max(stream.tell(), path.stat().st_size - expected))
         _check_voxels(stream, inflate, expected, path)
 
 
@@ -217,12 +233,13 @@ def _nrrd_bytes(fields: dict[str, str], name: str) -> int:
     """Bytes of the voxels that an NRRD's header states, if they can be counted."""
     sizes, kind, encoding = (fields.get(field, "absent") for field in ("sizes", "type", "encoding"))
     if not all(size.isascii() and size.isdigit() for size in sizes.split()):
-        raise InputError(f"{name} has sizes {sizes}, expected three numbers. Get the file again.")
+        raise InputError(f"{name} has sizes {sizes}, expected whole numbers. Get the file again.")
     if kind.lower() not in _NRRD_TYPE_BYTES:
         raise InputError(f"{name} has type {kind}, expected one real number a voxel. Save it as float.")
     if encoding.lower() not in ("raw", "gzip", "gz"):
         raise InputError(f"{name} has encoding {encoding}, expected raw or gzip. Save it with gzip.")
-    if any(fields.get(field, "0") != "0" for field in ("line skip", "byte skip")):
+    skips = (fields.get("line skip", "0"), fields.get("byte skip", "0"))
+    if skips != ("0", "0") and (skips, encoding.lower()) != (("0", "-1"), "raw"):
         raise InputError(f"{name} keeps its voxels apart from its header (line skip, byte skip). Save it anew.")
     return _voxel_bytes([int(size) for size in sizes.split()], _NRRD_TYPE_BYTES[kind.lower()], name)
 
@@ -301,4 +318,6 @@ def _inflated(stream: IO[bytes], inflate: zlib._Decompress, expected: int, name:
             found += len(inflate.decompress(packed, _CHUNK_BYTES))
     except zlib.error as error:
         raise InputError(f"The voxels of {name} are damaged: {error}. Get the file again.") from error
+    if inflate.unused_data.startswith(b"\x1f\x8b"):
+        raise InputError(f"{name} has its voxels in several gzip members, expected one. Save it anew.")
     return found, stream.tell() - begin - len(inflate.unused_data)

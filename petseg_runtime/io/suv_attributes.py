@@ -233,7 +233,7 @@ def required(value: float | None, name: str) -> float:
         option = f", or {OPTIONS[name]}" if name in OPTIONS else ""
         raise InputError(f"{name} is absent, so SUV cannot be computed. Pass a series that carries it{option}.")
     if not math.isfinite(value):
-        raise refusal(f"{name} is not a finite number", "that carries it", name)
+        raise refusal(f"{name} is not one finite number", "that carries it", name)
     return value
 
 

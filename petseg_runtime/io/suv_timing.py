@@ -98,6 +98,11 @@ def _written_start(attributes: SuvAttributes, first: datetime) -> tuple[datetime
             return series, f"{SERIES_TIME}, before the first {ACQUISITION_TIME}"
         if 0 <= _seconds(first, series) <= CLOCK_TOLERANCE_S:
             return first, f"the first {ACQUISITION_TIME}, less than a minute before {SERIES_TIME}"
+        raise refusal(
+            f"{SERIES_TIME} is {_seconds(series, first) / 60:.1f} min before the first {ACQUISITION_TIME}, expected 0 "
+            f"to {BEFORE_FIRST_SLICE_S / 60:.0f} min where {FRAME_REFERENCE_TIME} is absent",
+            "that carries it",
+        )
     return None
 
 

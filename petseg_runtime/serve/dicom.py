@@ -60,9 +60,9 @@ _UID = re.compile(r"[0-9.]{1,64}")
 _STORED, _OUT_OF_RESOURCES, _NOT_A_PET_IMAGE, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xA900, 0xC000
 
 _MOST_ASSOCIATIONS = 64
-# Held in the memory until we answer: of one association, and of all. A PET slice has below one MiB, but an Enhanced PET
-# has all of a scan, as of 400 x 400 x 1,500 voxels.
-_MOST_BYTES, _MOST_BYTES_OF_ALL = 2**29, 2**32
+# Received, and held in the memory twice, until we answer: of one association, and of all. A PET slice has below one
+# MiB, but an Enhanced PET has all of a scan, as of 400 x 400 x 1,500 voxels.
+_MOST_BYTES, _MOST_BYTES_OF_ALL = 2**29, 2**31
 # We ask for PDUs of 16 KiB.
 _MOST_PDU_BYTES = 2**20
 _TIMEOUT_S = 30.0

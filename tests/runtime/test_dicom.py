@@ -612,7 +612,7 @@ def test_a_malformed_value_names_its_attribute(name: str, value: bytes, says: st
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("PatientWeight", b"70,5", "PatientWeight (0010,1030) is not a finite number"),
+        ("PatientWeight", b"70,5", "PatientWeight (0010,1030) is not one finite number"),
         ("PatientSize", b"1,75", ""),  # not needed for SUVbw
         ("SeriesTime", b"116060", ""),  # AcquisitionTime and FrameReferenceTime lead to the start
         ("AcquisitionDate", b"20240230", "AcquisitionDate (0008,0022) or AcquisitionTime (0008,0032) is absent or mal"),
@@ -782,7 +782,9 @@ def test_a_date_time_with_an_offset_is_brought_to_the_zone_of_the_scan(tmp_path:
         ("20240229104946.20+0000", "20240229090000+0000"),  # the site is at +0100
         ("20240229114946.20+0100", "20240229090000+0000"),
         ("20240229024946.20+0000", "20240229010000+0000"),  # at +0900
-        ("20240229171946.20+0000", "20240229153000+0000"),  # at -0530
+        ("20240229151946.20+0000", "20240229133000+0000"),  # at -0330
+        ("20240229113446.20+0100", "20240229100000+0100"),  # the protocol began a quarter of an hour before
+        ("20240229111946.20+0100", "20240229100000+0100"),
         ("20240229114946.20+0000", "20240229100000+0000"),  # in UTC
     ],
 )
@@ -801,9 +803,9 @@ def test_an_acquisition_that_is_written_twice_tells_the_zone(
     assert not volume.warnings
 
 
-@pytest.mark.parametrize("acquired", ["20240229105246.20+0000", "20240302114946.20+0000"])
+@pytest.mark.parametrize("acquired", ["20240229105246.20+0000", "20240229113446.20+0000", "20240302114946.20+0000"])
 def test_an_acquisition_that_is_written_twice_and_differently_tells_no_zone(acquired: str, tmp_path: Path) -> None:
-    """By three minutes, and by two days: then nobody knows what an injection in UTC is on the site's clocks."""
+    """By three minutes more than a zone, by a quarter of an hour, by two days: the site's clocks are not known."""
     series = pet_series()
     for dataset in series:
         dataset.AcquisitionDateTime = acquired
@@ -955,7 +957,7 @@ def test_slices_are_missing_whichever_file_says_how_many_there_are(first: int | 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"PatientWeight": ["70", "80"]}, "PatientWeight (0010,1030) is not a finite number"),
+        ({"PatientWeight": ["70", "80"]}, "PatientWeight (0010,1030) is not one finite number"),
         ({"RescaleSlope": ["1", "2"]}, "RescaleSlope (0028,1053) is not one number"),
         ({"PatientWeight": ["70", "70"]}, ""),
     ],

@@ -130,6 +130,33 @@ def test_a_real_world_value_goes_before_what_else_says_a_unit(attribute: str, sa
     np.testing.assert_allclose(read_pet_series([tmp_path / "enhanced.dcm"]).array, expected() * FACTOR, rtol=1e-6)
 
 
+def test_a_unit_alone_does_not_go_before_what_says_of_what_it_is(tmp_path: Path) -> None:
+    """g/ml is of SUVbw and of SUVlbm: the attributes of the file tell, and their slope holds, 7."""
+    file = dcmread(enhanced(tmp_path, unit="g/ml", PatientSize=1.75, PatientSex="M"))
+    file.Units, file.SUVType = "GML", "LBM"
+    file.save_as(tmp_path / "enhanced.dcm")
+    factor = 70 / (1.10 * 70 - 120 * (70 / 175) ** 2)  # Morgan's formula
+    volume = read_pet_series([tmp_path / "enhanced.dcm"])
+    np.testing.assert_allclose(volume.array, 7 * default_voxels() * factor, rtol=1e-6)
+    file.Units = "BQML"
+    del file.SUVType
+    file.save_as(tmp_path / "enhanced.dcm")
+    volume = read_pet_series([tmp_path / "enhanced.dcm"])
+    np.testing.assert_allclose(volume.array, 7 * default_voxels() * FACTOR, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("code", "is_lean"), [("126401", False), ("126406", True), ("126400", False)])
+def test_the_quantity_tells_where_the_unit_does_not(code: str, is_lean: bool, tmp_path: Path) -> None:
+    """PS3.16 CID 85: SUVbw, SUVlbm(James128), and a standardised uptake value without more."""
+    file = dcmread(enhanced(tmp_path, unit="g/ml", PatientSize=1.75, PatientSex="M"))
+    for group in file.PerFrameFunctionalGroupsSequence:
+        concept = item(CodeValue=code, CodingSchemeDesignator="DCM", CodeMeaning="SUV")
+        group.RealWorldValueMappingSequence[1].QuantityDefinitionSequence = [item(ConceptCodeSequence=[concept])]
+    file.save_as(tmp_path / "enhanced.dcm")
+    factor = 70 / (1.10 * 70 - 128 * (70 / 175) ** 2) if is_lean else 1
+    np.testing.assert_allclose(read_pet_series([tmp_path / "enhanced.dcm"]).array, expected() * factor, rtol=1e-6)
+
+
 @pytest.mark.parametrize("attribute", ["Units", "RescaleType"])
 def test_without_a_real_world_value_the_rescaling_holds(attribute: str, tmp_path: Path) -> None:
     file = dcmread(enhanced(tmp_path, unit="{counts}"))
@@ -282,6 +309,22 @@ def test_a_file_that_contradicts_itself_is_refused(spoil: Callable, says: str, t
     file.save_as(tmp_path / "enhanced.dcm")
     with pytest.raises(InputError, match=says):
         read_pet_series([tmp_path / "enhanced.dcm"])
+
+
+def test_a_file_that_contradicts_itself_does_not_stop_another_series(tmp_path: Path) -> None:
+    uncorrected = dcmread(enhanced(tmp_path, AttenuationCorrected="NO"))
+    uncorrected.SeriesInstanceUID, uncorrected.NumberOfFrames = "1.2.3.77", 5
+    uncorrected.save_as(tmp_path / "uncorrected.dcm")
+    good = enhanced(tmp_path / "good")
+    volume = read_pet_series([good, tmp_path / "uncorrected.dcm"])
+    np.testing.assert_allclose(volume.array, expected() * FACTOR, rtol=1e-6)
+
+
+def test_padding_after_the_pixels_is_left_out(tmp_path: Path) -> None:
+    file = dcmread(enhanced(tmp_path))
+    file.PixelData += b"\xff\xff"
+    file.save_as(tmp_path / "enhanced.dcm")
+    np.testing.assert_allclose(read_pet_series([tmp_path / "enhanced.dcm"]).array, expected() * FACTOR, rtol=1e-6)
 
 
 def test_two_offsets_from_utc_are_brought_together(tmp_path: Path) -> None:

@@ -431,12 +431,23 @@ def test_a_compressed_mha_holds_what_it_states(said: str, tmp_path: Path) -> Non
         read_volume(path)
 
 
-@pytest.mark.parametrize("field", ["Name", "Comment", "ObjectType", "ObjectSubType", "Other"])
+@pytest.mark.parametrize("field", ["Name", "Comment", "ObjectType", "ObjectSubType"])
 def test_an_mha_with_a_text_that_would_end_the_process_is_refused(field: str, tmp_path: Path) -> None:
     """MetaIO keeps it in 255 bytes and writes on beyond."""
-    with pytest.raises(InputError, match="a header line of more than 254 characters"):
+    with pytest.raises(InputError, match=f"{field} of scan.mha has more than 254 characters"):
         read_volume(mha(tmp_path / "scan.mha", **{field: "q" * 400}))
     np.testing.assert_array_equal(read_volume(mha(tmp_path / "scan.mha", Comment="q" * 240)).array, body())
+
+
+def test_what_itk_writes_of_a_dicom_file_into_an_mha_is_read_as_it_is(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(body())
+    image.SetMetaData("0008|2111", "q" * 3000)
+    sitk.WriteImage(image, str(tmp_path / "scan.mha"))
+    np.testing.assert_array_equal(read_volume(tmp_path / "scan.mha").array, body())
+    image.SetMetaData("0008|2111", "q" * 4000)
+    sitk.WriteImage(image, str(tmp_path / "scan.mha"))
+    with pytest.raises(InputError, match=r"A header line of scan.mha has more than 4000 characters"):
+        read_volume(tmp_path / "scan.mha")
 
 
 def test_axes_of_many_decimals_are_no_long_text(tmp_path: Path) -> None:
@@ -511,7 +522,9 @@ def test_a_space_with_time_that_itk_would_not_flip_is_refused(space: str, tmp_pa
         ({"type": "double"}, "is truncated"),
         ({"type": "unsigned short int"}, "contradicts itself"),
         ({"type": "block"}, "type block"),
-        ({"byte_skip": "-1"}, "apart from its header"),
+        ({"byte_skip": "-1", "encoding": "gzip"}, "apart from its header"),
+        ({"byte_skip": "-1", "sizes": "10 9 16"}, "is truncated: 2880 bytes of voxels, expected 5760"),
+        ({"byte_skip": "1"}, "apart from its header"),
         ({"line_skip": "1"}, "apart from its header"),
         *(({"encoding": name}, f"encoding {name}, .* Save it with gzip") for name in ("ascii", "hex", "bzip2", "bz2")),
     ],
@@ -522,12 +535,20 @@ def test_an_nrrd_that_contradicts_itself_is_refused(changes: dict[str, str], rea
         read_volume(nrrd(tmp_path / "scan.nrrd", **changes))
 
 
+def test_the_voxels_of_an_nrrd_may_be_its_end(tmp_path: Path) -> None:
+    """Byte skip -1 (teem's format, section 5): whatever lies between header and voxels."""
+    path = nrrd(tmp_path / "scan.nrrd", b"between" + body().tobytes(), byte_skip="-1")
+    np.testing.assert_array_equal(read_volume(path).array, body())
+
+
 def test_a_compressed_nrrd_holds_what_it_states(tmp_path: Path) -> None:
     path, voxels = tmp_path / "scan.nrrd", body().tobytes()
     np.testing.assert_array_equal(read_volume(nrrd(path, gzip.compress(voxels), encoding="gzip")).array, body())
     for held, reason in (
         (gzip.compress(voxels * 2), "contradicts itself: 5760 bytes"),
-        (gzip.compress(voxels) * 2, "contradicts itself: .* after its voxels"),
+        (gzip.compress(voxels) * 2, "several gzip members"),
+        (gzip.compress(voxels[:90]) + gzip.compress(voxels[90:]), "several gzip members"),
+        (gzip.compress(voxels) + b"more", "contradicts itself: 4 bytes after its voxels"),
         (gzip.compress(voxels[:-4]), "is truncated: 2876 bytes"),
     ):
         with pytest.raises(InputError, match=reason):

@@ -134,6 +134,37 @@ def test_results_of_a_study_of_which_more_came_say_so(new: Callable[[], Watched]
     assert "segmented before with other files than now, as study:" in said["study-1"][0]
 
 
+def test_studies_without_a_uid_are_not_one_study(new: Callable[[], Watched], tmp_path: Path) -> None:
+    with new() as watched:
+        for number, folder in enumerate(("one", "other"), 1):
+            for file in save_dicom(tmp_path / folder):
+                slice_ = dcmread(file)
+                slice_.PatientID = slice_.StudyInstanceUID = ""
+                slice_.InstanceNumber = number  # other files, of another patient
+                slice_.save_as(file)
+            shutil.copytree(tmp_path / folder, watched.inbox / folder)
+            watched.wait_for(number)
+            shutil.rmtree(watched.inbox / folder)
+    outcomes = [outcome for _, outcome in watched.reported]
+    assert all(isinstance(outcome, ScanResult) for outcome in outcomes)
+    assert not any("segmented before" in text for outcome in outcomes for text in outcome.warnings)
+
+
+def test_a_journal_of_a_version_before_goes_on(new: Callable[[], Watched]) -> None:
+    """Without its newer columns, and with a scan that was done."""
+    with new() as watched:
+        put_scan(watched.inbox / "first.nii.gz")
+        watched.wait_for(1)
+    with closing(sqlite3.connect(watched.output / JOURNAL)) as journal:
+        for column in ("attempts", "attempt", "study"):
+            journal.execute(f"ALTER TABLE scans DROP COLUMN {column}")
+        journal.commit()
+    with new() as again:
+        put_scan(again.inbox / "second.nii.gz", seed=1)
+        again.wait_for(1)
+    assert [name for name, _ in again.reported] == ["second"]
+
+
 def test_a_mask_that_was_corrected_is_not_written_over(new: Callable[[], Watched], segmenter: Segmenter) -> None:
     with new() as watched:
         scan = put_scan(watched.inbox / "scan.nii.gz")
