@@ -178,7 +178,12 @@ def _result(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanResu
 
 
 TAKEN, DONE, FAILED = "taken", "done", "failed"
-_TEXT = "TEXT NOT NULL DEFAULT ''"
+# Columns that the first journals had not.
+_LATER_COLUMNS = {
+    "attempts": "INTEGER NOT NULL DEFAULT 0",
+    "attempt": "TEXT NOT NULL DEFAULT ''",
+    "study": "TEXT NOT NULL DEFAULT ''",
+}
 
 
 @dataclass(frozen=True)
@@ -199,16 +204,11 @@ class Journal:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(
             "CREATE TABLE IF NOT EXISTS scans (digest TEXT PRIMARY KEY, folder TEXT NOT NULL, name TEXT, "
-            "state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', changed TEXT NOT NULL, "
-            "attempts INTEGER NOT NULL DEFAULT 0, attempt TEXT NOT NULL DEFAULT '', study TEXT NOT NULL DEFAULT '', "
-            "UNIQUE (folder, name))"
+            "state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', changed TEXT NOT NULL, UNIQUE (folder, name))"
         )
         known = {column for _, column, *_ in connection.execute("PRAGMA table_info(scans)")}
-        for column, kind in (
-            ("attempts", "INTEGER NOT NULL DEFAULT 0"),
-            *((name, _TEXT) for name in ("attempt", "study")),
-        ):
-            if column not in known:  # of a version before
+        for column, kind in _LATER_COLUMNS.items():
+            if column not in known:
                 connection.execute(f"ALTER TABLE scans ADD COLUMN {column} {kind}")
 
     @classmethod
@@ -400,11 +400,9 @@ def _dicom_study(scan: Scan) -> tuple[str, str] | None:
 def _study_digest(scan: Scan) -> str:
     """Tells a DICOM study from others, and nobody whose it is; empty of what has no UID: the next may be of another."""
     study = _dicom_study(scan)
-    return (
-        ""
-        if study is None or not study[1]
-        else hashlib.sha256(repr(study).encode("utf-8", "surrogateescape")).hexdigest()
-    )
+    if study is None or not study[1]:
+        return ""
+    return hashlib.sha256(repr(study).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _signature(file: Path) -> _Signature | None:

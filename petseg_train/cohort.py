@@ -168,12 +168,14 @@ def _read_table(csv: Path) -> pd.DataFrame:
         separator = max(",;\t", key=text.partition("\n")[0].count)  # a spreadsheet's "CSV" depends on its language
         table = pd.read_csv(StringIO(text), sep=separator, index_col=False)
         as_written = pd.read_csv(StringIO(text), sep=separator, index_col=False, dtype=str, keep_default_na=False)
-        table.index = as_written.index = pd.Index(_lines_of_rows(text, separator))
+        (_, header), *rows = _rows(text, separator)
+        table.index = as_written.index = pd.Index([line for line, _ in rows])
     except UnicodeDecodeError as error:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV in UTF-8. Save it as such.") from error
     except (OSError, ValueError, comma_separated.Error) as error:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV: {error}") from error
-    doubled = [name for name, count in Counter(_header(text, separator)).items() if count > 1]
+    written = Counter(name.strip() for name in header if name.strip())  # pandas calls a second mask mask.1
+    doubled = [name for name, count in written.items() if count > 1]
     if doubled:
         raise InputError(f"Cohort {csv.name} has the column {doubled[0]} twice. Name each once.")
     names = [name.strip() for name in table.columns]
@@ -200,21 +202,10 @@ def _check_centres(cases: Iterable[Case]) -> None:
             raise InputError(f"Centre {other} is written {case.centre} too, in case {case.name}. Write it in one way.")
 
 
-def _header(text: str, separator: str) -> list[str]:
-    """The names of the columns of a CSV that have one, as they are written; pandas calls a second mask mask.1."""
+def _rows(text: str, separator: str) -> list[tuple[int, list[str]]]:
+    """The line and the cells of each row of a CSV, its header first; pandas leaves out blank lines, and counts none."""
     rows = comma_separated.reader(StringIO(text), delimiter=separator)
-    first = next((row for row in rows if _is_row(row)), [])
-    return [name.strip() for name in first if name.strip()]
-
-
-def _lines_of_rows(text: str, separator: str) -> list[int]:
-    """The line of each row of a CSV, below its header; pandas leaves out blank lines, and counts none."""
-    rows = comma_separated.reader(StringIO(text), delimiter=separator)
-    return [rows.line_num for row in rows if _is_row(row)][1:]
-
-
-def _is_row(cells: list[str]) -> bool:
-    return len(cells) > 1 or bool("".join(cells).strip())
+    return [(rows.line_num, cells) for cells in rows if len(cells) > 1 or "".join(cells).strip()]
 
 
 def _check_no_empty_cell(table: pd.DataFrame, name: str) -> None:

@@ -14,6 +14,7 @@ from pydicom.uid import RLELossless
 
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom_header import DEFLATED, EXPLICIT, IMPLICIT, Header
+from petseg_runtime.io.identity import check_utf8
 
 # Uncompressed transfer syntaxes, and the byte order of the pixels in them (PS3.5 section 10 and annex A).
 _NATIVE = {IMPLICIT: "<", EXPLICIT: "<", DEFLATED: "<", "1.2.840.10008.1.2.2": ">"}
@@ -159,10 +160,7 @@ def _decode_rle(header: Header, value: bytes) -> npt.NDArray[np.integer[Any]]:
 
 
 def _values_by_itk(header: Header) -> npt.NDArray[np.float64]:
-    try:
-        str(header.path).encode()
-    except UnicodeEncodeError as error:  # ITK would end the process
-        raise InputError("A file or folder name is not valid UTF-8. Rename it.") from error
+    check_utf8(header.path)
     image = sitk.ReadImage(str(header.path), sitk.sitkFloat64, imageIO="GDCMImageIO")
     values: npt.NDArray[np.float64] = sitk.GetArrayFromImage(image)
     if values.size != (header.rows or 0) * (header.columns or 0):

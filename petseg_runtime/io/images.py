@@ -11,6 +11,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from petseg_runtime.errors import InputError
+from petseg_runtime.io.identity import check_utf8
 from petseg_runtime.io.meta_and_nrrd import check_mha, check_nrrd
 from petseg_runtime.io.nifti import check_nifti, holds_voxels, read_nifti_voxels, straightened
 from petseg_runtime.io.plausible import MAX_VOXELS, check_grid, check_modality, check_uptake
@@ -108,10 +109,7 @@ def _read(path: Path, pixel_type: int, max_voxels: int = MAX_VOXELS) -> _Image:
         raise InputError(f"{path.name} is not a {', '.join(IMAGE_SUFFIXES)} file. Save it as one.")
     if not path.name.endswith((suffix, suffix.upper())):  # ITK's readers go by it
         raise InputError(f"{path.name} has a suffix in mixed case. Rename it to end with {suffix}.")
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:  # ITK would end the process
-        raise InputError("A file or folder name is not valid UTF-8. Rename it.") from error
+    check_utf8(path)
     check, reader_name = _FORMATS[suffix]
     has_two_spaces = check(path)
     notes: tuple[str, ...] = (_TWO_SPACES,) if has_two_spaces else ()

@@ -115,9 +115,8 @@ def _mha_fields(stream: IO[bytes], name: str) -> dict[str, str]:
         line = stream.readline(_LONGEST_MHA_LINE + 1).decode("latin-1")
         key, _, value = line.partition("=")
         key = key.strip()  # MetaIO takes a name as it is written
-        longest = _LONGEST_MHA_LINE
-        if key in _AXES or key in _MHA_NAMES:
-            longest = _LONGEST_MHA_AXES if key in _AXES else _LONGEST_MHA_TEXT
+        of_text = _LONGEST_MHA_TEXT if key in _MHA_NAMES else _LONGEST_MHA_LINE
+        longest = _LONGEST_MHA_AXES if key in _AXES else of_text
         if len(line) > longest:
             shown = key if longest < _LONGEST_MHA_LINE else "A header line"
             raise InputError(

@@ -26,6 +26,8 @@ _INK = (90, 90, 90)
 _BARS_MM = (50.0, 20.0, 10.0, 5.0, 2.0)  # of the scale: the longest that the axial panel is wide enough for
 _TEXT_PIXELS = 16
 
+_UNIT_TEXTS = {Unit.BQML: "Bq/ml", Unit.UNKNOWN: "in the scan's own unit"}
+
 # 5 x 5 pixels a letter, one row a string.
 _LETTERS = {
     "A": ("01110", "10001", "11111", "10001", "10001"),
@@ -76,10 +78,13 @@ def render_lesion(volume: Volume, labels: npt.NDArray[np.integer], label: int) -
 
 def grey_window(volume: Volume) -> str:
     """Which values are white and black in the pictures of a scan."""
-    if volume.unit is Unit.SUVBW:
-        return f"white 0, black SUVbw {_SUV_RANGE:g}"
-    unit = "Bq/ml" if volume.unit is Unit.BQML else "in the scan's own unit"
-    return f"white 0, black {_black(volume):.3g} {unit}"
+    return _window_text(volume.unit, _black(volume))
+
+
+def _window_text(unit: Unit, black: float) -> str:
+    if unit is Unit.SUVBW:
+        return f"white 0, black SUVbw {black:g}"
+    return f"white 0, black {black:.3g} {_UNIT_TEXTS[unit]}"
 
 
 def _black(volume: Volume) -> float:
@@ -105,7 +110,8 @@ def _page(planes: Sequence[tuple[FloatArray, npt.NDArray[np.integer]]], volume: 
     height = max(panel.shape[0] for panel in panels)
     row = np.concatenate([_grown(panel, height, panel.shape[1]) for panel in panels], axis=1)
     field_mm = planes[0][0].shape[1] * spacing_mm[2]
-    below = _legend(next((bar for bar in _BARS_MM if bar <= field_mm), 1.0), pixel_mm, grey_window(volume))
+    bar_mm = next((bar for bar in _BARS_MM if bar <= field_mm), 1.0)
+    below = _legend(bar_mm, pixel_mm, _window_text(volume.unit, black))
     width = max(row.shape[1], below.shape[1])
     return np.concatenate([_grown(part, part.shape[0], width) for part in (row, below)])
 

@@ -264,7 +264,7 @@ def test_a_slice_without_frame_reference_time_does_not_make_series_time_good() -
     [("GE MEDICAL SYSTEMS", True), ("GE", True), ("GEHC", True), ("GE_HEALTHCARE", True), ("GEORGIA PET", False)],
 )
 def test_ge_counts_to_the_start_of_a_frame(manufacturer: str, is_ge: bool) -> None:
-    """Frame reference time 0 of a frame of 120 s: elsewhere it lies behind the first acquisition, by a minute."""
+    """Frame reference time 0 of a frame of 300 s: for others its start lies minutes behind the first acquisition."""
     attributes = replace(later_series(duration_s=300.0), manufacturer=manufacturer)
     if is_ge:
         assert factor_of(attributes) == pytest.approx(4e-4)

@@ -275,13 +275,17 @@ def test_the_dicom_series_holds_the_same_scan_in_suv(folder: Path) -> None:
     np.testing.assert_allclose(series.array, image.array, rtol=2e-3, atol=2e-3)
 
 
-def test_scans_of_other_pixels_have_other_uids(
-    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same command names the same scan; another case, size of cohort, kind of scan, seed or version does not."""
+@pytest.fixture
+def no_simulation(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is simulated is the same patient, at once."""
     truth = SimpleNamespace(mask=patient.tumour, method="flab", flab_dsc=1.0)
     monkeypatch.setattr(cohort_module, "simulate_patient", lambda *_: patient)
     monkeypatch.setattr(cohort_module, "paper_truth", lambda *_: truth)
+
+
+@pytest.mark.usefixtures("no_simulation")
+def test_scans_of_other_pixels_have_other_uids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command names the same scan; another case, size of cohort, kind of scan, seed or version does not."""
 
     def names(folder: str, case: str = "a-001", seed: int = 5, **settings: Any) -> set[str]:
         make_patient(tmp_path / folder / case, 3, MONTREAL, DISCOVERY_ST, seed, dicom=True, **settings)
@@ -356,12 +360,8 @@ def _runs(process: int) -> bool:
         return False
 
 
-def test_a_patient_that_another_process_made_meanwhile_is_taken(
-    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    truth = SimpleNamespace(mask=patient.tumour, method="flab", flab_dsc=1.0)
-    monkeypatch.setattr(cohort_module, "simulate_patient", lambda *_: patient)
-    monkeypatch.setattr(cohort_module, "paper_truth", lambda *_: truth)
+@pytest.mark.usefixtures("no_simulation")
+def test_a_patient_that_another_process_made_meanwhile_is_taken(tmp_path: Path) -> None:
     for _ in range(2):
         make_patient(tmp_path / "a-001", 3, MONTREAL, DISCOVERY_ST, seed=5)
     assert [path.name for path in tmp_path.iterdir()] == ["a-001"]
