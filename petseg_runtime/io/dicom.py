@@ -6,6 +6,7 @@ grid, find the SUV factor, read the voxels. Nothing is allocated before the head
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def pet_volume(
 ) -> Volume:
     """The same from headers that have been read."""
     series, choice = choose_pet_series(_only_study(headers))
+    series, copies = _without_copies(series)
     warnings: tuple[str, ...] = ()
     if series[0].attenuation_corrected is None:
         warnings = (f"{CORRECTED_IMAGE} is absent: nothing says that the scan is corrected for attenuation. Check it.",)
@@ -93,6 +95,7 @@ def pet_volume(
     warnings += (_SHIFTED,) if any(header.intercept for header in ordered) else ()
     padded = any(header.pixels.padding for header in ordered)
     notes = (choice, factors.note, *((_PADDING_NOTE,) if padded else ()))
+    notes += (f"{copies} files are copies of others, byte for byte, and were left out.",) if copies else ()
     notes += () if any(header.declared_slices for header in series) else (_UNCOUNTED_NOTE,)
     source = tuple(str(header.path) for header in ordered)
     return Volume(array, geometry, Unit.SUVBW, notes, (*warnings, *factors.warnings), source)
@@ -112,6 +115,22 @@ def _only_study(headers: Sequence[Header]) -> list[Header]:
             f"The files are of {len(with_pet)} studies or patients, expected one. Pass one study at a time."
         )
     return (with_pet or studies)[0]
+
+
+def _without_copies(series: list[Header]) -> tuple[list[Header], int]:
+    """The series with one file of those that are the same byte for byte, as two exports leave them; and their number.
+
+    Files are read for it only where two slices lie at one position.
+    """
+    if len({header.position_mm for header in series}) == len(series):
+        return series, 0
+    first: dict[bytes, Path] = {}
+    files = {header.path for header in series}
+    for file in sorted(files):
+        with file.open("rb") as stream:
+            first.setdefault(hashlib.file_digest(stream, "sha256").digest(), file)
+    kept = set(first.values())
+    return [header for header in series if header.path in kept], len(files) - len(kept)
 
 
 def _check_complete(series: Sequence[Header]) -> None:

@@ -23,7 +23,7 @@ from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 T = TypeVar("T")
 
 _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)")  # the dots are of ACR-NEMA, as are the colons of a time
-_TIME = re.compile(r"(\d\d):?(\d\d)(?::?(\d\d)(?:\.(\d{1,6})\d*)?)?")
+_TIME = re.compile(r"(\d\d):?(\d\d)(?::?(\d\d)(?:\.(\d{0,6})\d*)?)?")
 _MOMENT = re.compile(r"(\d{8})(\d{4,6}(?:\.\d+)?)(?:([+-]\d\d)(\d\d))?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # Python's own would take 1_000 too
 # Others are placeholders, such as 9999-12-31, to which not even a day can be added.

@@ -8,7 +8,8 @@ import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, time
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,7 +21,7 @@ from pydicom.filereader import _read_file_meta_info, read_preamble
 from petseg_runtime.io.dicom_elements import Elements, MalformedValueError, if_sound
 from petseg_runtime.io.dicom_frames import ENHANCED_TAGS, LEGACY_CONVERTED, slices_of
 from petseg_runtime.io.suv import MBQ_BELOW
-from petseg_runtime.io.suv_attributes import Frame, SuvAttributes
+from petseg_runtime.io.suv_attributes import UNDATED, Frame, SuvAttributes
 from petseg_runtime.io.suv_timing import CLOCK_TOLERANCE_S
 
 DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax in which even the header is compressed
@@ -384,6 +385,12 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
     injection_time = if_sound(lambda: injection.clock(0x00181072)) if zone_is_sure else None
     has_clock = injection_time is not None
     injected = if_sound(lambda: injection.moment(0x00181078, zone, has_clock, zone_is_sure))
+    has_date = _has_date(elements)
+
+    def undated(clock: int) -> datetime | None:
+        moment = None if has_date else if_sound(lambda: elements.clock(clock))
+        return None if moment is None else datetime.combine(UNDATED, moment)
+
     return SuvAttributes(
         units=elements.text(0x00541001).upper(),
         suv_type=elements.text(0x00541006).upper(),
@@ -400,11 +407,11 @@ def _suv_attributes(elements: Elements) -> SuvAttributes:
         injection_datetime=injected,
         injection_time=injection_time,
         decay_corrected_to=if_sound(lambda: elements.moment(0x00189701, zone)),
-        series_start=if_sound(lambda: _on(elements, (0x00080021, 0x00080020), 0x00080031)),
-        private_scan_start=_private_scan_start(elements),
+        series_start=if_sound(lambda: _on(elements, (0x00080021, 0x00080020), 0x00080031)) or undated(0x00080031),
+        private_scan_start=_private_scan_start(elements, zone),
         frames=(
             Frame(
-                acquisition=if_sound(lambda: _acquisition(elements, zone)),
+                acquisition=if_sound(lambda: _acquisition(elements, zone)) or undated(0x00080032),
                 frame_reference_s=_milliseconds(if_sound(lambda: elements.number(0x00541300), math.nan)),
                 average=if_sound(lambda: elements.moment(0x00189151, zone)),
                 duration_s=_milliseconds(if_sound(lambda: elements.number(0x00181242), math.nan)),
@@ -435,6 +442,12 @@ def _acquisition(elements: Elements, zone: str) -> datetime | None:
 def _on(elements: Elements, dates: Iterable[int], clock: int) -> datetime | None:
     """A time of day on the first of some dates that is there."""
     return next(filter(None, (elements.date_and_time(date, clock) for date in dates)), None)
+
+
+def _has_date(elements: Elements) -> bool:
+    """Whether anything dates the scan; a placeholder such as 00010101 does not."""
+    dates = (if_sound(partial(elements.date, tag)) for tag in (0x00080022, 0x00080021, 0x00080020))
+    return any(dates) or bool(elements.text(0x0008002A))
 
 
 def _zone(elements: Elements) -> tuple[str, bool]:
@@ -493,11 +506,12 @@ def _is_attenuation_corrected(elements: Elements) -> bool | None:
     return True if _METHOD.search(method) else None
 
 
-def _private_scan_start(elements: Elements) -> datetime | None:
+def _private_scan_start(elements: Elements, zone: str) -> datetime | None:
     ge = _private(elements, 0x0009, "GEMS_PETD_01", "GE", 0x0D)
     tag = ge or _private(elements, 0x0071, "SIEMENS MED PT", "SIEMENS", 0x22)
     # No standard says what a private element holds; where it is no moment, the public ones remain.
-    return if_sound(lambda: elements.moment(tag, elements.text(_TIME_ZONE))) if tag else None
+    moment = if_sound(lambda: elements.moment(tag, zone, utc_is_local=False)) if tag else None
+    return None if moment is None or moment.time() == time(0) else moment  # of midnight only the date was written
 
 
 def _philips_factor(elements: Elements, last: int) -> float | None:

@@ -116,7 +116,8 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
     corrected = corrected or [series for series in volumes if series.first.attenuation_corrected is None]
     if not corrected:
         raise InputError(
-            f"No PET series here is corrected for attenuation (ATTN in {CORRECTED_IMAGE}), so SUV cannot be computed: "
+            f"No PET series here is corrected for attenuation (ATTN in {CORRECTED_IMAGE}, and neither "
+            "AttenuationCorrectionMethod (0054,1101) nor a flag of GE that denies it), so SUV cannot be computed: "
             f"{_listed(volumes)}. Pass the attenuation-corrected series."
         )
     chosen = _the_one(corrected)

@@ -15,7 +15,7 @@ Units (0054,1001) BQML is activity concentration. CNTS is turned into it, or int
 GML and CM2ML are SUVs already; those that refer to lean mass, ideal weight or body surface are turned to body weight.
 
 Whatever does not fit is refused: no value is assumed, moved or repaired. There are two exceptions, a dose that can only
-be meant in MBq and a date that anonymisation moved; a note or a warning says so.
+be meant in MBq and dates that anonymisation moved or removed; a note or a warning says so.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from petseg_runtime.errors import InputError
 from petseg_runtime.io.body_size import MASSES_KG, body_surface_cm2
 from petseg_runtime.io.plausible import HEAVIEST_KG
 from petseg_runtime.io.suv_attributes import (
+    ACQUISITION_TIME,
     CORRECTED_IMAGE,
     DECAY_CORRECTION,
     DECAY_FACTOR,
@@ -51,6 +52,7 @@ from petseg_runtime.io.suv_attributes import (
     Frame,
     SuvAttributes,
     SuvOverrides,
+    is_undated,
     merge_attributes,
     refusal,
     required,
@@ -241,6 +243,9 @@ def _from_bqml(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFactors
     scanner = [frame.philips_suv or 0.0 for frame in attributes.frames]
     if min(scanner) > 0 and attributes.suv_type in ("", "BW") and not overrides.options:
         apart = _apart(factors.per_frame, scanner)
+        activity = [frame.philips_activity or 0.0 for frame in attributes.frames]
+        if min(activity) > 0:  # of the counts that the scanner made the Bq/ml of, to which its SUV factor may refer
+            apart = min(apart, _apart(factors.per_frame, [one / other for one, other in zip(scanner, activity)]))
         if apart > PHILIPS_TOLERANCE:
             warning = (
                 f"The {PHILIPS_SUV} leads to SUVs {100 * apart:.0f} % away from those of the {UNITS} BQML. Check SUV."
@@ -298,6 +303,7 @@ def _absent(attributes: SuvAttributes) -> str:
     if attributes.decay_correction != "ADMIN":
         injected = attributes.injection_datetime or attributes.injection_time
         needed |= {HALF_LIFE: attributes.half_life_s or None, INJECTION_DATETIME: injected}
+        needed[ACQUISITION_TIME] = all(frame.acquisition for frame in attributes.frames) or None
     return next((name for name, value in needed.items() if value is None), "")
 
 
@@ -346,9 +352,15 @@ def _decayed(attributes: SuvAttributes, overrides: SuvOverrides) -> tuple[tuple[
             "the average of each slice's frame, because the voxels are not corrected "
             f"({DECAY_CORRECTION} {attributes.decay_correction})"
         )
-    found = [injection_delay_s(attributes, moment, half_life_s) for moment in moments]
+    scan = to if attributes.decay_correction == "START" else "the scan"
+    found = [injection_delay_s(attributes, moment, half_life_s, scan) for moment in moments]
     delays_s = [delay_s for delay_s, _ in found]
-    if any(redated for _, redated in found):
+    if is_undated(moments[0]):
+        warnings.append(
+            "The header has no date of the scan, as anonymisation leaves it: the times of day were taken, the "
+            f"injection {min(delays_s) / 3600:.2f} h before the scan. Check it."
+        )
+    elif any(redated for _, redated in found):
         if overrides.injection is not None:
             raise InputError(f"{OPTIONS[INJECTION_DATETIME]} has another date than the scan. Pass the right one.")
         warnings.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime, time
+from datetime import date, datetime, time
 
 from petseg_runtime.errors import InputError, UsageError
 
@@ -41,7 +41,7 @@ class Frame:
 
     Attributes
     ----------
-    acquisition : AcquisitionDate and AcquisitionTime (0008,0022), (0008,0032), local time.
+    acquisition : AcquisitionDate and AcquisitionTime (0008,0022), (0008,0032), local time; on `UNDATED` without a date.
     frame_reference_s : FrameReferenceTime (0054,1300) in s (the header has ms).
     decay_factor : DecayFactor (0054,1321), by which the scanner says that it scaled the slice.
     average : FrameReferenceDateTime (0018,9151) of an Enhanced PET, the moment that its values stand for.
@@ -74,7 +74,7 @@ class SuvAttributes:
     injection_datetime : RadiopharmaceuticalStartDateTime (0018,1078), local time.
     injection_time : RadiopharmaceuticalStartTime (0018,1072), local time.
     decay_corrected_to : DecayCorrectionDateTime (0018,9701) of an Enhanced PET, local time.
-    series_start : SeriesDate and SeriesTime (0008,0021), (0008,0031), local time.
+    series_start : SeriesDate and SeriesTime (0008,0021), (0008,0031), local time; on `UNDATED` without a date.
     private_scan_start : GE (0009,100D) or Siemens (0071,1022), local time.
     frames : of every slice, in the order of the slices.
     """
@@ -98,6 +98,9 @@ class SuvAttributes:
     private_scan_start: datetime | None = None
     frames: tuple[Frame, ...] = ()
 
+
+# The day of a scan whose header has no date at all; anonymisation tools write the same where they do not empty it.
+UNDATED = date(1900, 1, 1)
 
 # What a dose may be that the user gives in MBq; one outside is in another unit.
 DOSE_RANGE_MBQ = (1.0, 10_000.0)
@@ -220,6 +223,11 @@ def _idle_times(attributes: SuvAttributes) -> tuple[str, ...]:
     if attributes.units in ("GML", "CM2ML") or attributes.decay_correction == "ADMIN":
         return _TIMES
     return _START_TIMES if attributes.decay_correction == "NONE" else ()
+
+
+def is_undated(moment: datetime) -> bool:
+    """Whether nothing dates the scan that `moment` is of."""
+    return abs((moment.date() - UNDATED).days) <= 1
 
 
 def required(value: float | None, name: str) -> float:

@@ -6,7 +6,8 @@ place. The order here is that of the IBSI SUV manual
 
 1. The vendor's private scan date-time, GE (0009,100D) or Siemens (0071,1022), which post-processing
    leaves alone. It counts only within the day before the first AcquisitionTime: de-identification
-   tools shift the public dates and forget the private ones.
+   tools shift the public dates and forget the private ones. Where they shift the times of day as well, SeriesTime and
+   FrameReferenceTime lead to one other start: then DecayFactor decides, or nobody.
 2. SeriesTime, if it is the first AcquisitionTime of the slices (whole body: that of the first bed).
 3. The time of day of a private date-time whose date was forgotten, within the hour before the first AcquisitionTime.
 4. Otherwise SeriesTime is suspect: post-processing writes it anew, and some scanners write it before the
@@ -17,7 +18,8 @@ place. The order here is that of the IBSI SUV manual
    Where all slices of several beds have one AcquisitionTime, it is itself the scan start.
 5. Without FrameReferenceTime, or where it is counted anew for each bed: SeriesTime, if it is not later than the first
    AcquisitionTime (QIBA), in the first case by at most an hour earlier and in the second by a minute. QIBA would take
-   the first AcquisitionTime if SeriesTime is later; the manual refuses, and so does PETSeg beyond a minute.
+   the first AcquisitionTime if SeriesTime is later; the manual refuses, and so does PETSeg beyond a minute, unless
+   the DecayFactor of every slice bears it out.
 
 `unlike_decay_factors_s` holds what was found against DecayFactor, by which the scanner says that it scaled the slices.
 """
@@ -31,6 +33,7 @@ from datetime import datetime, time, timedelta
 from petseg_runtime.io.suv_attributes import (
     ACQUISITION_TIME,
     DECAY_CORRECTED_TO,
+    DECAY_FACTOR,
     FRAME_DURATION,
     FRAME_REFERENCE_TIME,
     INJECTION_DATETIME,
@@ -39,6 +42,7 @@ from petseg_runtime.io.suv_attributes import (
     SERIES_TIME,
     Frame,
     SuvAttributes,
+    is_undated,
     refusal,
     required,
 )
@@ -66,6 +70,7 @@ BEFORE_FIRST_SLICE_S = 3600.0
 DECAY_FACTOR_TOLERANCE = 0.03
 
 _DAY_S = 86_400.0
+_BORNE_OUT = f"the first {ACQUISITION_TIME}, which {DECAY_FACTOR} bears out"
 _GE = re.compile(r"GE(?![A-Z])|GEMS|GEHC|GENERAL ELECTRIC")
 
 
@@ -79,31 +84,86 @@ def scan_start(attributes: SuvAttributes, half_life_s: float) -> tuple[datetime,
     if attributes.decay_corrected_to is not None:
         return attributes.decay_corrected_to, DECAY_CORRECTED_TO
     acquisitions = [acquisition_of(frame) for frame in attributes.frames or (Frame(),)]
-    return _written_start(attributes, min(acquisitions)) or _start_from_frames(attributes, acquisitions, half_life_s)
+    first = min(acquisitions)
+    if is_undated(first) and _seconds(first, max(acquisitions)) > _DAY_S / 2:
+        raise refusal(f"{ACQUISITION_TIME} passes midnight, and no date says on which side", "that carries dates")
+    written = _written_start(attributes, first, half_life_s)
+    if written is not None:
+        return written
+    if attributes.series_start is not None and all(frame.frame_reference_s is None for frame in attributes.frames):
+        return _start_from_series(attributes, attributes.series_start, first, half_life_s)
+    return _start_from_frames(attributes, acquisitions, half_life_s)
 
 
-def _written_start(attributes: SuvAttributes, first: datetime) -> tuple[datetime, str] | None:
+def _written_start(attributes: SuvAttributes, first: datetime, half_life_s: float) -> tuple[datetime, str] | None:
     """The start that an attribute holds which the first AcquisitionTime bears out; None if there is none."""
     series, private = attributes.series_start, attributes.private_scan_start
     if private is not None and -CLOCK_TOLERANCE_S <= _seconds(private, first) <= _DAY_S:
-        return private, PRIVATE_SCAN_START
+        return _private_or_first(attributes, private, first, half_life_s)
     if series is not None and abs(_seconds(series, first)) <= SAME_EVENT_S:
         return series, f"{SERIES_TIME}, equal to the first {ACQUISITION_TIME}"
     if private is not None:
         redated = _last_at(private.time(), first)
         if _seconds(redated, first) <= BEFORE_FIRST_SLICE_S:
             return redated, f"the time of day of the {PRIVATE_SCAN_START}, whose date is another than the scan's"
-    if series is not None and all(frame.frame_reference_s is None for frame in attributes.frames):
-        if 0 <= _seconds(series, first) <= BEFORE_FIRST_SLICE_S:
-            return series, f"{SERIES_TIME}, before the first {ACQUISITION_TIME}"
-        if 0 <= _seconds(first, series) <= CLOCK_TOLERANCE_S:
-            return first, f"the first {ACQUISITION_TIME}, less than a minute before {SERIES_TIME}"
-        raise refusal(
-            f"{SERIES_TIME} is {_seconds(series, first) / 60:.1f} min before the first {ACQUISITION_TIME}, expected 0 "
-            f"to {BEFORE_FIRST_SLICE_S / 60:.0f} min where {FRAME_REFERENCE_TIME} is absent",
-            "that carries it",
-        )
     return None
+
+
+def _start_from_series(
+    attributes: SuvAttributes, series: datetime, first: datetime, half_life_s: float
+) -> tuple[datetime, str]:
+    """The start where SeriesTime, which is not the first AcquisitionTime, and DecayFactor are all that tells.
+
+    Raises
+    ------
+    InputError : if SeriesTime is too far from the first AcquisitionTime, and DecayFactor does not bear that one out.
+    """
+    apart_s = _seconds(series, first)
+    if 0 <= apart_s <= BEFORE_FIRST_SLICE_S:
+        return series, f"{SERIES_TIME}, before the first {ACQUISITION_TIME}"
+    if 0 <= -apart_s <= CLOCK_TOLERANCE_S:
+        return first, f"the first {ACQUISITION_TIME}, less than a minute before {SERIES_TIME}"
+    if _decay_factors_bear_out(attributes, first, half_life_s):
+        return first, _BORNE_OUT
+    apart = f"{apart_s / 60:.1f} min before" if abs(apart_s) < _DAY_S else "of another day than"
+    raise refusal(
+        f"{SERIES_TIME} is {apart} the first {ACQUISITION_TIME}, expected 0 to {BEFORE_FIRST_SLICE_S / 60:.0f} min "
+        f"before it where {FRAME_REFERENCE_TIME} is absent",
+        "that carries it",
+    )
+
+
+def _private_or_first(
+    attributes: SuvAttributes, private: datetime, first: datetime, half_life_s: float
+) -> tuple[datetime, str]:
+    """The private scan start, unless all public times lead to the first AcquisitionTime instead.
+
+    Raises
+    ------
+    InputError : if they do, the two mean other SUVs, and DecayFactor does not say which it is.
+    """
+    series, frames = attributes.series_start, attributes.frames
+    if series is None or any(frame.frame_reference_s is None for frame in frames):
+        return private, PRIVATE_SCAN_START
+    starts = [series, *(_start_from_frame(frame, attributes.manufacturer, half_life_s) for frame in frames)]
+    public = all(abs(_seconds(start, first)) <= CLOCK_TOLERANCE_S for start in starts)
+    if not public or abs(2 ** (_seconds(private, first) / half_life_s) - 1) <= DECAY_FACTOR_TOLERANCE:
+        return private, PRIVATE_SCAN_START
+    if _decay_factors_bear_out(attributes, first, half_life_s):
+        return first, _BORNE_OUT
+    if _decay_factors_bear_out(attributes, private, half_life_s):
+        return private, PRIVATE_SCAN_START
+    raise refusal(
+        f"The {PRIVATE_SCAN_START}, is {_seconds(private, first) / 60:.1f} min before the first {ACQUISITION_TIME}, to "
+        f"which {SERIES_TIME} and {FRAME_REFERENCE_TIME} lead",
+        "in which they agree",
+    )
+
+
+def _decay_factors_bear_out(attributes: SuvAttributes, start: datetime, half_life_s: float) -> bool:
+    """Whether every slice says by a DecayFactor above 1 that it was corrected to `start`."""
+    factors = [frame.decay_factor or 0.0 for frame in attributes.frames]
+    return min(factors, default=0.0) > 1.0 and not unlike_decay_factors_s(attributes, start, half_life_s)
 
 
 def _start_from_frames(
@@ -124,6 +184,8 @@ def _start_from_frames(
         return first, f"{ACQUISITION_TIME}, which all slices share while their {FRAME_REFERENCE_TIME} differs"
     if series is not None and abs(_seconds(series, first)) <= CLOCK_TOLERANCE_S:
         return min(series, first), f"{SERIES_TIME} and the first {ACQUISITION_TIME}, less than a minute apart"
+    if _decay_factors_bear_out(attributes, first, half_life_s):
+        return first, _BORNE_OUT
     raise refusal(
         f"{SERIES_TIME} is not the first {ACQUISITION_TIME}, and {FRAME_REFERENCE_TIME} does not lead to one scan "
         f"start (spread {spread_s:.0f} s, up to {late_s:.0f} s after the first acquisition)",
@@ -131,13 +193,15 @@ def _start_from_frames(
     )
 
 
-def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: float) -> tuple[float, bool]:
-    """Seconds from the injection to `start`, and whether the time of day alone says so.
+def injection_delay_s(
+    attributes: SuvAttributes, start: datetime, half_life_s: float, to: str = "the scan"
+) -> tuple[float, bool]:
+    """Seconds from the injection to `start`, which refusals call `to`, and whether the time of day alone says so.
 
     An injection clock after the scan's is of the day before. Of a date on which nobody can have injected for the scan,
     as anonymisation leaves it, the time of day counts, for nuclides that nobody images on another day (IBSI SUV manual,
-    DRO 4_4), if the scan is then as long after it as is usual. A scan that is timed from the injection may begin within
-    a minute before it.
+    DRO 4_4), if the scan is then as long after it as is usual. So it does where nothing dates the scan. A scan that is
+    timed from the injection may begin within a minute before it.
 
     Raises
     ------
@@ -160,6 +224,8 @@ def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: f
             f"{INJECTION_DATETIME} and {INJECTION_TIME} are absent, or not a date and time of the site's own clock",
             "that carries one of them, or --injection-time",
         )
+    if is_undated(start) and half_life_s < LONG_HALF_LIFE_S:
+        moment = _last_before(start, moment.time(), half_life_s)
     delay_s, redated = _seconds(moment, start), False
     half_lives = MAX_DELAY_HALF_LIVES if half_life_s < LONG_HALF_LIFE_S else MAX_DELAY_LONG_HALF_LIVES
     limit_s = half_lives * half_life_s
@@ -169,14 +235,14 @@ def injection_delay_s(attributes: SuvAttributes, start: datetime, half_life_s: f
             delay_s, redated = same_day_s, True
     if moment.time() == time(0) and not is_usual_delay(delay_s, half_life_s):
         raise refusal(
-            f"{source} is midnight, {delay_s / 3600:.2f} h before the scan: it stands for a time that nobody wrote, or "
+            f"{source} is midnight, {delay_s / 3600:.2f} h before {to}: it stands for a time that nobody wrote, or "
             "that anonymisation removed",
             "that carries the time, or --injection-time",
         )
     if not -CLOCK_TOLERANCE_S <= delay_s <= limit_s:
         shifted = ": anonymisation shifts dates apart" if abs(delay_s) >= _DAY_S else ""
         raise refusal(
-            f"{source} is {delay_s / 3600:.2f} h before the scan, expected 0 to {limit_s / 3600:.2f} h{shifted}",
+            f"{source} is {delay_s / 3600:.2f} h before {to}, expected 0 to {limit_s / 3600:.2f} h{shifted}",
             "in which the times are right, or --injection-time",
         )
     return delay_s, redated

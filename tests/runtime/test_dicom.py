@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from pydicom.uid import (
     RLELossless,
 )
 from runtime.dicom_factory import (
+    DAY,
     FACTOR,
     compress_jpeg2000,
     ct_series,
@@ -530,7 +532,10 @@ SPOILT: list[tuple[str, Callable[[list[Dataset]], list[Dataset]], str]] = [
     ("position twice", on_first(put(ImagePositionPatient=[-10, 20, -297])), "4 slices lie at 3 positions"),
     (
         "dynamic",
-        lambda s: edited(s + pet_series()[:2], put(SeriesInstanceUID="1.2", SeriesType=["DYNAMIC", "IMAGE"])),
+        lambda s: edited(
+            s + edited(pet_series()[:2], put(AcquisitionTime="140500")),
+            put(SeriesInstanceUID="1.2", SeriesType=["DYNAMIC", "IMAGE"]),
+        ),
         "6 slices lie at 4 positions: a dynamic or gated scan, or files given twice (SeriesType (0054,1000) is DYNAMIC",
     ),
     ("no position", on_first(drop("ImagePositionPatient")), "no ImagePositionPatient (0020,0032)"),
@@ -703,10 +708,44 @@ def test_a_series_that_does_not_say_whether_it_is_corrected_is_taken_and_warned_
 
 
 def test_the_last_day_of_the_calendar_is_no_date_of_a_scan(tmp_path: Path) -> None:
-    last = edited(pet_series(), put(AcquisitionDate="99991231", SeriesDate="99991231", AcquisitionTime="235959"))
+    last = edited(pet_series(), put(AcquisitionDate="99991231", SeriesDate="99991231"))
     assert "AcquisitionDate (0008,0022) or AcquisitionTime (0008,0032) is absent or malformed" in refusal_of(
-        last, tmp_path
+        edited(last, put(StudyDate=DAY)), tmp_path / "dated"
     )
+    volume = read_pet_series(write(edited(last, drop("StudyDate")), tmp_path / "undated"))
+    assert volume.array.max() == pytest.approx(123 * FACTOR)
+
+
+@pytest.mark.parametrize("placeholder", ["", "00010101", "19000101"])
+def test_a_scan_without_any_date_is_timed_by_its_clocks(placeholder: str, tmp_path: Path) -> None:
+    """HIPAA's safe harbor takes dates away and leaves times of day; only their distance counts for F-18."""
+    dates = put(AcquisitionDate=placeholder, SeriesDate=placeholder, StudyDate=placeholder)
+    volume = read_pet_series(write(edited(pet_series(), dates), tmp_path))
+    assert volume.array.max() == pytest.approx(123 * FACTOR)
+    assert any("no date of the scan" in warning for warning in volume.warnings)
+
+
+def test_files_given_twice_count_once(tmp_path: Path) -> None:
+    files = write(pet_series(), tmp_path)
+    again = [Path(shutil.copy(file, tmp_path / f"{file.name} (1)")) for file in files]
+    volume = read_pet_series([*again, *files])
+    assert volume.array.shape[0] == len(files)
+    assert volume.array.max() == pytest.approx(123 * FACTOR)
+    assert "4 files are copies of others, byte for byte, and were left out." in volume.notes
+    put_bytes(again[0], "PatientWeight", b"70.1")
+    with pytest.raises(InputError, match="5 slices lie at 4 positions"):
+        read_pet_series([*again, *files])
+
+
+def test_a_private_scan_start_is_of_the_site_s_own_clock(tmp_path: Path) -> None:
+    """One in UTC, where nothing tells the site's zone, and a midnight, of which only the date was meant, count not."""
+    for number, start in enumerate((f"{DAY}101500.00+0000", f"{DAY}000000.00")):
+
+        def add(dataset: Dataset, start: str = start) -> None:
+            dataset.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "DT", start)
+
+        volume = read_pet_series(write(edited(pet_series(), add), tmp_path / str(number)))
+        assert volume.array.max() == pytest.approx(123 * FACTOR)
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def test_without_frame_reference_time_a_series_time_is_believed_within_an_hour(
     frames = (replace(FRAME, frame_reference_s=None),)
     attributes = replace(START, series_start=SCAN - seconds(before_s), frames=frames)
     if start_s is None:
-        with pytest.raises(InputError, match="expected 0 to 60 min where FrameReferenceTime"):
+        with pytest.raises(InputError, match="expected 0 to 60 min before it where FrameReferenceTime"):
             suvbw_factors(attributes)
     else:
         assert factor_of(attributes) == pytest.approx(
@@ -331,6 +331,8 @@ def test_philips_own_suv_stands_in_where_the_weight_was_anonymised() -> None:
     assert "scanner's own factor" in note
     assert "is absent or 0, so it was not checked" in note
     assert factor_of(replace(philips(suv=9e-4, activity=2.5), weight_kg=0.0)) == 9e-4
+    untimed = philips(suv=9e-4, activity=2.5)
+    assert factor_of(replace(untimed, frames=(replace(untimed.frames[0], acquisition=None),))) == 9e-4
     assert factor_of(replace(philips(suv=9e-4, activity=2.5), dose=0.0)) == 9e-4
     untimed = replace(philips(suv=9e-4, activity=2.5), injection_datetime=None, injection_time=None)
     for attributes in (untimed, replace(philips(suv=9e-4, activity=2.5), half_life_s=None)):
@@ -346,8 +348,15 @@ def test_a_philips_factor_that_is_none_leaves_the_other() -> None:
 
 
 def test_a_philips_factor_beside_bqml_is_compared_with_it() -> None:
-    for suv, warns in ((4.1e-4, False), (8e-4, True), (0.0, False)):
-        factors = suvbw_factors(replace(philips(suv=suv, activity=2.0), units="BQML"))
+    """To the Bq/ml, or to the counts that they were made of: in BQML, 0.0035157 and 4.7099 stand for 7.464e-4."""
+    for suv, activity, warns in (
+        (4.1e-4, 2.0, False),
+        (8e-4, 2.0, False),
+        (8e-4, None, True),
+        (3e-4, 2.0, True),
+        (0.0, 2.0, False),
+    ):
+        factors = suvbw_factors(replace(philips(suv=suv, activity=activity), units="BQML"))
         assert factors.per_frame == pytest.approx([4e-4], rel=1e-12)
         assert any("away from those of the Units (0054,1001) BQML" in text for text in factors.warnings) is warns
 
@@ -417,6 +426,62 @@ def test_the_private_date_time_goes_before_an_overwritten_series_time() -> None:
     factor, note = factor_and_note(attributes)
     assert factor == pytest.approx(4e-4, rel=1e-12)
     assert "(0009,100D)" in note
+
+
+@pytest.mark.parametrize(
+    ("decay_factor", "factor"),
+    [
+        (None, None),  # nothing says which clock was shifted
+        (1.0, None),
+        (2 ** (60.0 / HALF_LIFE_S), 4e-4),  # to the average of two minutes from the first acquisition
+        (2 ** (1860.0 / HALF_LIFE_S), 4e-4 * 2 ** (-1800.0 / HALF_LIFE_S)),  # and from the private start
+    ],
+)
+def test_a_private_date_time_against_all_public_times_is_believed_where_the_decay_factor_bears_it_out(
+    decay_factor: float | None, factor: float | None
+) -> None:
+    """Half an hour, which de-identification may have shifted the public times by: a SUV of 17 % less."""
+    frames = (replace(FRAME, frame_reference_s=60.0, decay_factor=decay_factor),)
+    attributes = replace(START, private_scan_start=SCAN - seconds(1800), frames=frames)
+    if factor is None:
+        with pytest.raises(InputError, match=r"is 30.0 min before the first AcquisitionTime .* in which they agree"):
+            suvbw_factors(attributes)
+        return
+    assert factor_of(attributes) == pytest.approx(factor, rel=1e-9)
+
+
+def test_the_decay_factors_of_all_slices_bear_out_the_first_acquisition_where_series_time_was_overwritten() -> None:
+    """As CPS wrote it: FrameReferenceTime 0 in every bed, and a SeriesTime of the reconstruction."""
+    for reference_s in (0.0, None):
+        frames = tuple(
+            Frame(SCAN + seconds(bed), reference_s, 180.0, decay_factor=2 ** ((bed + 90) / HALF_LIFE_S))
+            for bed in (0.0, 200.0, 400.0)
+        )
+        factor, note = factor_and_note(replace(later_series(), frames=frames))
+        assert factor == pytest.approx(4e-4, rel=1e-12)
+        assert "which DecayFactor (0054,1321) bears out" in note
+        silent = replace(later_series(), frames=(*frames[:2], replace(frames[2], decay_factor=1.0)))
+        with pytest.raises(InputError, match="SeriesTime"):
+            suvbw_factors(silent)
+
+
+def test_beds_on_both_sides_of_midnight_need_a_date() -> None:
+    undated = datetime(1900, 1, 1)
+    beds = tuple(replace(FRAME, acquisition=undated + timedelta(hours=hours)) for hours in (23.9, 0.1))
+    with pytest.raises(InputError, match=r"AcquisitionTime \(0008,0032\) passes midnight"):
+        suvbw_factors(replace(EARLY, series_start=undated + timedelta(hours=23.9), frames=beds))
+
+
+@pytest.mark.parametrize("injection", [INJECTION, datetime(1900, 1, 1, 10), datetime(2031, 5, 6, 10)])
+def test_of_an_injection_of_an_undated_scan_the_clock_counts(injection: datetime) -> None:
+    scan = datetime.combine(datetime(1900, 1, 1), SCAN.time())
+    frames = (replace(FRAME, acquisition=scan),)
+    undated = replace(EARLY, injection_datetime=injection, series_start=scan, frames=frames)
+    factors = suvbw_factors(undated)
+    assert factors.per_frame == pytest.approx([4e-4], rel=1e-12)
+    assert "The header has no date of the scan" in factors.warnings[0]
+    given = suvbw_factors(undated, SuvOverrides(injection=datetime(2024, 2, 29, 11, 19, 46, 200_000)))
+    assert given.per_frame == pytest.approx([2e-4 * 2 ** (1800 / HALF_LIFE_S)], rel=1e-12)
 
 
 @pytest.mark.parametrize("days", [-23, 2, 4000])
@@ -615,12 +680,12 @@ REFUSED: list[tuple[str, SuvAttributes, str]] = [
     (
         "injection after scan",
         replace(START, injection_datetime=SCAN + seconds(360), injection_time=None),
-        r"\(0018,1078\) is -0.10 h before the scan, ",
+        r"\(0018,1078\) is -0.10 h before the scan start, from SeriesTime",
     ),
     (
         "injection days before",
         ADRIFT,
-        r"\(0018,1078\) is 37.83 h before the scan, expected 0 to 10.98 h: anonymisation shifts dates apart",
+        r"\(0018,1078\) is 37.83 h before the scan start, from .*, expected 0 to 10.98 h: anonymisation shifts",
     ),
     (
         "clock 12 h off",
@@ -630,7 +695,7 @@ REFUSED: list[tuple[str, SuvAttributes, str]] = [
     (
         "dates of zirconium shifted apart",
         replace(ZIRCONIUM, injection_datetime=INJECTION - timedelta(days=20)),
-        r"is 481.83 h before the scan, expected 0 to 313.64 h: anonymisation",
+        r"is 481.83 h before the scan start, from .*, expected 0 to 313.64 h: anonymisation",
     ),
     (
         "day of injection unknown",
