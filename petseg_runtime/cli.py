@@ -300,7 +300,7 @@ def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.
         if not options.quiet:
             _messages().print(segmenter.choice, style="dim")
         deliver = _serve(services, segmenter, settings, options)
-        watch(options.input[0], segmenter, settings, stop, report, options.settle, deliver)
+        watch(options.input[0], segmenter, settings, stop, report, options.settle, deliver, options.send_to or "")
 
 
 def _serve(

@@ -1,7 +1,8 @@
 """An inbox: a folder that scans arrive in. Each is done once, also across restarts and power cuts. Prints nothing.
 
 A scan is taken when none of its files has changed for a while: a DICOM study as a whole, however its files arrive. What
-became of it stands in a journal beside the results. Nothing in the inbox is ever moved or removed.
+became of it stands in a journal beside the results. Nothing in the inbox is ever moved or removed. What is sent again
+is done again where that makes a difference: other model or settings, results that are gone, a refusal before.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import math
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +22,9 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from petseg_runtime.errors import BackendError, InputError, PetsegError, UsageError, as_petseg_error
+from petseg_runtime.io.identity import FileState, file_state
 from petseg_runtime.io.scans import Scan, scans_in
-from petseg_runtime.outputs.files import prepare_folder, remove_leavings, write_json
+from petseg_runtime.outputs.files import file_sha256, prepare_folder, remove_leavings, write_json
 from petseg_runtime.runner import RunSettings, ScanResult, run_key, run_scan
 from petseg_runtime.segmenter import Segmenter
 
@@ -42,6 +45,8 @@ RETRY_S = 30.0
 # few times, by a file that ends the process each time.
 MOST_ATTEMPTS = 5
 
+_LONGEST_NOTE = 200  # bytes of its name, without what ends it and what a file has while it is written
+
 # Errors of the machine and its folders: a full disk, a share that is away, a GPU that does not answer.
 _NOT_ITS_FAULT = (UsageError, BackendError)
 
@@ -57,6 +62,7 @@ def watch(
     report: Report,
     settle_s: float = 10.0,
     deliver: Deliver | None = None,
+    destination: str = "",
 ) -> None:
     """Do the scans of an inbox as they arrive, until `stop` is set; the scan in hand is finished.
 
@@ -68,6 +74,7 @@ def watch(
     settle_s : for so long, in seconds, no file of a scan may have changed.
     deliver : called with each result before its scan counts as done; where it raises a `UsageError` it is called
         again later. After a crash it may be called twice with one result.
+    destination : says where `deliver` brings results; what is sent again after it has changed is delivered again.
 
     Raises
     ------
@@ -85,7 +92,9 @@ def watch(
         for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
             remove_leavings(folder)
         while not stop.is_set():
+            began = time.monotonic()
             ready, trouble = arrivals.ready(), arrivals.trouble
+            looked_s = time.monotonic() - began
             if trouble != reported:
                 reported = trouble
                 if trouble:
@@ -93,54 +102,109 @@ def watch(
             for scan, signatures in ready:
                 if stop.is_set():
                     return
-                outcome, done = _do(scan, segmenter, settings, journal, output, deliver)
+                if signatures_of(scan) != signatures:  # the scans before it took a while; it has to settle again
+                    continue
+                outcome, done = _do(scan, segmenter, settings, journal, output, deliver, destination)
                 if outcome is not None:
                     report(scan, outcome)
                 # What is no fault of the scan is tried again after a while; the others go on.
                 again_after_s = RETRY_S if isinstance(outcome, _NOT_ITS_FAULT) else None
                 arrivals.dealt_with(scan, signatures, again_after_s, done)
-            stop.wait(min(POLL_S, max(settle_s, 0.05)))
+            # An inbox of thousands of files, or on a slow share, is not looked through without a pause.
+            stop.wait(max(min(POLL_S, max(settle_s, 0.05)), 10 * looked_s))
 
 
 def _do(
-    scan: Scan, segmenter: Segmenter, settings: RunSettings, journal: Journal, output: Path, deliver: Deliver | None
+    scan: Scan,
+    segmenter: Segmenter,
+    settings: RunSettings,
+    journal: Journal,
+    output: Path,
+    deliver: Deliver | None,
+    destination: str,
 ) -> tuple[ScanResult | PetsegError | None, bool]:
     """Do one scan, and say whether it is done; None where the journal says that it was dealt with before."""
     if not _is_utf8(scan):
         return _NO_UTF8, False
+    digest = ""
     try:
-        digest = scan.digests().scan
-        if any(header.unreadable for header in scan.dicom):
-            raise InputError("A header could not be read.")
-    except InputError:
-        return UsageError(f"{scan.name} cannot be read just now. It is taken up when it can."), False
-    try:
+        digest = _digest(scan)
         budget = "" if segmenter.budget is None else segmenter.budget.gigabytes
-        attempt = f"{run_key(digest, segmenter, settings)} {budget}"
-        study = _study_digest(scan)
-        name, state = journal.take(digest, scan, attempt, study)
+        attempt = f"{run_key(digest, segmenter, settings)} {budget} {destination}"
+        name, state = journal.take(digest, scan, attempt, _study_digest(scan), output)
         if state != TAKEN:
             return None, state == DONE
-        scan = replace(scan, name=name, warnings=_other_results(journal.done_of(study)))
-        result = _result(scan, segmenter, settings) if journal.begin(digest) <= MOST_ATTEMPTS else _ENDS_THE_PROCESS
-        journal.survived(digest)
-        note = output / FAILURES / scan.folder / f"{name}.json"
-        if isinstance(result, ScanResult):
-            if deliver is not None:
-                deliver(result)
-            note.unlink(missing_ok=True)
-            journal.done(digest)
-        elif not isinstance(result, _NOT_ITS_FAULT):
-            prepare_folder(note.parent)
-            reason = str(result).encode(errors="replace").decode()  # it may hold a file's name that is not UTF-8
-            about = {"scan": str(scan.folder / name), "error": reason, "exit_code": result.exit_code}
-            write_json(about, note)
-            journal.failed(digest, reason, attempt)
+        result = _take_in_hand(replace(scan, name=name), scan.name, digest, segmenter, settings, journal)
+        if not isinstance(result, ScanResult) and _is_changed(scan):
+            journal.forget(digest)
+            raise UsageError(f"{scan.name} was changed or removed while in hand. It is taken up when its files stay.")
+        _note_down(result, scan, name, digest, attempt, journal, output, deliver)
     except UsageError as error:
+        with suppress(sqlite3.Error):
+            journal.waits(digest, str(error))
         return error, False
     except (OSError, sqlite3.Error) as error:
         return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk."), False
     return result, isinstance(result, ScanResult)
+
+
+def _digest(scan: Scan) -> str:
+    try:
+        if not any(header.unreadable for header in scan.dicom):
+            return scan.digests().scan
+    except InputError:
+        pass
+    raise UsageError(f"{scan.name} cannot be read just now. It is taken up when it can.")
+
+
+def _take_in_hand(
+    scan: Scan, came_as: str, digest: str, segmenter: Segmenter, settings: RunSettings, journal: Journal
+) -> ScanResult | PetsegError:
+    """Do a scan that is taken, under the name that the journal gave it."""
+    if journal.begin(digest) > MOST_ATTEMPTS:
+        result: ScanResult | PetsegError = _ENDS_THE_PROCESS
+    else:
+        warnings = _other_results(journal.done_of(_study_digest(scan), digest))
+        if scan.name != came_as and not warnings:
+            warnings = (f"Another scan was done under the name {came_as} before: this one's results have another.",)
+        result = _result(replace(scan, warnings=warnings), segmenter, settings)
+    journal.survived(digest)
+    return result
+
+
+def _is_changed(scan: Scan) -> bool:
+    try:
+        scan.check_unchanged()
+    except InputError:
+        return True
+    return False
+
+
+def _note_down(
+    result: ScanResult | PetsegError,
+    scan: Scan,
+    name: str,
+    digest: str,
+    attempt: str,
+    journal: Journal,
+    output: Path,
+    deliver: Deliver | None,
+) -> None:
+    """Deliver a result, or leave a note of a refusal, and say so in the journal."""
+    short = name if len(os.fsencode(name)) <= _LONGEST_NOTE else digest
+    note = output / FAILURES / scan.folder / f"{short}.json"
+    if isinstance(result, ScanResult):
+        if deliver is not None:
+            deliver(result)
+        note.unlink(missing_ok=True)
+        journal.done(digest, attempt, file_sha256(result.files[-1]))
+    elif isinstance(result, _NOT_ITS_FAULT):
+        journal.waits(digest, str(result))
+    else:
+        prepare_folder(note.parent)
+        reason = str(result).encode(errors="replace").decode()  # it may hold a file's name that is not UTF-8
+        write_json({"scan": str(scan.folder / scan.name), "error": reason, "exit_code": result.exit_code}, note)
+        journal.failed(digest, reason, attempt)
 
 
 def _other_results(names: list[str]) -> tuple[str, ...]:
@@ -183,17 +247,27 @@ _LATER_COLUMNS = {
     "attempts": "INTEGER NOT NULL DEFAULT 0",
     "attempt": "TEXT NOT NULL DEFAULT ''",
     "study": "TEXT NOT NULL DEFAULT ''",
+    "record": "TEXT NOT NULL DEFAULT ''",
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the journal says of a scan: its state, where its results are if it is done, or why it was refused."""
+    """What the journal says of a scan: its state, where its results are if it is done, or why it was refused.
+
+    Attributes
+    ----------
+    reason : why it was refused, or what it waits for.
+    changed : when that was so.
+    record : SHA-256 of the record of its results; empty where that is not known.
+    """
 
     state: str
     folder: Path
     name: str
     reason: str
+    changed: datetime
+    record: str
 
 
 class Journal:
@@ -202,6 +276,7 @@ class Journal:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN IMMEDIATE")  # nobody sees the table without its later columns
         connection.execute(
             "CREATE TABLE IF NOT EXISTS scans (digest TEXT PRIMARY KEY, folder TEXT NOT NULL, name TEXT, "
             "state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', changed TEXT NOT NULL, UNIQUE (folder, name))"
@@ -210,6 +285,7 @@ class Journal:
         for column, kind in _LATER_COLUMNS.items():
             if column not in known:
                 connection.execute(f"ALTER TABLE scans ADD COLUMN {column} {kind}")
+        connection.execute("COMMIT")
 
     @classmethod
     @contextmanager
@@ -231,23 +307,38 @@ class Journal:
                 ) from error
             except (OSError, sqlite3.Error) as error:
                 raise UsageError(
-                    f"The journal {path.name} cannot be used: {error}. Check the output folder."
+                    f"The journal {path.name} cannot be used: {error}. Check the output folder; without the journal "
+                    "what is done is known by its results."
                 ) from error
             yield journal
 
-    def take(self, digest: str, scan: Scan, attempt: str, study: str) -> tuple[str, str]:
+    def take(self, digest: str, scan: Scan, attempt: str, study: str, output: Path) -> tuple[str, str]:
         """The name of a scan's results, which no other scan's have, and its state; a scan that is new is taken.
 
-        So is one that failed with another model, version, budget or settings, which `attempt` stands for. `study`
-        stays the same where more of its files come.
+        So is one that failed with another model, version, budget or settings, which `attempt` stands for; or one that
+        came again since it failed, or since it was done if that was another attempt or its record in `output` is gone.
+        `study` stays the same where more of its files come.
         """
-        self._connection.execute(
-            "DELETE FROM scans WHERE digest = ? AND state = ? AND attempt != ?", (digest, FAILED, attempt)
-        )
-        known = self._connection.execute("SELECT name, state FROM scans WHERE digest = ?", (digest,)).fetchone()
+        known = self._connection.execute(
+            "SELECT name, state, folder, changed, attempt FROM scans WHERE digest = ?", (digest,)
+        ).fetchone()
+        if known is not None:
+            name, state, folder, changed, before = known
+            again = came_after(scan.files, datetime.fromisoformat(changed))
+            if state == FAILED and (again or before != attempt):
+                self.forget(digest)
+                known = None
+            elif state == DONE and again:
+                there = (output / folder / f"{name}_run.json").exists()
+                state = DONE if there and before in ("", attempt) else TAKEN
+                self._connection.execute(
+                    "UPDATE scans SET state = ?, reason = '', changed = ? WHERE digest = ?", (state, _now(), digest)
+                )
+                known = name, state
         number = 0
         while known is None:
-            name = f"{scan.name}-{number}" if number else scan.name
+            # Digits alone may be the end of another scan's name.
+            name = "-".join((scan.name, digest[:8], str(number))[: number + 1])
             try:
                 self._connection.execute(
                     "INSERT INTO scans (digest, folder, name, state, changed, study) VALUES (?, ?, ?, ?, ?, ?)",
@@ -258,12 +349,13 @@ class Journal:
                 number += 1
         return known[0], known[1]
 
-    def done_of(self, study: str) -> list[str]:
-        """The names of all results of a study, which differ in the files that had come; none of an empty one."""
+    def done_of(self, study: str, but: str) -> list[str]:
+        """The names of all results of a study but one, which differ in the files that had come; none without a UID."""
         if not study:
             return []
         found = self._connection.execute(
-            "SELECT name FROM scans WHERE study = ? AND state = ? ORDER BY changed, name", (study, DONE)
+            "SELECT name FROM scans WHERE study = ? AND state = ? AND digest != ? ORDER BY changed, name",
+            (study, DONE, but),
         )
         return [name for (name,) in found]
 
@@ -282,11 +374,14 @@ class Journal:
                 if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'scans'").fetchone():
                     return None  # the file is there a moment before its table
                 found = connection.execute(
-                    "SELECT state, folder, name, reason FROM scans WHERE digest = ?", (digest,)
+                    "SELECT state, folder, name, reason, changed, record FROM scans WHERE digest = ?", (digest,)
                 ).fetchone()
         except sqlite3.Error as error:
             raise UsageError(f"The journal {path.name} cannot be read: {error}.") from error
-        return Entry(found[0], Path(found[1]), found[2] or "", found[3]) if found else None
+        if not found:
+            return None
+        state, folder, name, reason, changed, record = found
+        return Entry(state, Path(folder), name or "", reason, datetime.fromisoformat(changed), record)
 
     def begin(self, digest: str) -> int:
         """Note that a scan is taken in hand; how often it was since the process last survived that."""
@@ -298,9 +393,20 @@ class Journal:
         """Note that the process has not ended with the scan in hand."""
         self._connection.execute("UPDATE scans SET attempts = 0 WHERE digest = ?", (digest,))
 
-    def done(self, digest: str) -> None:
-        """Note that a scan's results are in their place."""
-        self._connection.execute("UPDATE scans SET state = ?, changed = ? WHERE digest = ?", (DONE, _now(), digest))
+    def done(self, digest: str, attempt: str, record: str) -> None:
+        """Note that a scan's results are in their place, with a record of that SHA-256."""
+        self._connection.execute(
+            "UPDATE scans SET state = ?, reason = '', attempt = ?, record = ?, changed = ? WHERE digest = ?",
+            (DONE, attempt, record, _now(), digest),
+        )
+
+    def waits(self, digest: str, reason: str) -> None:
+        """Note what a scan that is taken waits for."""
+        self._connection.execute("UPDATE scans SET reason = ? WHERE digest = ? AND state = ?", (reason, digest, TAKEN))
+
+    def forget(self, digest: str) -> None:
+        """Forget a scan, as if it had never come."""
+        self._connection.execute("DELETE FROM scans WHERE digest = ?", (digest,))
 
     def failed(self, digest: str, reason: str, attempt: str) -> None:
         """Note that a scan was refused. It has no results, so its name is free: for itself, when the rest has come."""
@@ -310,7 +416,13 @@ class Journal:
         )
 
 
-_Signature = tuple[str, int, int]  # path, size, time of the last change
+def came_after(files: Iterable[Path], moment: datetime) -> bool:
+    """Whether one of the files was written, or put where it is, after a moment."""
+    states = filter(None, map(file_state, files))
+    return max((state.changed_ns for state in states), default=0) > moment.timestamp() * 1e9
+
+
+_Signature = tuple[str, FileState]
 
 
 class _Arrivals:
@@ -326,7 +438,7 @@ class _Arrivals:
         self._since: dict[Hashable, tuple[frozenset[_Signature], float]] = {}
         self._headers: dict[_Signature, list[Header]] = {}
         self._rests_until: dict[frozenset[_Signature], float] = {}
-        self._done: dict[Hashable, list[frozenset[_Signature]]] = {}
+        self._done: dict[Hashable, list[frozenset[tuple[str, int, int]]]] = {}
 
     def ready(self) -> list[tuple[Scan, frozenset[_Signature]]]:
         """Scans that are settled and new, each with what its files are now."""
@@ -340,17 +452,20 @@ class _Arrivals:
         now, before, ready = time.monotonic(), self._since, []
         self._since, seen = {}, set[_Signature]()
         for scan in (*submitted, *scans):
-            signatures = frozenset(filter(None, map(_signature, scan.files)))
+            signatures = signatures_of(scan)
             seen |= signatures
             files, since = before.get(_study(scan), (signatures, now))
             since = since if files == signatures else now
             self._since[_study(scan)] = signatures, since
             settled = scan in submitted or now - since >= self._settle_s
             rested = now >= self._rests_until.get(signatures, now)
-            is_left = any(signatures < files for files in self._done.get(_study(scan), ()))
+            is_left = any(_lasting(signatures) < files for files in self._done.get(_study(scan), ()))
             if settled and rested and not is_left and len(signatures) == len(scan.files):
                 ready.append((scan, signatures))
         self._headers = {signature: found for signature, found in self._headers.items() if signature in seen}
+        if not self.trouble:  # a share that is away comes back
+            self._rests_until = {files: end for files, end in self._rests_until.items() if files <= seen}
+            self._done = {study: done for study, done in self._done.items() if study in self._since}
         return ready
 
     def _submitted(self) -> list[Scan]:
@@ -366,7 +481,7 @@ class _Arrivals:
     ) -> None:
         """Leave a scan alone until one of its files changes, or for a while."""
         if done:
-            self._done.setdefault(_study(scan), []).append(signatures)
+            self._done.setdefault(_study(scan), []).append(_lasting(signatures))
         self._rests_until[signatures] = math.inf if again_after_s is None else time.monotonic() + again_after_s
 
     def _read_headers(self, files: Iterable[Path]) -> list[Header]:
@@ -405,13 +520,20 @@ def _study_digest(scan: Scan) -> str:
     return hashlib.sha256(repr(study).encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def signatures_of(scan: Scan) -> frozenset[_Signature]:
+    """What the files of a scan are now; those that are gone are left out."""
+    return frozenset(filter(None, map(_signature, scan.files)))
+
+
 def _signature(file: Path) -> _Signature | None:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return str(file), status.st_size, status.st_mtime_ns
+    state = file_state(file)
+    return None if state is None else (str(file), state)
+
+
+def _lasting(signatures: frozenset[_Signature]) -> frozenset[tuple[str, int, int]]:
+    """What stays the same of files while others of their study are removed, also if those are links to them."""
+    return frozenset((file, state.size, state.modified_ns) for file, state in signatures)
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

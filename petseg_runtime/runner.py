@@ -273,6 +273,7 @@ class _Prepared:
     digests: Digests
     volume: Volume
     source: Source | None
+    identity: dict[str, str]
     reading_s: float
     before: dict[str, Any]
 
@@ -307,7 +308,9 @@ def _read(scan: Scan, settings: RunSettings, budget: MemoryBudget | None) -> _Pr
             raise
         raise InputError(f"{error} The results of another scan of this name still lie in the output folder.") from error
     reading_s = perf_counter() - started
-    return _Prepared(scan, digests, volume, _source(scan, volume, settings), reading_s, before)
+    source, identity = _source(scan, volume, settings), _identity(volume, settings)
+    scan.check_unchanged()
+    return _Prepared(scan, digests, volume, source, identity, reading_s, before)
 
 
 def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
@@ -315,12 +318,13 @@ def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
 
     Raises
     ------
-    UsageError : if a name is too long, or a file of it was not written by a run before, or changed since.
+    InputError : if a name is too long.
+    UsageError : if a file of it was not written by a run before, or changed since.
     """
     results = settings.results_of(scan)
     longest = max((path.name for path in results), key=_bytes)
     if _bytes(longest) > _LONGEST_NAME:
-        raise UsageError(f"The name {longest[:32]}... of a result is too long for a file system. Rename the scan.")
+        raise InputError(f"The name {longest[:32]}... of a result is too long for a file system. Rename the scan.")
     before = _run_before(results[-1])
     if settings.overwrite or (results[-1].exists() and not before):  # a power cut may leave a record nobody can read
         return before
@@ -386,7 +390,7 @@ def _segment(prepared: _Prepared, segmenter: Segmenter, settings: RunSettings, p
 
 def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -> ScanResult:
     prepared, segmentation = segmented.prepared, segmented.segmentation
-    scan, volume, source = prepared.scan, prepared.volume, prepared.source
+    scan, volume, source, identity = prepared.scan, prepared.volume, prepared.source, prepared.identity
     folder = settings.folder_for(scan)
     started = perf_counter()
     decisions = (*volume.notes, *(source.notes if source else ()))
@@ -425,7 +429,6 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
         files += [report, last] if settings.report else [last]
         outputs = [file.name for file in files]
         statistics = segmentation.statistics
-        identity = _identity(volume, settings)
         key = run_key(digests.scan, segmenter, settings)
         content = run_record(segmenter, key, digests.content, statistics, used, timings_s, outputs, decisions, warnings)
         if identity:

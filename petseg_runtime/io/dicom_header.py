@@ -20,6 +20,7 @@ from pydicom.filereader import _read_file_meta_info, read_preamble
 
 from petseg_runtime.io.dicom_elements import Elements, MalformedValueError, if_sound
 from petseg_runtime.io.dicom_frames import ENHANCED_TAGS, LEGACY_CONVERTED, slices_of
+from petseg_runtime.io.identity import FileState
 from petseg_runtime.io.suv import MBQ_BELOW
 from petseg_runtime.io.suv_attributes import UNDATED, Frame, SuvAttributes
 from petseg_runtime.io.suv_timing import CLOCK_TOLERANCE_S
@@ -114,6 +115,7 @@ class Header:
     frame : number of the slice among those of its file, from 0; None where it is the only one.
     pixels_at : byte of the file at which the pixels of the first slice begin.
     unreadable : the damage is that the disk did not give the file just now.
+    state : that the file was in when it was read; None where it could not be.
     blank : the damage is that it is empty or begins with zeros, and its name does not say that it is DICOM.
     """
 
@@ -148,6 +150,7 @@ class Header:
     contradiction: str = ""
     unreadable: bool = False
     blank: bool = False
+    state: FileState | None = field(default=None, repr=False)
 
     @property
     def slice_bytes(self) -> int:
@@ -207,9 +210,10 @@ def _read_headers(path: Path) -> list[Header]:
             end_of_header = stream.tell()  # where the pixels begin, or the end of the file
             pixels = _PixelElement.of(stream.read(_ELEMENT))
             file_bytes = stream.seek(0, os.SEEK_END)
+            state = FileState.of(os.fstat(stream.fileno()))
         if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == _DICOMDIR:
             return []
-        file = Header(path, transfer_syntax=_transfer_syntax(dataset), file_bytes=file_bytes)
+        file = Header(path, transfer_syntax=_transfer_syntax(dataset), file_bytes=file_bytes, state=state)
         return _parse_file(replace(file, pixels_at=end_of_header), dataset, pixels)
     except Exception as error:  # pydicom lets any exception out of a damaged file
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__

@@ -1,8 +1,10 @@
-"""Which file a path leads to, and what can be done with its name."""
+"""Which file a path leads to, whether it is still as it was, and what can be done with its name."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 from petseg_runtime.errors import InputError
 
@@ -14,6 +16,30 @@ def file_identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+class FileState(NamedTuple):
+    """What tells that a file was written anew: a copy may bear the size and the times of its original, but `changed`.
+
+    No inode: some file systems of a network number a file anew each time.
+    """
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileState:
+        """From what `os.stat` or `os.fstat` says."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def file_state(path: Path) -> FileState | None:
+    """The state that a file is in now; None where there is none."""
+    try:
+        return FileState.of(path.stat())
+    except OSError:
+        return None
 
 
 def check_utf8(path: Path) -> None:

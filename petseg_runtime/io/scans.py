@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import numpy as np
 
 from petseg_runtime.errors import InputError, UsageError
-from petseg_runtime.io.identity import file_identity
+from petseg_runtime.io.identity import FileState, file_identity, file_state
 from petseg_runtime.io.images import IMAGE_SUFFIXES, image_suffix, read_image
 from petseg_runtime.io.plausible import MAX_VOXELS, check_activity
 from petseg_runtime.io.suv import suvbw_of_activity
@@ -53,6 +53,7 @@ class Scan:
     folder : where it lies, relative to the input's own folder; results keep this structure.
     beside : the folder that results go to by default.
     warnings : what to mind of how it came, for whoever uses the results.
+    image_state : of the image when it was found; headers of DICOM know their own.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Scan:
     image: Path | None = None
     dicom: tuple[Header, ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
+    image_state: FileState | None = field(default=None, repr=False)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -74,10 +76,8 @@ class Scan:
         ------
         InputError : if a file cannot be read.
         """
-        pet = (header.path for header in self.dicom if header.modality in ("", "PT"))
-        files = [self.image] if self.image is not None else list(dict.fromkeys(pet))
         digest = hashlib.sha256()
-        for file in files:
+        for file in self._found:
             try:
                 with file.open("rb") as stream:
                     content = hashlib.file_digest(stream, "sha256")
@@ -87,6 +87,28 @@ class Scan:
         whole = digest.hexdigest()
         return Digests(whole, whole if self.image is None else content.hexdigest())
 
+    @property
+    def _found(self) -> dict[Path, FileState | None]:
+        """What it is read from, each file with its state when it was found."""
+        if self.image is not None:
+            return {self.image: self.image_state}
+        return {header.path: header.state for header in self.dicom if header.modality in ("", "PT")}
+
+    def check_unchanged(self) -> None:
+        """Refuse a scan whose files are others than when it was found.
+
+        The header of one file and the voxels of another make a wrong SUV, and a digest of the one says nothing of it.
+
+        Raises
+        ------
+        InputError : if a file was written anew or is gone.
+        """
+        for file, state in self._found.items():
+            if state is not None and file_state(file) != state:
+                raise InputError(
+                    f"{file.name} was changed or removed while its scan was in hand. Run again when its files stay."
+                )
+
     def read(
         self, unit: Unit = Unit.UNKNOWN, overrides: SuvOverrides = NO_OVERRIDES, max_voxels: int = MAX_VOXELS
     ) -> Volume:
@@ -95,13 +117,16 @@ class Scan:
         Raises
         ------
         MemoryBudgetError : if it has more voxels than `max_voxels`.
-        InputError : if the scan is refused, or an override has no use for it.
+        InputError : if the scan is refused or its files changed since it was found, or an override has no use for it.
         """
         if self.image is None:
             from petseg_runtime.io.dicom import pet_volume
 
-            return pet_volume(self.dicom, overrides, max_voxels)
+            volume = pet_volume(self.dicom, overrides, max_voxels)
+            self.check_unchanged()
+            return volume
         volume = read_image(self.image, unit, max_voxels)
+        self.check_unchanged()
         if unit is not Unit.UNKNOWN:
             volume = replace(volume, notes=(*volume.notes, f"That the file holds {_UNIT_NAMES[unit]} was given."))
         volume = _in_suv(volume, overrides) if overrides.options else volume
@@ -150,7 +175,7 @@ def find_scans(path: Path) -> list[Scan]:
             raise InputError(
                 f"{path.name} is not a {', '.join(IMAGE_SUFFIXES)} file. For DICOM, pass the folder of the series."
             )
-        return [Scan(_stem(path), Path(), path.parent, path)]
+        return [Scan(_stem(path), Path(), path.parent, path, image_state=file_state(path))]
     if not is_folder:
         raise InputError(f"{path.name} does not exist. Pass a scan, a DICOM folder, or a folder of scans.")
 
@@ -173,7 +198,10 @@ def scans_in(folder: Path, read_headers: Callable[[Iterable[Path]], list[Header]
     """
     files = _files_in(folder)
     images = [file for file in files if image_suffix(file)]
-    scans = [Scan(_stem(file), file.parent.relative_to(folder), file.parent, file) for file in images]
+    scans = [
+        Scan(_stem(file), file.parent.relative_to(folder), file.parent, file, image_state=file_state(file))
+        for file in images
+    ]
     others = [file for file in files if not image_suffix(file)]
     if others:
         from petseg_runtime.io import dicom  # takes a fifth of a second to import

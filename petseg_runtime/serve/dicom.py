@@ -66,6 +66,8 @@ _MOST_BYTES, _MOST_BYTES_OF_ALL = 2**29, 2**31
 # We ask for PDUs of 16 KiB.
 _MOST_PDU_BYTES = 2**20
 _TIMEOUT_S = 30.0
+# A node that takes associations and then says nothing costs the time of the next scan, each time it is tried.
+_STALLED_S = 10 * _TIMEOUT_S
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,10 @@ class Outbox:
                     raise UsageError(f"{self._node} does not take a {dataset.SOPClassUID.name}. The results wait.")
             for dataset in datasets:
                 _send_one(association, dataset, self._node)
+        except UsageError:
+            if not association.is_established:  # it was silent until we gave it up, and so it would be to the next
+                self._again_from = monotonic() + _STALLED_S
+            raise
         finally:
             association.release()
 

@@ -31,7 +31,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
-from petseg_runtime.inbox import DONE, FAILED, JOURNAL, SUBMITTED, Journal
+from petseg_runtime.inbox import FAILED, JOURNAL, SUBMITTED, TAKEN, Entry, Journal, came_after
 from petseg_runtime.io.scans import scans_in
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings, scratch_folder, sync
 
@@ -114,7 +114,8 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own words
         super().connection_made(transport)
-        self._free_since = self._heard = self.loop.time()
+        self._free_since = self._heard = self._taken = self.loop.time()
+        self._unsent = 0
         if len(self.connections) > _MOST_CLIENTS:
             transport.close()
         else:
@@ -130,7 +131,13 @@ class _Connection(H11Protocol):
             waited = now - self._free_since
         else:  # the answer may take its time, the body of an upload not
             self._free_since, waited = now, now - self._heard if self.cycle.more_body else 0.0
-        if waited > _PATIENCE_S:
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent or unsent < self._unsent:  # the client takes its answers
+            self._taken = now
+        self._unsent = unsent
+        if now - self._taken > _PATIENCE_S:
+            self.transport.abort()  # to close it would wait for the client
+        elif waited > _PATIENCE_S:
             self.transport.close()
         elif not self.transport.is_closing():
             self.loop.call_later(_PATIENCE_S / 4, self._look_after)
@@ -163,12 +170,19 @@ def application(inbox: Path, output: Path, token: str, model: dict[str, str]) ->
 
     @app.get("/health")
     def health() -> dict[str, Any]:
-        """Whether the service answers, and with which model it works."""
+        """Whether the service answers and its journal can be read, and with which model it works."""
+        _look_up("0" * 64, output)
         return {"status": "ok", "version": __version__, "model": model}
 
     @app.post("/scans", status_code=202, dependencies=protected, openapi_extra=upload)
     async def submit(request: Request, format: Format) -> dict[str, Any]:  # noqa: A002 - as the query says it
-        """Submit one scan: its file, or a ZIP archive of one DICOM study. The same scan always has the same id."""
+        """Submit one scan: its file, or a ZIP archive of one DICOM study. The same scan always has the same id.
+
+        It is done again if it failed before, its results are gone, or the model or the settings are others now.
+        """
+        announced = request.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > MOST_BYTES:
+            raise HTTPException(413, f"The scan has more than {MOST_BYTES} bytes.")
         try:
             with scratch_folder(inbox) as scratch:
                 await _receive(request, scratch / "upload")
@@ -183,7 +197,10 @@ def application(inbox: Path, output: Path, token: str, model: dict[str, str]) ->
 
     @app.get("/scans/{identifier}", dependencies=protected)
     def state(identifier: str) -> dict[str, Any]:
-        """State of a scan (waiting, done, failed): with its quantities when it is done, or why it was refused."""
+        """State of a scan (waiting, done, failed): with its quantities when it is done, and the model that found them.
+
+        Of one that was refused with the reason, and of one that waits for something, such as an archive, for what.
+        """
         return _state(identifier, inbox, output)
 
     @app.get(
@@ -212,6 +229,8 @@ async def _receive(request: Request, file: Path) -> None:
 def _take_in(scratch: Path, form: Format, inbox: Path) -> str:
     """Move an upload into the inbox, whole and on disk; returns its id, the digest that the journal knows it by."""
     upload, whole = scratch / "upload", scratch / "whole"
+    if not upload.stat().st_size:
+        raise InputError("The upload is empty. Send a scan, or a ZIP archive of one study.")
     whole.mkdir()
     if form == "dicom.zip":
         _unpack(upload, whole)
@@ -230,6 +249,9 @@ def _take_in(scratch: Path, form: Format, inbox: Path) -> str:
             if not place.exists():  # the same scan came twice at once
                 raise
         sync(place.parent)
+    else:  # it came again, which the inbox sees by this
+        for file in place.iterdir():
+            os.utime(file)
     return identifier
 
 
@@ -263,35 +285,58 @@ def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
     unknown = HTTPException(404, "No scan with this id was submitted.")
     if not re.fullmatch("[0-9a-f]{64}", identifier):
         raise unknown
+    entry, place = _look_up(identifier, output), inbox / SUBMITTED / identifier
+    answer: dict[str, Any] = {"id": identifier, "state": "waiting"}
+    if entry is None:
+        if not place.is_dir():
+            raise unknown
+        return answer
+    if entry.state == TAKEN:
+        return answer | ({"waiting_for": entry.reason} if entry.reason else {})
+    if place.is_dir() and came_after(place.iterdir(), entry.changed):  # it came again, and the inbox has yet to see it
+        return answer
+    if entry.state == FAILED:
+        return answer | {"state": "failed", "error": entry.reason}
+    record = json.loads(_record(entry, output))
+    kept = ("model", "settings", "statistics", "decisions", "warnings", "outputs")
+    return answer | {"state": "done", "folder": str(entry.folder)} | {key: record[key] for key in kept}
+
+
+def _look_up(identifier: str, output: Path) -> Entry | None:
     try:
-        entry = Journal.look_up(output / JOURNAL, identifier)
+        return Journal.look_up(output / JOURNAL, identifier)
     except PetsegError as error:
         raise HTTPException(503, "The journal cannot be read just now.") from error
-    answer: dict[str, Any] = {"id": identifier, "state": "waiting"}
-    if entry is not None and entry.state == FAILED:
-        return answer | {"state": "failed", "error": entry.reason}
-    if entry is not None and entry.state == DONE:
-        folder = output / entry.folder
-        try:
-            record = json.loads((folder / f"{entry.name}_run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise HTTPException(410, "The results of this scan were removed.") from error
-        kept = ("statistics", "decisions", "warnings", "outputs")
-        return answer | {"state": "done", "folder": str(entry.folder)} | {key: record[key] for key in kept}
-    if entry is None and not (inbox / SUBMITTED / identifier).is_dir():
-        raise unknown
-    return answer
+
+
+def _record(entry: Entry, output: Path) -> bytes:
+    """The record of a scan's results, if it is that which the inbox wrote: another run may have taken its place."""
+    try:
+        content = (output / entry.folder / f"{entry.name}_run.json").read_bytes()
+    except OSError as error:
+        raise _REMOVED from error
+    if entry.record and hashlib.sha256(content).hexdigest() != entry.record:
+        raise _REPLACED
+    return content
+
+
+_REMOVED = HTTPException(410, "The results of this scan were removed. Submit it again to have it done again.")
+_REPLACED = HTTPException(410, "The results of this scan were changed, or are another scan's by now.")
 
 
 def _archive(identifier: str, inbox: Path, output: Path) -> bytes:
     state = _state(identifier, inbox, output)
     if state["state"] != "done":
         raise HTTPException(409, f"The scan is {state['state']}; there is no result.")
-    content = BytesIO()
+    folder, content = output / state["folder"], BytesIO()
     try:
+        record = json.loads((folder / state["outputs"][-1]).read_bytes())
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in state["outputs"]:
-                archive.write(output / state["folder"] / name, name)
-    except OSError as error:
-        raise HTTPException(410, "The results of this scan were removed.") from error
+                file = (folder / name).read_bytes()
+                if hashlib.sha256(file).hexdigest() != record["sha256"].get(name, hashlib.sha256(file).hexdigest()):
+                    raise _REPLACED
+                archive.writestr(name, file)
+    except (OSError, ValueError) as error:
+        raise _REMOVED from error
     return content.getvalue()

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from shutil import which
+from threading import Event as Signal
 from threading import Thread
 
 import pytest
@@ -20,7 +21,7 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.events import EVT_C_STORE, Event
 from pynetdicom.presentation import AllStoragePresentationContexts, build_context
 from runtime.dicom_factory import CT_IMAGE_STORAGE, PET_IMAGE_STORAGE, ct_series, pet_series
-from runtime.watched import Watched, save_dicom, wait_until
+from runtime.watched import PATIENCE_S, Watched, save_dicom, wait_until
 
 import petseg_runtime.serve.dicom as network
 from petseg_runtime import Segmenter
@@ -274,6 +275,27 @@ def test_a_node_that_does_not_answer_is_said_and_asked_once_a_while(
     monkeypatch.setattr(network.ApplicationEntity, "associate", lambda *_, **__: pytest.fail("asked again at once"))
     with pytest.raises(UsageError, match="cannot be reached"):
         outbox.send([file])
+
+
+def test_a_node_that_takes_an_association_and_stalls_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "_TIMEOUT_S", 0.5)
+    (file, *_) = [path.rename(path.with_suffix(".dcm")) for path in save_dicom(tmp_path)]
+    released = Signal()
+
+    def silent() -> int:
+        released.wait(PATIENCE_S)
+        return 0
+
+    with archive(silent, kinds=[PET_IMAGE_STORAGE]) as (node, _):
+        outbox = Outbox(node, "PETSEG")
+        with pytest.raises(UsageError, match="with nothing"):
+            outbox.send([file])
+        monkeypatch.setattr(network.ApplicationEntity, "associate", lambda *_, **__: pytest.fail("asked again at once"))
+        with pytest.raises(UsageError, match="cannot be reached"):
+            outbox.send([file])
+        released.set()
 
 
 def test_a_result_that_went_away_is_said(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -23,6 +24,7 @@ from petseg_runtime import Segmenter
 from petseg_runtime.errors import UsageError
 from petseg_runtime.inbox import JOURNAL
 from petseg_runtime.io.dicom import read_headers
+from petseg_runtime.runner import ScanResult
 from petseg_runtime.serve.http import application, http_service, read_token
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -185,7 +187,8 @@ def test_the_same_scan_is_the_same_id_and_is_done_once(client: Client, watched: 
     assert client.submit(scan) == first
     with watched:
         client.done(first["id"])
-        assert client.submit(scan)["state"] == "done"
+        client.submit(scan)
+        assert client.done(first["id"])["state"] == "done"
     assert len(watched.reported) == 1
 
 
@@ -314,17 +317,98 @@ def test_a_scan_waits_while_the_journal_is_being_made(client: Client, watched: W
 def test_a_journal_that_cannot_be_read_is_said(client: Client, watched: Watched, scan: bytes) -> None:
     identifier = client.submit(scan)["id"]
     watched.output.mkdir(exist_ok=True)
+    assert client.ask("/health", token="")[0] == 200
     (watched.output / JOURNAL).write_text("no journal, but some text that is long enough for a header" * 40)
     assert client.ask(f"/scans/{identifier}")[0] == 503
+    assert client.ask("/health", token="")[0] == 503
 
 
 def test_results_that_were_removed_are_gone(client: Client, watched: Watched, scan: bytes) -> None:
     identifier = client.submit(scan)["id"]
     with watched:
         client.done(identifier)
-    for file in (watched.output / "submitted").iterdir():
-        file.unlink()
-    assert client.ask(f"/scans/{identifier}")[0] == 410
+        for file in (watched.output / "submitted").iterdir():
+            file.unlink()
+        assert client.ask(f"/scans/{identifier}")[0] == 410
+        assert client.submit(scan) == {"id": identifier, "state": "waiting"}
+        assert client.done(identifier)["state"] == "done"
+
+
+def test_a_result_that_another_run_replaced_or_somebody_changed_is_not_given_out(
+    client: Client, watched: Watched, scan: bytes
+) -> None:
+    identifier = client.submit(scan)["id"]
+    with watched:
+        state = client.done(identifier)
+    mask, record = (watched.output / "submitted" / name for name in state["outputs"])
+    sound = mask.read_bytes()
+    mask.write_bytes(sound[:-10])
+    assert client.ask(f"/scans/{identifier}/result")[0] == 410
+    mask.write_bytes(sound)
+    assert client.ask(f"/scans/{identifier}/result")[0] == 200
+    record.write_text(record.read_text() + "\n")
+    for path in (f"/scans/{identifier}", f"/scans/{identifier}/result"):
+        status, answer = client.ask(path)
+        assert status == 410
+        assert b"changed, or are another scan's" in answer
+
+
+def test_what_failed_is_tried_again_when_it_is_submitted_again(
+    client: Client, watched: Watched, scan: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identifier = client.submit(scan)["id"]
+    with watched:
+        with monkeypatch.context() as patch:
+            patch.setattr("petseg_runtime.inbox.run_scan", _out_of_memory)
+            assert "memory" in client.done(identifier)["error"]
+        assert client.state(identifier)["state"] == "failed"
+        client.submit(scan)
+        assert client.done(identifier)["state"] == "done"
+
+
+def _out_of_memory(*_: object) -> ScanResult:
+    raise MemoryError
+
+
+def test_a_scan_says_what_it_waits_for_and_a_result_by_what_it_was_found(
+    tmp_path: Path, segmenter: Segmenter, scan: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("petseg_runtime.inbox.RETRY_S", 0.2)
+    away = [True]
+
+    def deliver(_: ScanResult) -> None:
+        if away[0]:
+            raise UsageError("The archive is away. The results wait.")
+
+    watched = Watched(tmp_path, segmenter, deliver=deliver)
+    app = application(watched.inbox, watched.output, TOKEN, MODEL)
+    with http_service(app, "127.0.0.1", 0) as port, watched:
+        client = Client(port)
+        identifier = client.submit(scan)["id"]
+        waiting = {"id": identifier, "state": "waiting", "waiting_for": "The archive is away. The results wait."}
+        wait_until(lambda: client.state(identifier) == waiting)
+        away[0] = False
+        done = client.done(identifier)
+    assert done["model"]["sha256"] == segmenter.model_sha256
+    assert done["settings"]["threshold"] == segmenter.manifest.threshold
+
+
+def test_an_upload_without_content_or_with_too_much_announced_is_refused_at_once(client: Client) -> None:
+    assert client.ask("/scans?format=nii.gz", b"")[0] == 422
+    with socket.create_connection(("127.0.0.1", client.port)) as peer:
+        head = f"POST /scans?format=nii HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        peer.sendall(f"{head}Content-Length: {10**15}\r\n\r\n".encode())
+        assert b"413" in peer.recv(4096)
+
+
+def test_a_client_that_takes_no_answers_is_dropped(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_PATIENCE_S", 0.5)
+    with socket.create_connection(("127.0.0.1", client.port)) as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(20)
+        with suppress(ConnectionError):  # a reset or a broken pipe, as it comes; a timeout fails
+            while True:
+                deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"with a space in it, and long", b"\xff" * 40])

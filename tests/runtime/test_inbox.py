@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -21,12 +22,15 @@ from pydicom.filereader import dcmread
 from runtime.watched import PATIENCE_S, SETTLE_S, Watched, put_scan, save_dicom, wait_until
 
 import petseg_runtime.inbox
+import petseg_runtime.io.scans
 from petseg_runtime import Segmenter
 from petseg_runtime.errors import InputError, MemoryBudgetError, PetsegError, UsageError
 from petseg_runtime.inbox import JOURNAL, MOST_ATTEMPTS, TAKEN, watch
 from petseg_runtime.io.scans import Scan, scans_in
 from petseg_runtime.memory import MemoryBudget
+from petseg_runtime.outputs.files import file_sha256
 from petseg_runtime.runner import RunSettings, ScanResult
+from petseg_runtime.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +133,9 @@ def test_results_of_a_study_of_which_more_came_say_so(new: Callable[[], Watched]
         shutil.copy(last, again.inbox / "study")
         again.wait_for(1)
     outcomes = [outcome for _, outcome in (*watched.reported, *again.reported)]
-    said = {outcome.name: outcome.warnings for outcome in outcomes if isinstance(outcome, ScanResult)}
-    assert not any("segmented before" in warning for name in ("study", "other") for warning in said[name])
-    assert "segmented before with other files than now, as study:" in said["study-1"][0]
+    first, other, grown = (outcome.warnings for outcome in outcomes if isinstance(outcome, ScanResult))
+    assert not any("segmented before" in warning for warning in (*first, *other))
+    assert "segmented before with other files than now, as study:" in grown[0]
 
 
 def test_studies_without_a_uid_are_not_one_study(new: Callable[[], Watched], tmp_path: Path) -> None:
@@ -208,7 +212,127 @@ def test_a_scan_under_a_name_that_was_used_before_gets_one_of_its_own(new: Calla
         watched.wait_for(1)
         put_scan(watched.inbox / "scan.nii.gz", seed=1)  # another patient's
         watched.wait_for(2)
-    assert watched.masks == ["scan-1_petseg.nii.gz", "scan_petseg.nii.gz"]
+        put_scan(watched.inbox / "scan-1.nii.gz", seed=2)  # whose results must bear its own name
+        watched.wait_for(3)
+    (_, first), (_, second), (_, third) = watched.reported
+    assert isinstance(first, ScanResult)
+    assert isinstance(second, ScanResult)
+    assert isinstance(third, ScanResult)
+    assert (first.name, third.name) == ("scan", "scan-1")
+    assert re.fullmatch("scan-[0-9a-f]{8}", second.name)
+    assert "under the name scan before" in second.warnings[0]
+
+
+def test_a_study_that_is_corrected_while_it_waits_is_done_as_it_is_then(
+    new: Callable[[], Watched], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The header of the one and the voxels of the other would be a SUV of neither."""
+    watched, real = new(), petseg_runtime.inbox.run_scan
+    save_dicom(tmp_path / "study")
+
+    def run_scan(scan: Scan, *others: object) -> ScanResult:
+        if scan.name == "a":  # meanwhile
+            for file in (watched.inbox / "study").iterdir():
+                slice_ = dcmread(file)
+                slice_.PatientWeight = 35
+                slice_.save_as(file)
+        return real(scan, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(petseg_runtime.inbox, "run_scan", run_scan)
+    put_scan(watched.inbox / "a.nii.gz")
+    shutil.copytree(tmp_path / "study", watched.inbox / "study")
+    with watched:
+        watched.wait_for(2)
+    (_, result) = watched.reported[1]
+    assert isinstance(result, ScanResult)
+    assert any("35 kg" in decision for decision in result.decisions)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_done_anew(
+    new: Callable[[], Watched], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("petseg_runtime.inbox.RETRY_S", 0.1)
+    watched, real, replaced = new(), petseg_runtime.io.scans.read_image, list[Path]()
+    other = put_scan(tmp_path / "other.nii.gz", seed=1)
+
+    def read_image(path: Path, *others: object) -> Volume:
+        if not replaced:
+            replaced.append(other.replace(path))
+        return real(path, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(petseg_runtime.io.scans, "read_image", read_image)
+    put_scan(watched.inbox / "scan.nii.gz")
+    with watched:
+        watched.wait_for(2)
+    (_, trouble), (_, result) = watched.reported
+    assert "was changed or removed while in hand" in str(trouble)
+    assert isinstance(result, ScanResult)
+    record = json.loads((watched.output / "scan_run.json").read_text())
+    assert record["input_sha256"] == file_sha256(watched.inbox / "scan.nii.gz")
+
+
+def test_a_replaced_file_of_the_same_size_and_time_is_another_scan(new: Callable[[], Watched]) -> None:
+    with new() as watched:
+        scan = put_scan(watched.inbox / "scan.nii")
+        os.utime(scan, (1e9, 1e9))
+        watched.wait_for(1)
+        put_scan(scan, seed=1)
+        os.utime(scan, (1e9, 1e9))
+        watched.wait_for(2)
+    assert len(watched.masks) == 2
+
+
+def test_what_comes_again_is_done_again_where_its_results_are_gone(new: Callable[[], Watched], tmp_path: Path) -> None:
+    scan = put_scan(tmp_path / "scan.nii.gz")
+    with new() as watched:
+        shutil.copy(scan, watched.inbox / "scan.nii.gz")
+        watched.wait_for(1)
+        for file in watched.output.glob("scan_*"):
+            file.unlink()
+    with new() as restarted:  # what only lies there is done
+        time.sleep(4 * SETTLE_S)
+        assert not restarted.reported
+        shutil.copy(scan, restarted.inbox / "scan.nii.gz")
+        restarted.wait_for(1)
+        shutil.copy(scan, restarted.inbox / "scan.nii.gz")
+        time.sleep(6 * SETTLE_S)
+    assert len(restarted.reported) == 1
+    assert restarted.masks == ["scan_petseg.nii.gz"]
+
+
+@pytest.mark.parametrize("other", ["settings", "destination"])
+def test_what_comes_again_is_done_and_delivered_as_is_asked_for_now(
+    other: str, tmp_path: Path, segmenter: Segmenter
+) -> None:
+    scan, delivered = put_scan(tmp_path / "scan.nii.gz"), list[str]()
+
+    def inbox(changed: bool) -> Watched:
+        watched = Watched(tmp_path, segmenter, deliver=lambda result: delivered.append(result.name))
+        if changed and other == "settings":
+            watched._settings = replace(watched._settings, threshold=0.9)
+        watched.destination = "ELSEWHERE@archive:104" if changed and other == "destination" else ""
+        return watched
+
+    for changed in (False, True):
+        with inbox(changed) as watched:
+            shutil.copy(scan, watched.inbox / "scan.nii.gz")
+            watched.wait_for(1)
+    assert delivered == ["scan", "scan"]
+    record = json.loads((watched.output / "scan_run.json").read_text())
+    assert record["settings"]["threshold"] == (0.9 if other == "settings" else 0.5)
+
+
+def test_a_refusal_speaks_of_the_scan_by_its_own_name(new: Callable[[], Watched]) -> None:
+    with new() as watched:
+        scan = put_scan(watched.inbox / "scan.nii.gz")
+        watched.wait_for(1)
+        scan.write_bytes(scan.read_bytes()[:500])
+        watched.wait_for(2)
+        put_scan(watched.inbox / f"{'x' * 246}.nii.gz", seed=1)
+        watched.wait_for(3)
+    notes = {json.loads(note.read_text())["scan"] for note in (watched.output / "failed").iterdir()}
+    assert notes == {"scan", "x" * 246}
+    assert watched.masks == ["scan_petseg.nii.gz"]
 
 
 def test_two_processes_do_not_work_into_one_folder(new: Callable[[], Watched], segmenter: Segmenter) -> None:

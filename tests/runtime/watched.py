@@ -44,6 +44,7 @@ class Watched:
         self.reported: list[tuple[str, ScanResult | PetsegError]] = []
         self._stop, self._segmenter = Event(), segmenter
         self._settings, self._deliver = RunSettings(output=self.output, output_types=types), deliver
+        self.destination = ""
 
     def __enter__(self) -> Watched:
         self._thread = Thread(target=self._watch)
@@ -55,7 +56,8 @@ class Watched:
         self._thread.join()
 
     def _watch(self) -> None:
-        watch(self.inbox, self._segmenter, self._settings, self._stop, self._report, SETTLE_S, self._deliver)
+        settings, stop = self._settings, self._stop
+        watch(self.inbox, self._segmenter, settings, stop, self._report, SETTLE_S, self._deliver, self.destination)
 
     def _report(self, scan: Scan, outcome: ScanResult | PetsegError) -> None:
         self.reported.append((scan.name, outcome))
