@@ -16,10 +16,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Event
+from time import monotonic
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from petseg_runtime.arguments import command_line
@@ -94,6 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+# Schedulers send a signal to a process and to its group at once; a second one after this means that the first was lost.
+_SECOND_SIGNAL_S = 2.0
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, of a scheduler or a container that is stopped."""
 
@@ -108,7 +114,14 @@ def _clean_end() -> Iterator[None]:
         yield
         return
 
-    def stop(*_: object) -> NoReturn:
+    first: list[float] = []
+
+    def stop(_: int, frame: FrameType | None) -> NoReturn:
+        # What is raised inside the import system is lost there, and leaves its lock held. Where the first signal was
+        # lost the second must not be. What is left then, the next run removes.
+        if _is_importing(frame) or (first and monotonic() - first[0] > _SECOND_SIGNAL_S):
+            os._exit(128 + signal.SIGTERM)
+        first.append(monotonic())
         raise _Terminated
 
     signal.signal(signal.SIGTERM, stop)
@@ -116,6 +129,14 @@ def _clean_end() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _give_up_unwritable_output() -> None:
@@ -135,7 +156,8 @@ def _messages() -> Console:
 def _complain(text: str) -> None:
     from petseg_runtime.console import complain
 
-    complain(text)
+    with suppress(OSError):  # the exit code still says it
+        complain(text)
 
 
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -195,6 +217,10 @@ def _run(options: argparse.Namespace) -> None:
     # Imported here, so that --help and usage errors answer at once. What reading needs comes first and by itself: two
     # threads that import share one core. The model then loads while the scans are found and the first one is read.
     import_module("petseg_runtime.io.scans")
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError("The current folder was removed. Change to another.") from error
     with ThreadPoolExecutor(1) as loader:
         loading = loader.submit(_load, options)
         if not options.quiet:

@@ -164,7 +164,7 @@ def kept(model_sha256: str) -> Record | None:
         fields = json.loads(path.read_text(encoding="utf-8"))
         outcomes = tuple(_outcome(outcome) for outcome in fields["outcomes"])
         record = Record(fields["model_sha256"], fields["machine"], fields["date"], outcomes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if (record.model_sha256, record.machine) == (model_sha256, machine()) else None
 
@@ -193,7 +193,10 @@ def record_path(model_sha256: str) -> Path | None:
 
 def user_folder(variable: str, below_home: str) -> Path | None:
     """A folder of the XDG base directory specification; None for a user without a home, as in some containers."""
+    named = Path(os.environ.get(variable, ""))
+    if named.is_absolute():  # others are to be ignored
+        return named
     try:
-        return Path(os.environ.get(variable) or Path.home() / below_home)
+        return Path.home() / below_home
     except RuntimeError:
         return None

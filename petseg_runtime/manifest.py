@@ -177,6 +177,8 @@ def read_model(path: Path) -> ModelFile:
     ModelError : if the file is absent, is not ONNX, has no manifest, or its weights were changed or lie elsewhere.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ModelError(f"Model {path.name} is not a file. Pass an .onnx file with --model.")
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(

@@ -89,14 +89,14 @@ class Segmenter:
         backend: str = "auto",
         threads: int | None = None,
         precision: str = "auto",
-        cache: Path | None = None,
+        cache: Path | str | None = None,
         max_memory_gb: float | None = None,
         key: Path | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}.")
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise UsageError(f"threads is {threads}, expected 1 to {MAX_THREADS}.")
+        check_threads(threads)
+        cache = None if cache is None else Path(cache)
         started = perf_counter()
         if model is not None:
             self._open(Path(model), backend, device, threads, precision, cache, key)
@@ -315,6 +315,17 @@ def model_digest(model: Path | None) -> str:
         return read_engine(model).sha256
     with as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL) as bundled:
         return read_model(model or bundled).sha256
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that no machine has; None is the backend's own.
+
+    Raises
+    ------
+    UsageError : if it is not 1 to 512.
+    """
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"threads is {threads}, expected 1 to {MAX_THREADS}.")
 
 
 def user_cache() -> Path | None:

@@ -16,7 +16,7 @@ from petseg_runtime.engine import ENGINE_SUFFIX, check_origin, read_engine
 from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.manifest import ModelFile, read_model
 from petseg_runtime.outputs.files import prepare_folder, write_json
-from petseg_runtime.segmenter import BUNDLED_MODEL
+from petseg_runtime.segmenter import BUNDLED_MODEL, check_threads
 
 
 def self_test(model: Path | None = None, threads: int | None = None) -> tuple[Record, tuple[str, ...]]:
@@ -33,11 +33,10 @@ def self_test(model: Path | None = None, threads: int | None = None) -> tuple[Re
     Raises
     ------
     ModelError : if the model carries no results to compare with.
-    UsageError : if `threads` is not positive.
+    UsageError : if `threads` is not 1 to 512.
     BackendError : if no backend could be opened.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}, expected at least 1.")
+    check_threads(threads)
     with ExitStack() as stack:
         path = model or stack.enter_context(as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL))
         model_file = read_model(path)
@@ -67,7 +66,10 @@ def keep(record: Record) -> Path:
     path = record_path(record.model_sha256)
     if path is None:
         raise UsageError("There is no home folder to keep the record in. Set HOME or XDG_STATE_HOME.")
-    prepare_folder(path.parent)
+    try:
+        prepare_folder(path.parent)
+    except UsageError as error:
+        raise UsageError("The record cannot be written below the home folder. Set XDG_STATE_HOME.") from error
     write_record(record, path)
     return path
 

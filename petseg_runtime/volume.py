@@ -57,7 +57,8 @@ class Geometry:
 
     Raises
     ------
-    ValueError : if a size or spacing is not positive, or the directions are not orthonormal.
+    ValueError : if there are not three sizes, spacings or coordinates, one of the former is not positive, or the
+        directions are not orthonormal.
     """
 
     shape: Shape
@@ -66,6 +67,11 @@ class Geometry:
     direction_lps: tuple[Triple, Triple, Triple] = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
     def __post_init__(self) -> None:
+        for name, kind in (("shape", int), ("spacing_mm", float), ("origin_lps_mm", float)):
+            values = tuple(map(kind, getattr(self, name)))  # whatever NumPy or a list held
+            if len(values) != 3:
+                raise ValueError(f"{name} is {values}, expected three numbers")
+            object.__setattr__(self, name, values)
         if min(self.shape) < 1:
             raise ValueError(f"shape is {self.shape}, expected at least one voxel along each axis")
         if not (np.isfinite(self.spacing_mm).all() and min(self.spacing_mm) > 0):

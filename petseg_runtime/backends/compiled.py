@@ -75,7 +75,8 @@ class CompiledNetworks:
 def _by_use(folder: Path, pattern: str) -> list[Path]:
     """The files, that used last at the end; without those that another process removes meanwhile."""
     used = dict[Path, int]()
-    for path in folder.glob(pattern):
-        with suppress(OSError):
-            used[path] = path.stat().st_mtime_ns
+    with suppress(OSError):  # of a folder that may not be entered
+        for path in folder.glob(pattern):
+            with suppress(OSError):
+                used[path] = path.stat().st_mtime_ns
     return sorted(used, key=used.__getitem__)

@@ -43,13 +43,27 @@ def file_state(path: Path) -> FileState | None:
 
 
 def check_utf8(path: Path) -> None:
-    """Refuse a path that ITK cannot take: one that is not UTF-8 ends the process there.
+    """Refuse a path that ITK cannot take, see `utf8_trouble`.
 
     Raises
     ------
-    InputError : if a file or folder name in it is not valid UTF-8.
+    InputError : if there is trouble with it.
     """
+    if trouble := utf8_trouble(path):
+        raise InputError(trouble)
+
+
+def utf8_trouble(path: Path) -> str:
+    """Why ITK cannot take a path, empty if it can: it takes UTF-8 only, and a name that is not ends the process."""
     try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise InputError("A file or folder name is not valid UTF-8. Rename it.") from error
+        encoded = str(path).encode()
+    except UnicodeEncodeError:
+        try:
+            os.fsencode(path).decode()
+        except UnicodeDecodeError:
+            return "A file or folder name is not valid UTF-8. Rename it."
+        return _LOCALE
+    return "" if encoded == os.fsencode(path) else _LOCALE
+
+
+_LOCALE = "A name has other letters than the locale knows, which is not UTF-8. Set LC_ALL=C.UTF-8 and run again."

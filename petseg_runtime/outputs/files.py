@@ -17,7 +17,7 @@ from threading import get_ident
 from typing import Any
 
 from petseg_runtime.errors import UsageError
-from petseg_runtime.io.identity import file_identity
+from petseg_runtime.io.identity import file_identity, utf8_trouble
 
 # Begins with a dot, so that nobody takes it for a result; keeps the suffix, by which SimpleITK knows the format.
 _TEMPORARY_PREFIX = ".petseg-"
@@ -35,10 +35,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     own = f"{_process(os.getpid())}-{get_ident()}-{_digest(path.name)}"
     temporary = path.with_name(f"{_TEMPORARY_PREFIX}{own}{suffix}")
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:  # ITK would end the process
-        raise UsageError("The name of a scan or output folder is not valid UTF-8. Rename it.") from error
+    if trouble := utf8_trouble(path):
+        raise UsageError(trouble)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -221,6 +219,8 @@ def prepare_folder(folder: Path) -> None:
     ------
     UsageError : if it cannot be made or written.
     """
+    if trouble := utf8_trouble(folder):
+        raise UsageError(trouble)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, prefix=_TEMPORARY_PREFIX):

@@ -179,3 +179,15 @@ def test_a_volume_is_float32_on_its_own_geometry() -> None:
         Volume(np.zeros((4, 4, 4)), Geometry((4, 4, 4), (1.0, 1.0, 1.0)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="geometry"):
         Volume(np.zeros((4, 4, 5), np.float32), Geometry((4, 4, 4), (1.0, 1.0, 1.0)))
+
+
+def test_a_geometry_takes_numbers_of_any_kind_and_three_of_each() -> None:
+    given = Geometry([24, 30, np.int64(32)], np.float32([4.0, 5.0, 4.5]))  # type: ignore[arg-type]
+    assert given == Geometry((24, 30, 32), (4.0, 5.0, 4.5))
+    for wrong in ({"shape": (24, 30)}, {"spacing_mm": (4.0, 5.0)}, {"origin_lps_mm": (1.0,) * 4}):
+        with pytest.raises(ValueError, match="expected three numbers"):
+            Geometry(**{"shape": (24, 30, 32), "spacing_mm": (4.0, 5.0, 4.5), **wrong})  # type: ignore[arg-type]
+
+
+def test_a_cache_may_be_given_as_text(known_model: Path, tmp_path: Path) -> None:
+    Segmenter(known_model, threads=1, cache=str(tmp_path / "cache"))
