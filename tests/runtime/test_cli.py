@@ -453,7 +453,7 @@ def test_names_are_as_long_as_the_file_system_takes_them(run, scan: Path, tmp_pa
     assert code == 0, err
     assert files_in(tmp_path / "out") == [f"{longest}_petseg.nii.gz", f"{longest}_run.json"]
     code, _, err = run(shutil.copy(scan, tmp_path / f"{longest}n.nii.gz"))
-    assert code == 2
+    assert code == 3
     assert "too long for a file system. Rename the scan." in err[-1]
 
 
