@@ -34,6 +34,7 @@ Cohort = Annotated[Path, typer.Argument(help="CSV with the columns case, centre,
 Cohorts = Annotated[list[Path], typer.Argument(help="CSVs with the columns case, centre, image, mask")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="run folder; an interrupted run in it goes on")]
 Config = Annotated[str, typer.Option(help="paper, cpu, or a JSON file of changed fields")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="write also over a file that is there")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default all")]
 
 
@@ -115,6 +116,7 @@ def evaluate(
     accelerator: Accelerator = Device.auto,
     window_invariance: Annotated[bool, typer.Option(help="also shift the windows and compare the masks")] = True,
     threads: Threads = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Score a model on one or more cohorts, with T40 and the ellipsoid beside it."""
     from petseg_runtime.outputs.files import check_output_file, prepare_folder, whole_file
@@ -122,7 +124,7 @@ def evaluate(
     from petseg_train.evaluation import evaluate as score
     from petseg_train.evaluation import summarise
 
-    check_output_file(output, [model, *cohort])
+    check_output_file(output, [model, *cohort], overwrite)
     cases = _select(read_cohorts(cohort), centre or (), keep=True)
     segmenter, name = _open_model(model, accelerator, threads)
     prepare_folder(output.parent)
@@ -225,17 +227,25 @@ class Method(StrEnum):
 def ground_truth(
     scan: Annotated[Path, typer.Argument(help="NIfTI, MHA or NRRD file, or a DICOM series")],
     output: Annotated[Path, typer.Option("--output", "-o", help="mask to write (.nii.gz, .mha, .nrrd)")],
-    method: Annotated[Method, typer.Option(help="flab3: three classes; staple: consensus of --mask")] = Method.flab,
+    method: Annotated[
+        Method, typer.Option(help="flab3: three classes, for a heterogeneous tumour; staple: consensus of --mask")
+    ] = Method.flab,
     voi: Annotated[Path | None, typer.Option(help="mask round the tumour that leaves out the bladder")] = None,
     masks: Annotated[list[Path] | None, typer.Option("--mask", help="for staple; repeatable")] = None,
     unit: Annotated[str | None, typer.Option(help="suvbw: what a NIfTI, MHA or NRRD holds, for suv2.5")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of FLAB's draws: the same seed, the same mask")] = 2021,
+    start: Annotated[
+        list[float] | None, typer.Option(help="first mean of a class of FLAB, lowest first; once a class")
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Outline a tumour: FLAB or a threshold in a volume of interest, or the consensus of several masks."""
     from petseg_runtime.volume import Unit
     from petseg_train.ground_truth.files import make_mask
 
-    volume_ml = make_mask(scan, output, method.value, voi, masks or [], seed, unit or Unit.UNKNOWN)
+    volume_ml = make_mask(
+        scan, output, method.value, voi, masks or [], seed, unit or Unit.UNKNOWN, start=start, overwrite=overwrite
+    )
     print(f"wrote {output}: {volume_ml:.1f} ml")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from petseg_train.cross_validation import build_networks, cross_validate, run_fo
 from petseg_train.figures import MODELS, box_plots, cohort_figure, decile_plots, slice_figure
 from petseg_train.report import PROPOSED, write_report
 from petseg_train.simulation.calibration import calibration
-from petseg_train.simulation.cohort import VERSION, simulate_cohort
+from petseg_train.simulation.cohort import VERSION, simulate_cohort, simulation_of
 from petseg_train.statistics import by_decile, study_summary
 
 
@@ -39,21 +40,23 @@ def run_study(
     """
     build_networks(config, networks)  # before half an hour of simulation
     prepare_folder(output)
-    simulated = cohort is None
     csv = simulate_cohort(work / "cohort", patients, seed, jobs) if cohort is None else cohort
     cases = read_cohort(csv)
-    identity = f"simulated, version {VERSION}, {patients} patients, seed {seed}" if simulated else None
+    identity = f"simulated, version {VERSION}, {patients} patients, seed {seed}" if cohort is None else None
+    simulated_with = simulation_of(csv)
     results = cross_validate(
         cases, config, networks, output, work, accelerator, window_invariance=False, cohort=identity
     )
     models = [model for model in MODELS if model in set(results["model"])]
     write_json({"cases": len(cases), "models": study_summary(results, models)}, output / "summary.json")
-    calibrated = _calibration(csv, output) if simulated else None
+    calibrated = None if simulated_with is None else _calibration(csv, output)
     figures = _figures(cases, results, output, work)
+    simulated = simulated_with is not None
     about = {
-        "Cohort": f"{len(cases)} simulated patients (seed {seed})" if simulated else f"{len(cases)} patients",
+        "Cohort": f"{len(cases)} simulated patients (seed {simulated_with})" if simulated else f"{len(cases)} patients",
         "Training": f"{config.epochs} epochs, batch {config.batch_size}, patches {config.patch_size} (z, y, x), "
         f"network {config.network_settings}; the same for both networks",
+        "Budget": _budget(config, cases),
         "Truth": "FLAB in a volume of interest without the bladder, reviewed" if simulated else "the cohort's masks",
         "Files": "`results.csv` a row a case and model, `summary.json`, `splits.json` config and folds",
     }
@@ -61,6 +64,18 @@ def run_study(
     with whole_file(report) as temporary:
         temporary.write_text(write_report(results, calibrated, about, figures), encoding="utf-8")
     return report
+
+
+def _budget(config: TrainingConfig, cases: Sequence[Case]) -> str:
+    """How much a network saw of its patients, beside the paper's: one patch of each case in each of 400 epochs."""
+    centres = len({case.centre for case in cases})
+    trained_on = len(cases) * (1 - 1 / centres) * (1 - config.tuning_share)  # of a fold, in the mean
+    patches = config.epochs * (config.patches_per_epoch or round(trained_on))
+    share = patches * math.prod(config.patch_size) / (400 * trained_on * 64 * 128 * 128)
+    return (
+        f"{patches:,} patches a network and fold; {100 * share:.2g} % of the voxels that training by the paper on "
+        "these patients would show it (400 epochs, 128 x 128 x 64 voxels of each case)"
+    )
 
 
 def _calibration(csv: Path, output: Path) -> pd.DataFrame:

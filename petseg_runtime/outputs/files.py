@@ -200,16 +200,18 @@ def check_inputs_stay(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             raise UsageError(f"{path.name} is an input and would be overwritten. Choose another --output.")
 
 
-def check_output_file(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to write over what is read.
+def check_output_file(output: Path, inputs: Iterable[Path], overwrite: bool) -> None:
+    """Refuse to write over what is read, or over what may be somebody's work.
 
     Raises
     ------
-    UsageError : if `output` is one of the inputs, or a folder.
+    UsageError : if `output` is one of the inputs or a folder, or is there and not to be written over.
     """
     if output.is_dir():
         raise UsageError(f"{output.name} is a folder, expected a file to write. Choose another --output.")
     check_inputs_stay([output], inputs)
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output.name} is there and would be lost. Pass --overwrite if it may, or another --output.")
 
 
 def prepare_folder(folder: Path) -> None:

@@ -42,6 +42,8 @@ def staple(masks: Sequence[MaskArray]) -> Consensus:
     consensus = np.zeros(union.shape, dtype=np.uint8)
     if not union.any():
         return Consensus(consensus, (1.0,) * len(masks), (1.0,) * len(masks))
+    if all(np.array_equal(mask > 0, union) for mask in masks):  # also where no background is left to weigh
+        return Consensus(union.astype(np.uint8), (1.0,) * len(masks), (1.0,) * len(masks))
     box = bounding_box(union, [side.stop - side.start for side in bounding_box(union)])
     method = sitk.STAPLEImageFilter()
     method.SetForegroundValue(1)

@@ -27,6 +27,7 @@ _FUZZY = (1 / 3, 2 / 3)
 _CUBE = 3
 _BURN_IN, _AVERAGED, _LONGEST = 10, 10, 120
 _SETTLED = 0.01  # of the contrast: the means of two successive stretches of iterations differ by less
+_LARGEST = 1e15  # whose square, in float32, is a number
 _PSEUDO_COUNT = 0.5  # of a voxel, shared by all levels in a cube, so that a level may come back to a place
 
 
@@ -62,13 +63,16 @@ def flab(
 
     Raises
     ------
-    InputError : if the VOI is empty, lies on another grid or holds one value only, or `start` does not rise.
+    InputError : if the VOI is empty, lies on another grid, or holds one value only or what is no number; or if `start`
+        does not rise, or goes beyond the values in the VOI.
     """
     if image.shape != voi.shape:
         raise InputError(f"The VOI has the shape {voi.shape}, expected the image's {image.shape}.")
     if classes not in (2, 3):
         raise InputError(f"FLAB was asked for {classes} classes, expected 2 or 3.")
     inside = voi.astype(bool)
+    if not (np.abs(image[inside]) < _LARGEST).all():
+        raise InputError(f"The VOI holds values that are not numbers below {_LARGEST:g}. Pass a scan in SUV or Bq/ml.")
     if len(np.unique(image[inside])) < 2 * classes:
         raise InputError("The VOI holds too few different values for FLAB. Draw it round the tumour with a margin.")
     box = bounding_box(inside)
@@ -126,8 +130,12 @@ def _first_classes(
         means = np.sort(centres[:, 0])
     else:
         means = np.array(start, dtype=np.float64)
-        if len(means) != classes or (np.diff(means) <= 0).any():
-            raise InputError(f"FLAB's starting means are {list(start)}, expected {classes} rising values.")
+        low, high = float(sample.min()), float(sample.max())
+        if len(means) != classes or not (np.diff(means) > 0).all() or not low <= means[0] <= means[-1] <= high:
+            raise InputError(
+                f"FLAB's starting means are {list(start)}, expected {classes} rising values as the VOI has, from "
+                f"{low:.4g} to {high:.4g}."
+            )
     nearest = np.abs(sample - means[:, None]).argmin(axis=0)
     spread = float(sample.std())
     deviations = [sample[nearest == one].std() if (nearest == one).sum() > 1 else spread for one in range(classes)]

@@ -30,6 +30,7 @@ from petseg_train.simulation.truth import Truth, paper_truth
 
 # Raised with each change of anatomy, physics or truth, so that no cohort is made half by one and half by another.
 VERSION = 2
+_SETTINGS, _CSV = "simulation.json", "cohort.csv"
 TRUNK_VERSION = 2  # likewise, of what only scans of the trunk have
 
 
@@ -71,7 +72,7 @@ def simulate_cohort(
             pool.shutdown(cancel_futures=True)
             raise
     rows = [json.loads((output / name / "patient.json").read_text()) for name, _, _ in named]
-    csv = output / "cohort.csv"
+    csv = output / _CSV
     with whole_file(csv) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
     return csv
@@ -155,11 +156,20 @@ def _write(patient: Patient, truth: Truth, partial: Path, dicom: bool, identity:
     write_json(row, partial / "patient.json")
 
 
+def simulation_of(csv: Path) -> int | None:
+    """The seed of the simulation that made a cohort's CSV; None of a cohort of patients."""
+    try:
+        seed = json.loads(csv.with_name(_SETTINGS).read_text())["seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return int(seed) if csv.name == _CSV else None
+
+
 def _claim(output: Path, settings: dict[str, int]) -> None:
     """Write the settings of a new cohort, or check that an old one had the same."""
-    file = output / "simulation.json"
+    file = output / _SETTINGS
     if not file.exists():
-        if (output / "cohort.csv").exists():
+        if (output / _CSV).exists():
             raise UsageError(f"{output.name} holds a cohort.csv that was not simulated. Choose another folder.")
         write_json(settings, file)
         return

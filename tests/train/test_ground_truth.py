@@ -82,6 +82,17 @@ def test_flab_takes_starting_means() -> None:
     assert flab(image, voi, np.random.default_rng(1), start=(1.0, 4.0)).any()
     with pytest.raises(InputError, match=r"starting means are \[4.0, 1.0\], expected 2 rising"):
         flab(image, voi, np.random.default_rng(1), start=(4.0, 1.0))
+    for beyond in ((100.0, 200.0), (1.0, np.nan)):
+        with pytest.raises(InputError, match="expected 2 rising values as the VOI has, from "):
+            flab(image, voi, np.random.default_rng(1), start=beyond)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e20])
+def test_flab_refuses_what_it_cannot_compute_with(value: float) -> None:
+    image, voi = sphere(22, 4.0)
+    image[16, 16, 16] = value
+    with pytest.raises(InputError, match="values that are not numbers below 1e"):
+        flab(image, voi, np.random.default_rng(1))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +152,12 @@ def test_a_consensus_of_nothing_is_nothing_and_of_one_is_refused() -> None:
         staple([empty, np.zeros((4, 4, 5), np.uint8)])
 
 
+def test_a_consensus_of_masks_that_agree_is_each_of_them() -> None:
+    full = np.ones((20, 20, 20), np.uint8)
+    for masks in ([full, full], [cube(20, 30), cube(20, 30)]):
+        np.testing.assert_array_equal(staple(masks).mask, masks[0])
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     image, voi = sphere(22, 4.0)
@@ -166,6 +183,33 @@ def test_the_command_writes_the_mask_on_the_scans_grid(files: Path) -> None:
 
 def test_a_threshold_in_suv_takes_the_users_word_for_the_unit(files: Path) -> None:
     assert make_mask(files / "pet.nii.gz", files / "m.nii.gz", "suv2.5", None, [], 1, "suvbw") > 0
+
+
+def test_flab_is_run_again_with_other_starting_values(files: Path) -> None:
+    scan, voi, mask = files / "pet.nii.gz", files / "voi.nii.gz", files / "mask.nii.gz"
+    first = make_mask(scan, mask, "flab", voi, [], 1)
+    again = make_mask(scan, mask, "flab", voi, [], 1, start=(1.0, 4.0), overwrite=True)
+    assert again == pytest.approx(first, rel=0.1)
+    with pytest.raises(UsageError, match="--start is for --method flab or flab3"):
+        make_mask(scan, mask, "t40", voi, [], 1, start=(1.0, 4.0), overwrite=True)
+
+
+def test_a_mask_that_an_expert_may_have_edited_is_not_written_over(files: Path) -> None:
+    (files / "mask.nii.gz").write_bytes(b"edited")
+    with pytest.raises(UsageError, match=r"is there and would be lost\. Pass --overwrite"):
+        make_mask(files / "pet.nii.gz", files / "mask.nii.gz", "t40", None, [], 1)
+    assert (files / "mask.nii.gz").read_bytes() == b"edited"
+
+
+def test_a_mask_of_nothing_is_not_written(files: Path) -> None:
+    image, geometry = read_mask(files / "voi.nii.gz")
+    for name, at in (("a.nii.gz", slice(0, 4)), ("b.nii.gz", slice(20, 24))):
+        apart = np.zeros_like(image)
+        apart[at, at, at] = 1
+        write_image(apart, geometry, files / name)
+    with pytest.raises(InputError, match="staple finds nothing here"):
+        make_mask(files / "pet.nii.gz", files / "m.nii.gz", "staple", None, [files / "a.nii.gz", files / "b.nii.gz"], 1)
+    assert not (files / "m.nii.gz").exists()
 
 
 @pytest.mark.parametrize("taken", ["pet.nii.gz", "voi.nii.gz"])

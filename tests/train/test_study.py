@@ -26,6 +26,7 @@ from petseg_train.cross_validation import cross_validate
 from petseg_train.evaluation import evaluate
 from petseg_train.figures import box_plots, projections
 from petseg_train.report import PAPER, write_report
+from petseg_train.simulation.cohort import simulation_of
 from petseg_train.statistics import (
     by_decile,
     by_stage,
@@ -396,6 +397,11 @@ def test_the_whole_study_on_ten_patients(tmp_path: Path) -> None:
     models = ["residual_scse_unet", "standard_unet", "t40"]
     assert summary == {"cases": 10, "models": study_summary(results, models)}
     report = (tmp_path / "docs" / "report.md").read_text()
+    assert "- Cohort: 10 simulated patients (seed 2021)" in report
+    # 2 epochs of 4 patches of 32³, and 400 of 6.4 (four fifths of four of five centres) of 128 x 128 x 64
+    assert "8 patches a network and fold; 0.0098 % of the voxels" in report
+    assert simulation_of(tmp_path / "work" / "cohort" / "cohort.csv") == 2021  # also where it is given as a CSV
+    assert simulation_of(tmp_path / "work" / "cohort" / "other.csv") is None
     for name in ("cohort", "scores", "deciles", "typical", "lowest"):
         assert f"({name}.png)" in report
         assert (tmp_path / "docs" / f"{name}.png").stat().st_size > 5000
