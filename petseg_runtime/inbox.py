@@ -91,6 +91,7 @@ def watch(
     with Journal.opened(output / JOURNAL) as journal:
         for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
             remove_leavings(folder)
+        worker = _Worker(segmenter, settings, output, journal, deliver, destination)
         while not stop.is_set():
             began = time.monotonic()
             ready, trouble = arrivals.ready(), arrivals.trouble
@@ -104,7 +105,7 @@ def watch(
                     return
                 if signatures_of(scan) != signatures:  # the scans before it took a while; it has to settle again
                     continue
-                outcome, done = _do(scan, segmenter, settings, journal, output, deliver, destination)
+                outcome, done = worker.do(scan)
                 if outcome is not None:
                     report(scan, outcome)
                 # What is no fault of the scan is tried again after a while; the others go on.
@@ -114,38 +115,77 @@ def watch(
             stop.wait(max(min(POLL_S, max(settle_s, 0.05)), 10 * looked_s))
 
 
-def _do(
-    scan: Scan,
-    segmenter: Segmenter,
-    settings: RunSettings,
-    journal: Journal,
-    output: Path,
-    deliver: Deliver | None,
-    destination: str,
-) -> tuple[ScanResult | PetsegError | None, bool]:
-    """Do one scan, and say whether it is done; None where the journal says that it was dealt with before."""
-    if not _is_utf8(scan):
-        return _NO_UTF8, False
-    digest = ""
-    try:
-        digest = _digest(scan)
-        budget = "" if segmenter.budget is None else segmenter.budget.gigabytes
-        attempt = f"{run_key(digest, segmenter, settings)} {budget} {destination}"
-        name, state = journal.take(digest, scan, attempt, _study_digest(scan), output)
-        if state != TAKEN:
-            return None, state == DONE
-        result = _take_in_hand(replace(scan, name=name), scan.name, digest, segmenter, settings, journal)
-        if not isinstance(result, ScanResult) and _is_changed(scan):
-            journal.forget(digest)
-            raise UsageError(f"{scan.name} was changed or removed while in hand. It is taken up when its files stay.")
-        _note_down(result, scan, name, digest, attempt, journal, output, deliver)
-    except UsageError as error:
-        with suppress(sqlite3.Error):
-            journal.waits(digest, str(error))
-        return error, False
-    except (OSError, sqlite3.Error) as error:
-        return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk."), False
-    return result, isinstance(result, ScanResult)
+@dataclass(frozen=True)
+class _Worker:
+    """What a scan is done with, and where what became of it goes; see `watch`."""
+
+    segmenter: Segmenter
+    settings: RunSettings
+    output: Path
+    journal: Journal
+    deliver: Deliver | None
+    destination: str
+
+    def do(self, scan: Scan) -> tuple[ScanResult | PetsegError | None, bool]:
+        """Do one scan, and say whether it is done; None where the journal says that it was dealt with before."""
+        if not _is_utf8(scan):
+            return _NO_UTF8, False
+        digest = ""
+        try:
+            digest = _digest(scan)
+            attempt = self._attempt(digest)
+            name, state = self.journal.take(digest, scan, attempt, _study_digest(scan), self.output)
+            if state != TAKEN:
+                return None, state == DONE
+            result = self._take_in_hand(scan, name, digest)
+            if not isinstance(result, ScanResult) and _is_changed(scan):
+                self.journal.forget(digest)
+                raise UsageError(f"{scan.name} was changed or removed while in hand. It is taken up when it settles.")
+            self._note_down(result, scan, name, digest, attempt)
+        except UsageError as error:
+            with suppress(sqlite3.Error):
+                self.journal.waits(digest, str(error))
+            return error, False
+        except (OSError, sqlite3.Error) as error:
+            return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk."), False
+        return result, isinstance(result, ScanResult)
+
+    def _attempt(self, digest: str) -> str:
+        """Stands for all that what becomes of a scan depends on."""
+        budget = "" if self.segmenter.budget is None else self.segmenter.budget.gigabytes
+        return f"{run_key(digest, self.segmenter, self.settings)} {budget} {self.destination}"
+
+    def _take_in_hand(self, scan: Scan, name: str, digest: str) -> ScanResult | PetsegError:
+        """Do a scan that is taken, under the name that the journal gave it."""
+        result: ScanResult | PetsegError = _ENDS_THE_PROCESS
+        if self.journal.begin(digest) <= MOST_ATTEMPTS:
+            warnings = _other_results(self.journal.done_of(_study_digest(scan), digest))
+            if name != scan.name and not warnings:
+                warnings = (f"Another scan was done under the name {scan.name} before: these results have another.",)
+            try:
+                named = replace(scan, name=name, warnings=warnings)
+                result = run_scan(named, self.segmenter, self.settings, True)
+            except Exception as error:  # whatever a scan does, the scans after it are done
+                result = as_petseg_error(error)
+        self.journal.survived(digest)
+        return result
+
+    def _note_down(self, result: ScanResult | PetsegError, scan: Scan, name: str, digest: str, attempt: str) -> None:
+        """Deliver a result, or leave a note of a refusal, and say so in the journal."""
+        short = name if len(os.fsencode(name)) <= _LONGEST_NOTE else digest
+        note = self.output / FAILURES / scan.folder / f"{short}.json"
+        if isinstance(result, ScanResult):
+            if self.deliver is not None:
+                self.deliver(result)
+            note.unlink(missing_ok=True)
+            self.journal.done(digest, attempt, file_sha256(result.files[-1]))
+        elif isinstance(result, _NOT_ITS_FAULT):
+            self.journal.waits(digest, str(result))
+        else:
+            prepare_folder(note.parent)
+            reason = str(result).encode(errors="replace").decode()  # it may hold a file's name that is not UTF-8
+            write_json({"scan": str(scan.folder / scan.name), "error": reason, "exit_code": result.exit_code}, note)
+            self.journal.failed(digest, reason, attempt)
 
 
 def _digest(scan: Scan) -> str:
@@ -157,54 +197,12 @@ def _digest(scan: Scan) -> str:
     raise UsageError(f"{scan.name} cannot be read just now. It is taken up when it can.")
 
 
-def _take_in_hand(
-    scan: Scan, came_as: str, digest: str, segmenter: Segmenter, settings: RunSettings, journal: Journal
-) -> ScanResult | PetsegError:
-    """Do a scan that is taken, under the name that the journal gave it."""
-    if journal.begin(digest) > MOST_ATTEMPTS:
-        result: ScanResult | PetsegError = _ENDS_THE_PROCESS
-    else:
-        warnings = _other_results(journal.done_of(_study_digest(scan), digest))
-        if scan.name != came_as and not warnings:
-            warnings = (f"Another scan was done under the name {came_as} before: this one's results have another.",)
-        result = _result(replace(scan, warnings=warnings), segmenter, settings)
-    journal.survived(digest)
-    return result
-
-
 def _is_changed(scan: Scan) -> bool:
     try:
         scan.check_unchanged()
     except InputError:
         return True
     return False
-
-
-def _note_down(
-    result: ScanResult | PetsegError,
-    scan: Scan,
-    name: str,
-    digest: str,
-    attempt: str,
-    journal: Journal,
-    output: Path,
-    deliver: Deliver | None,
-) -> None:
-    """Deliver a result, or leave a note of a refusal, and say so in the journal."""
-    short = name if len(os.fsencode(name)) <= _LONGEST_NOTE else digest
-    note = output / FAILURES / scan.folder / f"{short}.json"
-    if isinstance(result, ScanResult):
-        if deliver is not None:
-            deliver(result)
-        note.unlink(missing_ok=True)
-        journal.done(digest, attempt, file_sha256(result.files[-1]))
-    elif isinstance(result, _NOT_ITS_FAULT):
-        journal.waits(digest, str(result))
-    else:
-        prepare_folder(note.parent)
-        reason = str(result).encode(errors="replace").decode()  # it may hold a file's name that is not UTF-8
-        write_json({"scan": str(scan.folder / scan.name), "error": reason, "exit_code": result.exit_code}, note)
-        journal.failed(digest, reason, attempt)
 
 
 def _other_results(names: list[str]) -> tuple[str, ...]:
@@ -232,13 +230,6 @@ def _is_utf8(scan: Scan) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _result(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanResult | PetsegError:
-    try:
-        return run_scan(scan, segmenter, settings, True)
-    except Exception as error:  # whatever a scan does, the scans after it are done
-        return as_petseg_error(error)
 
 
 TAKEN, DONE, FAILED = "taken", "done", "failed"

@@ -8,6 +8,9 @@ both are empty and infinite where just one is: no number of millimetres stands f
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,7 +52,8 @@ def hausdorff95_mm(predicted: BoolArray, truth: BoolArray, spacing_mm: tuple[flo
     from monai.metrics import compute_hausdorff_distance
 
     one, other = _cropped(predicted, truth)
-    return float(compute_hausdorff_distance(one, other, True, percentile=95, spacing=spacing_mm))
+    with _no_word_of_the_future():
+        return float(compute_hausdorff_distance(one, other, True, percentile=95, spacing=spacing_mm))
 
 
 def surface_dice(
@@ -61,13 +65,22 @@ def surface_dice(
     from monai.metrics import compute_surface_dice
 
     one, other = _cropped(predicted, truth)
-    return float(compute_surface_dice(one, other, [tolerance_mm], True, spacing=spacing_mm, use_subvoxels=True))
+    with _no_word_of_the_future():
+        return float(compute_surface_dice(one, other, [tolerance_mm], True, spacing=spacing_mm, use_subvoxels=True))
 
 
 def leakage(predicted: BoolArray, organ: BoolArray) -> float:
     """Share of the predicted mask that lies inside an organ (the bladder); 0 for an empty mask."""
     size = int(np.count_nonzero(predicted))
     return int(np.count_nonzero(predicted & organ)) / size if size else 0.0
+
+
+@contextmanager
+def _no_word_of_the_future() -> Iterator[None]:
+    """MONAI's metrics call what MONAI will change, and warn whoever calls them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _cropped(predicted: BoolArray, truth: BoolArray) -> tuple[torch.Tensor, torch.Tensor]:
