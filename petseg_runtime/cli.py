@@ -132,7 +132,7 @@ def _clean_end() -> Iterator[None]:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None:
+    while frame is not None and frame.f_code is not main.__code__:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
         frame = frame.f_back
@@ -217,10 +217,11 @@ def _run(options: argparse.Namespace) -> None:
     # Imported here, so that --help and usage errors answer at once. What reading needs comes first and by itself: two
     # threads that import share one core. The model then loads while the scans are found and the first one is read.
     import_module("petseg_runtime.io.scans")
-    try:
-        Path.cwd()
-    except FileNotFoundError as error:
-        raise UsageError("The current folder was removed. Change to another.") from error
+    if not all(path.is_absolute() for path in (*options.input, options.output or Path("/"))):
+        try:
+            Path.cwd()
+        except FileNotFoundError as error:
+            raise UsageError("The current folder was removed. Change to another.") from error
     with ThreadPoolExecutor(1) as loader:
         loading = loader.submit(_load, options)
         if not options.quiet:

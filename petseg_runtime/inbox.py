@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import math
 import os
 import sqlite3
@@ -37,7 +38,10 @@ FAILURES = "failed"
 # In this folder of the inbox each folder is one scan that was moved there whole; named after it are its results.
 SUBMITTED = ".submitted"
 
-POLL_S = 1.0
+# In the folder of a submission, where it came again after it was done or refused.
+AGAIN = ".again"
+
+POLL_S, LONGEST_PAUSE_S = 1.0, 30.0
 # After trouble that is not the scan's own, such as a full disk, before it is tried again.
 RETRY_S = 30.0
 
@@ -112,7 +116,7 @@ def watch(
                 again_after_s = RETRY_S if isinstance(outcome, _NOT_ITS_FAULT) else None
                 arrivals.dealt_with(scan, signatures, again_after_s, done)
             # An inbox of thousands of files, or on a slow share, is not looked through without a pause.
-            stop.wait(max(min(POLL_S, max(settle_s, 0.05)), 10 * looked_s))
+            stop.wait(max(min(POLL_S, max(settle_s, 0.05)), min(10 * looked_s, LONGEST_PAUSE_S)))
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,13 @@ class _Worker:
             digest = _digest(scan)
             attempt = self._attempt(digest)
             name, state = self.journal.take(digest, scan, attempt, _study_digest(scan), self.output)
+            if _is_submitted(scan):
+                _again(scan).unlink(missing_ok=True)  # from here on the journal says it
             if state != TAKEN:
                 return None, state == DONE
             result = self._take_in_hand(scan, name, digest)
             if not isinstance(result, ScanResult) and _is_changed(scan):
-                self.journal.forget(digest)
+                self.journal.release(digest)
                 raise UsageError(f"{scan.name} was changed or removed while in hand. It is taken up when it settles.")
             self._note_down(result, scan, name, digest, attempt)
         except UsageError as error:
@@ -239,6 +245,7 @@ _LATER_COLUMNS = {
     "attempt": "TEXT NOT NULL DEFAULT ''",
     "study": "TEXT NOT NULL DEFAULT ''",
     "record": "TEXT NOT NULL DEFAULT ''",
+    "newest": "INTEGER NOT NULL DEFAULT 0",
 }
 
 
@@ -249,7 +256,6 @@ class Entry:
     Attributes
     ----------
     reason : why it was refused, or what it waits for.
-    changed : when that was so.
     record : SHA-256 of the record of its results; empty where that is not known.
     """
 
@@ -257,7 +263,6 @@ class Entry:
     folder: Path
     name: str
     reason: str
-    changed: datetime
     record: str
 
 
@@ -307,33 +312,35 @@ class Journal:
         """The name of a scan's results, which no other scan's have, and its state; a scan that is new is taken.
 
         So is one that failed with another model, version, budget or settings, which `attempt` stands for; or one that
-        came again since it failed, or since it was done if that was another attempt or its record in `output` is gone.
-        `study` stays the same where more of its files come.
+        came again since it failed, or since it was done if that was another attempt or the results in `output` are
+        gone. `study` stays the same where more of its files come.
         """
         known = self._connection.execute(
-            "SELECT name, state, folder, changed, attempt FROM scans WHERE digest = ?", (digest,)
+            "SELECT name, state, folder, attempt, record, newest FROM scans WHERE digest = ?", (digest,)
         ).fetchone()
+        newest, number = _newest_ns(scan), 0
         if known is not None:
-            name, state, folder, changed, before = known
-            again = came_after(scan.files, datetime.fromisoformat(changed))
+            name, state, folder, before, record, newest_before = known
+            again = _again(scan).exists() if _is_submitted(scan) else newest > newest_before > 0
             if state == FAILED and (again or before != attempt):
-                self.forget(digest)
+                self._connection.execute("DELETE FROM scans WHERE digest = ?", (digest,))
                 known = None
             elif state == DONE and again:
-                there = (output / folder / f"{name}_run.json").exists()
-                state = DONE if there and before in ("", attempt) else TAKEN
+                found = _results_now(output / folder / f"{name}_run.json", record)
+                if found == _GONE or (found == _WHOLE and before != attempt):
+                    state = TAKEN
                 self._connection.execute(
-                    "UPDATE scans SET state = ?, reason = '', changed = ? WHERE digest = ?", (state, _now(), digest)
+                    "UPDATE scans SET state = ?, reason = '', newest = ? WHERE digest = ?", (state, newest, digest)
                 )
-                known = name, state
-        number = 0
+            known = known and (name, state)
         while known is None:
             # Digits alone may be the end of another scan's name.
             name = "-".join((scan.name, digest[:8], str(number))[: number + 1])
             try:
                 self._connection.execute(
-                    "INSERT INTO scans (digest, folder, name, state, changed, study) VALUES (?, ?, ?, ?, ?, ?)",
-                    (digest, str(scan.folder), name, TAKEN, _now(), study),
+                    "INSERT INTO scans (digest, folder, name, state, changed, study, newest) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (digest, str(scan.folder), name, TAKEN, _now(), study, newest),
                 )
                 known = name, TAKEN
             except sqlite3.IntegrityError:  # the name is another's
@@ -365,14 +372,14 @@ class Journal:
                 if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'scans'").fetchone():
                     return None  # the file is there a moment before its table
                 found = connection.execute(
-                    "SELECT state, folder, name, reason, changed, record FROM scans WHERE digest = ?", (digest,)
+                    "SELECT state, folder, name, reason, record FROM scans WHERE digest = ?", (digest,)
                 ).fetchone()
         except sqlite3.Error as error:
             raise UsageError(f"The journal {path.name} cannot be read: {error}.") from error
         if not found:
             return None
-        state, folder, name, reason, changed, record = found
-        return Entry(state, Path(folder), name or "", reason, datetime.fromisoformat(changed), record)
+        state, folder, name, reason, record = found
+        return Entry(state, Path(folder), name or "", reason, record)
 
     def begin(self, digest: str) -> int:
         """Note that a scan is taken in hand; how often it was since the process last survived that."""
@@ -395,9 +402,10 @@ class Journal:
         """Note what a scan that is taken waits for."""
         self._connection.execute("UPDATE scans SET reason = ? WHERE digest = ? AND state = ?", (reason, digest, TAKEN))
 
-    def forget(self, digest: str) -> None:
-        """Forget a scan, as if it had never come."""
-        self._connection.execute("DELETE FROM scans WHERE digest = ?", (digest,))
+    def release(self, digest: str) -> None:
+        """Have a scan be what it was before it was taken: done, or nothing that was ever heard of."""
+        self._connection.execute("UPDATE scans SET state = ? WHERE digest = ? AND record != ''", (DONE, digest))
+        self._connection.execute("DELETE FROM scans WHERE digest = ? AND record = ''", (digest,))
 
     def failed(self, digest: str, reason: str, attempt: str) -> None:
         """Note that a scan was refused. It has no results, so its name is free: for itself, when the rest has come."""
@@ -407,10 +415,35 @@ class Journal:
         )
 
 
-def came_after(files: Iterable[Path], moment: datetime) -> bool:
-    """Whether one of the files was written, or put where it is, after a moment."""
-    states = filter(None, map(file_state, files))
-    return max((state.changed_ns for state in states), default=0) > moment.timestamp() * 1e9
+_WHOLE, _GONE, _CHANGED = "whole", "gone", "changed"
+
+
+def _results_now(record: Path, sha256: str) -> str:
+    """Whether the results of a scan are as the inbox wrote them, with a record of this SHA-256 if that is known."""
+    try:
+        content = record.read_bytes()
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            return _CHANGED
+        digests = json.loads(content)["sha256"]
+        whole = all(file_sha256(record.with_name(name)) == digest for name, digest in digests.items())
+    except OSError:
+        return _GONE
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return _CHANGED
+    return _WHOLE if whole else (_CHANGED if all(record.with_name(name).exists() for name in digests) else _GONE)
+
+
+def _newest_ns(scan: Scan) -> int:
+    """When the newest of a scan's files was written, by the clock of their disk."""
+    return max((state.modified_ns for state in filter(None, map(file_state, scan.files))), default=0)
+
+
+def _is_submitted(scan: Scan) -> bool:
+    return scan.folder == Path(SUBMITTED.lstrip("."))
+
+
+def _again(scan: Scan) -> Path:
+    return scan.files[0].parent / AGAIN
 
 
 _Signature = tuple[str, FileState]
@@ -449,7 +482,7 @@ class _Arrivals:
             since = since if files == signatures else now
             self._since[_study(scan)] = signatures, since
             settled = scan in submitted or now - since >= self._settle_s
-            rested = now >= self._rests_until.get(signatures, now)
+            rested = now >= self._rests_until.get(signatures, now) or (scan in submitted and _again(scan).exists())
             is_left = any(_lasting(signatures) < files for files in self._done.get(_study(scan), ()))
             if settled and rested and not is_left and len(signatures) == len(scan.files):
                 ready.append((scan, signatures))
@@ -494,7 +527,7 @@ class _Arrivals:
 
 def _study(scan: Scan) -> Hashable:
     """What stays the same of a scan while its files come and go; a submission is one by itself."""
-    if scan.folder == Path(SUBMITTED.lstrip(".")):
+    if _is_submitted(scan):
         return scan.name
     return _dicom_study(scan) or (scan.folder, scan.name, scan.image)
 

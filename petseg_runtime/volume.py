@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import permutations
+from operator import index
 from typing import Any, TypeVar
 
 import numpy as np
@@ -67,7 +68,7 @@ class Geometry:
     direction_lps: tuple[Triple, Triple, Triple] = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
     def __post_init__(self) -> None:
-        for name, kind in (("shape", int), ("spacing_mm", float), ("origin_lps_mm", float)):
+        for name, kind in (("shape", index), ("spacing_mm", float), ("origin_lps_mm", float)):
             values = tuple(map(kind, getattr(self, name)))  # whatever NumPy or a list held
             if len(values) != 3:
                 raise ValueError(f"{name} is {values}, expected three numbers")

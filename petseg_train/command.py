@@ -18,6 +18,6 @@ def run(module: str, extra: str) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("petseg"):
             raise
-        print(f"petseg-{extra} needs an extra: pip install 'petseg[{extra}]'.", file=sys.stderr)
+        print(f"petseg-{extra} needs {error.name}, of an extra: pip install 'petseg[{extra}]'.", file=sys.stderr)
         sys.exit(2)
     command()

@@ -7,6 +7,7 @@ grid, find the SUV factor, read the voxels. Nothing is allocated before the head
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -122,15 +123,17 @@ def _without_copies(series: list[Header]) -> tuple[list[Header], int]:
 
     Files are read for it only where two slices lie at one position.
     """
-    if len({header.position_mm for header in series}) == len(series):
-        return series, 0
+    at = Counter(header.position_mm for header in series)
+    shared = {header.path for header in series if at[header.position_mm] > 1}
     first: dict[bytes, Path] = {}
-    files = {header.path for header in series}
-    for file in sorted(files):
-        with file.open("rb") as stream:
-            first.setdefault(hashlib.file_digest(stream, "sha256").digest(), file)
-    kept = set(first.values())
-    return [header for header in series if header.path in kept], len(files) - len(kept)
+    for file in sorted(shared):
+        try:
+            with file.open("rb") as stream:
+                first.setdefault(hashlib.file_digest(stream, "sha256").digest(), file)
+        except OSError as error:
+            raise InputError(f"{file.name} cannot be read: {error.strerror}.") from error
+    copies = shared - set(first.values())
+    return [header for header in series if header.path not in copies], len(copies)
 
 
 def _check_complete(series: Sequence[Header]) -> None:

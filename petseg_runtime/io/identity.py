@@ -28,6 +28,15 @@ class FileState(NamedTuple):
     modified_ns: int
     changed_ns: int
 
+    def is_still(self, now: FileState | None) -> bool:
+        """Whether a file was not written since, for all that tells from another machine too, and in whole seconds.
+
+        A backup by links, or a new owner, changes `changed`; mounts of one disk give its times to other decimals.
+        """
+        if now is None:
+            return False
+        return (self.size, self.modified_ns // 10**9) == (now.size, now.modified_ns // 10**9)
+
     @classmethod
     def of(cls, status: os.stat_result) -> FileState:
         """From what `os.stat` or `os.fstat` says."""
@@ -56,14 +65,13 @@ def check_utf8(path: Path) -> None:
 def utf8_trouble(path: Path) -> str:
     """Why ITK cannot take a path, empty if it can: it takes UTF-8 only, and a name that is not ends the process."""
     try:
-        encoded = str(path).encode()
+        on_disk = os.fsencode(path)
+        on_disk.decode()
     except UnicodeEncodeError:
-        try:
-            os.fsencode(path).decode()
-        except UnicodeDecodeError:
-            return "A file or folder name is not valid UTF-8. Rename it."
         return _LOCALE
-    return "" if encoded == os.fsencode(path) else _LOCALE
+    except UnicodeDecodeError:
+        return "A file or folder name is not valid UTF-8. Rename it."
+    return "" if on_disk.decode() == str(path) else _LOCALE
 
 
 _LOCALE = "A name has other letters than the locale knows, which is not UTF-8. Set LC_ALL=C.UTF-8 and run again."

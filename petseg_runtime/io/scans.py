@@ -104,7 +104,7 @@ class Scan:
         InputError : if a file was written anew or is gone.
         """
         for file, state in self._found.items():
-            if state is not None and file_state(file) != state:
+            if state is not None and not state.is_still(file_state(file)):
                 raise InputError(
                     f"{file.name} was changed or removed while its scan was in hand. Run again when its files stay."
                 )

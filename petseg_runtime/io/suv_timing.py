@@ -30,6 +30,7 @@ import math
 import re
 from datetime import datetime, time, timedelta
 
+from petseg_runtime.errors import InputError
 from petseg_runtime.io.suv_attributes import (
     ACQUISITION_TIME,
     DECAY_CORRECTED_TO,
@@ -68,6 +69,8 @@ SAME_EVENT_S = 1.0
 BEFORE_FIRST_SLICE_S = 3600.0
 # DecayFactor counts to some moment of the frame, and rounds; what differs by more contradicts the times.
 DECAY_FACTOR_TOLERANCE = 0.03
+# Where it is the evidence and not a check, it has to be what the scanner computes from the same times.
+EVIDENCE_TOLERANCE = 0.005
 
 _DAY_S = 86_400.0
 _BORNE_OUT = f"the first {ACQUISITION_TIME}, which {DECAY_FACTOR} bears out"
@@ -142,17 +145,12 @@ def _private_or_first(
     ------
     InputError : if they do, the two mean other SUVs, and DecayFactor does not say which it is.
     """
-    series, frames = attributes.series_start, attributes.frames
-    if series is None or any(frame.frame_reference_s is None for frame in frames):
+    is_near = abs(2 ** (_seconds(private, first) / half_life_s) - 1) <= DECAY_FACTOR_TOLERANCE
+    if is_near or not _public_times_lead_to(attributes, first, half_life_s):
         return private, PRIVATE_SCAN_START
-    starts = [series, *(_start_from_frame(frame, attributes.manufacturer, half_life_s) for frame in frames)]
-    public = all(abs(_seconds(start, first)) <= CLOCK_TOLERANCE_S for start in starts)
-    if not public or abs(2 ** (_seconds(private, first) / half_life_s) - 1) <= DECAY_FACTOR_TOLERANCE:
-        return private, PRIVATE_SCAN_START
-    if _decay_factors_bear_out(attributes, first, half_life_s):
-        return first, _BORNE_OUT
-    if _decay_factors_bear_out(attributes, private, half_life_s):
-        return private, PRIVATE_SCAN_START
+    of_first, of_private = (_decay_factors_bear_out(attributes, start, half_life_s) for start in (first, private))
+    if of_first != of_private:
+        return (first, _BORNE_OUT) if of_first else (private, PRIVATE_SCAN_START)
     raise refusal(
         f"The {PRIVATE_SCAN_START}, is {_seconds(private, first) / 60:.1f} min before the first {ACQUISITION_TIME}, to "
         f"which {SERIES_TIME} and {FRAME_REFERENCE_TIME} lead",
@@ -160,10 +158,33 @@ def _private_or_first(
     )
 
 
+def _public_times_lead_to(attributes: SuvAttributes, first: datetime, half_life_s: float) -> bool:
+    """Whether SeriesTime, and the FrameReferenceTime of every slice, say that the scan started at `first`."""
+    series, frames = attributes.series_start, attributes.frames
+    if series is None:
+        return False
+    try:
+        starts = [series, *(_start_from_frame(frame, attributes.manufacturer, half_life_s) for frame in frames)]
+    except InputError:  # what is absent or malformed contradicts nothing
+        return False
+    return all(abs(_seconds(start, first)) <= CLOCK_TOLERANCE_S for start in starts)
+
+
 def _decay_factors_bear_out(attributes: SuvAttributes, start: datetime, half_life_s: float) -> bool:
-    """Whether every slice says by a DecayFactor above 1 that it was corrected to `start`."""
+    """Whether the DecayFactor of every slice, which is not 1 in all, says that it was corrected from `start`.
+
+    To the beginning of its frame, or to its average, and all slices to the same; a whole bed position lies between.
+    """
     factors = [frame.decay_factor or 0.0 for frame in attributes.frames]
-    return min(factors, default=0.0) > 1.0 and not unlike_decay_factors_s(attributes, start, half_life_s)
+    if min(factors, default=0.0) < 1.0 or max(factors) <= 1.0:
+        return False
+    to_beginning, to_average = [], []
+    for frame, factor in zip(attributes.frames, factors, strict=True):
+        off_s = _seconds(start, acquisition_of(frame)) - half_life_s * math.log2(factor)
+        into_frame_s = average_activity_time_s(frame.duration_s, half_life_s) if frame.duration_s else _DAY_S
+        to_beginning.append(abs(off_s))
+        to_average.append(abs(off_s + into_frame_s))
+    return min(max(to_beginning), max(to_average)) <= half_life_s * math.log2(1 + EVIDENCE_TOLERANCE)
 
 
 def _start_from_frames(

@@ -66,8 +66,9 @@ _MOST_BYTES, _MOST_BYTES_OF_ALL = 2**29, 2**31
 # We ask for PDUs of 16 KiB.
 _MOST_PDU_BYTES = 2**20
 _TIMEOUT_S = 30.0
-# A node that takes associations and then says nothing costs the time of the next scan, each time it is tried.
-_STALLED_S = 10 * _TIMEOUT_S
+# A node that takes an association and then says nothing costs the scans behind it the time out. So what it was silent
+# at waits for so long, each time twice as long; others are sent: it may be one that it is slow to store.
+_STALLED_S, _LONGEST_WAIT_S = 300.0, 3600.0
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,8 @@ class Outbox:
     def __init__(self, node: DicomNode, title: str) -> None:
         self._node, self._title = node, title
         self._again_from = 0.0
+        self._stalled: dict[Path, float] = {}  # for how long the results wait that the node was last silent at
+        self._waits_until: dict[Path, float] = {}
 
     def send(self, files: Sequence[Path]) -> None:
         """Send the DICOM files among the results of a scan.
@@ -177,6 +180,8 @@ class Outbox:
             raise UsageError("A result cannot be read any more, and was not sent.") from error
         if not datasets:
             return
+        if monotonic() < self._waits_until.get(files[-1], 0.0):
+            raise UsageError(f"{self._node} was silent when it was sent these results. They wait.")
         entity = _application_entity(self._title)
         for kind, syntax in {(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID) for dataset in datasets}:
             entity.add_requested_context(kind, syntax)
@@ -190,8 +195,9 @@ class Outbox:
             for dataset in datasets:
                 _send_one(association, dataset, self._node)
         except UsageError:
-            if not association.is_established:  # it was silent until we gave it up, and so it would be to the next
-                self._again_from = monotonic() + _STALLED_S
+            if not association.is_established:  # it was silent until we gave it up
+                wait_s = min(2 * self._stalled.get(files[-1], _STALLED_S / 2), _LONGEST_WAIT_S)
+                self._stalled[files[-1]], self._waits_until[files[-1]] = wait_s, monotonic() + wait_s
             raise
         finally:
             association.release()

@@ -31,7 +31,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
-from petseg_runtime.inbox import FAILED, JOURNAL, SUBMITTED, TAKEN, Entry, Journal, came_after
+from petseg_runtime.inbox import AGAIN, FAILED, JOURNAL, SUBMITTED, TAKEN, Entry, Journal
 from petseg_runtime.io.scans import scans_in
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings, scratch_folder, sync
 
@@ -193,7 +193,7 @@ def application(inbox: Path, output: Path, token: str, model: dict[str, str]) ->
             raise HTTPException(422, str(error)) from error
         except (UsageError, OSError) as error:
             raise HTTPException(507, "The scan cannot be stored: the inbox is full or cannot be written.") from error
-        return await run_in_threadpool(_state, identifier, inbox, output)
+        return await run_in_threadpool(_say_again, identifier, inbox, output)
 
     @app.get("/scans/{identifier}", dependencies=protected)
     def state(identifier: str) -> dict[str, Any]:
@@ -241,18 +241,22 @@ def _take_in(scratch: Path, form: Format, inbox: Path) -> str:
         raise InputError(f"The archive holds {len(scans)} studies, expected one.")
     identifier = scans[0].digests().scan
     place = inbox / SUBMITTED / identifier
-    if not place.exists():
-        sync(*whole.iterdir(), whole)
-        try:
-            os.replace(whole, place)
-        except OSError:
-            if not place.exists():  # the same scan came twice at once
-                raise
-        sync(place.parent)
-    else:  # it came again, which the inbox sees by this
-        for file in place.iterdir():
-            os.utime(file)
+    sync(*whole.iterdir(), whole)
+    try:
+        os.replace(whole, place)  # also where only an empty folder is left of an earlier one
+    except OSError:
+        if not place.is_dir():
+            raise
+    sync(place.parent)
     return identifier
+
+
+def _say_again(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
+    """Tell the inbox of a scan that it has dealt with before that it came again; its state."""
+    entry = _look_up(identifier, output)
+    if entry is not None and entry.state != TAKEN:
+        (inbox / SUBMITTED / identifier / AGAIN).touch()
+    return _state(identifier, inbox, output)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -293,7 +297,7 @@ def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
         return answer
     if entry.state == TAKEN:
         return answer | ({"waiting_for": entry.reason} if entry.reason else {})
-    if place.is_dir() and came_after(place.iterdir(), entry.changed):  # it came again, and the inbox has yet to see it
+    if (place / AGAIN).exists():  # the inbox has yet to see it
         return answer
     if entry.state == FAILED:
         return answer | {"state": "failed", "error": entry.reason}
@@ -321,22 +325,28 @@ def _record(entry: Entry, output: Path) -> bytes:
 
 
 _REMOVED = HTTPException(410, "The results of this scan were removed. Submit it again to have it done again.")
-_REPLACED = HTTPException(410, "The results of this scan were changed, or are another scan's by now.")
+_REPLACED = HTTPException(
+    410, "The results of this scan were changed, or are another scan's by now. Move them away, and submit it again."
+)
 
 
 def _archive(identifier: str, inbox: Path, output: Path) -> bytes:
     state = _state(identifier, inbox, output)
     if state["state"] != "done":
         raise HTTPException(409, f"The scan is {state['state']}; there is no result.")
-    folder, content = output / state["folder"], BytesIO()
+    entry, content = _look_up(identifier, output), BytesIO()
+    if entry is None:
+        raise _REMOVED
+    written = _record(entry, output)
+    record = json.loads(written)
     try:
-        record = json.loads((folder / state["outputs"][-1]).read_bytes())
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in state["outputs"]:
-                file = (folder / name).read_bytes()
-                if hashlib.sha256(file).hexdigest() != record["sha256"].get(name, hashlib.sha256(file).hexdigest()):
+            for name in record["outputs"][:-1]:  # the last is the record itself
+                file = (output / entry.folder / name).read_bytes()
+                if hashlib.sha256(file).hexdigest() != record["sha256"].get(name):
                     raise _REPLACED
                 archive.writestr(name, file)
-    except (OSError, ValueError) as error:
+            archive.writestr(record["outputs"][-1], written)
+    except OSError as error:
         raise _REMOVED from error
     return content.getvalue()

@@ -277,25 +277,28 @@ def test_a_node_that_does_not_answer_is_said_and_asked_once_a_while(
         outbox.send([file])
 
 
-def test_a_node_that_takes_an_association_and_stalls_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_node_was_silent_at_waits_and_others_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "_TIMEOUT_S", 0.5)
-    (file, *_) = [path.rename(path.with_suffix(".dcm")) for path in save_dicom(tmp_path)]
+    (file, other, *_) = [path.rename(path.with_suffix(".dcm")) for path in save_dicom(tmp_path)]
     released = Signal()
 
+    slow = [True]
+
     def silent() -> int:
-        released.wait(PATIENCE_S)
+        if slow.pop() if slow else False:
+            released.wait(PATIENCE_S)
         return 0
 
-    with archive(silent, kinds=[PET_IMAGE_STORAGE]) as (node, _):
+    with archive(silent, kinds=[PET_IMAGE_STORAGE]) as (node, taken):
         outbox = Outbox(node, "PETSEG")
         with pytest.raises(UsageError, match="with nothing"):
             outbox.send([file])
-        monkeypatch.setattr(network.ApplicationEntity, "associate", lambda *_, **__: pytest.fail("asked again at once"))
-        with pytest.raises(UsageError, match="cannot be reached"):
-            outbox.send([file])
+        outbox.send([other])
         released.set()
+        assert dcmread(other).SOPInstanceUID in [dataset.SOPInstanceUID for dataset in taken]
+        monkeypatch.setattr(network.ApplicationEntity, "associate", lambda *_, **__: pytest.fail("asked again at once"))
+        with pytest.raises(UsageError, match="was silent when it was sent these results"):
+            outbox.send([file])
 
 
 def test_a_result_that_went_away_is_said(tmp_path: Path) -> None:

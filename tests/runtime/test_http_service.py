@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -332,6 +333,12 @@ def test_results_that_were_removed_are_gone(client: Client, watched: Watched, sc
         assert client.ask(f"/scans/{identifier}")[0] == 410
         assert client.submit(scan) == {"id": identifier, "state": "waiting"}
         assert client.done(identifier)["state"] == "done"
+        for file in [*(watched.output / "submitted").iterdir(), *(watched.inbox / ".submitted" / identifier).iterdir()]:
+            file.unlink()  # the submission too, but for its folder
+        client.submit(scan)
+        assert client.done(identifier)["state"] == "done"
+        os.utime(next((watched.inbox / ".submitted" / identifier).iterdir()), (4e9, 4e9))  # of a clock that is ahead
+        assert client.state(identifier)["state"] == "done"
 
 
 def test_a_result_that_another_run_replaced_or_somebody_changed_is_not_given_out(

@@ -26,7 +26,7 @@ import petseg_runtime.io.scans
 from petseg_runtime import Segmenter
 from petseg_runtime.errors import InputError, MemoryBudgetError, PetsegError, UsageError
 from petseg_runtime.inbox import JOURNAL, MOST_ATTEMPTS, TAKEN, watch
-from petseg_runtime.io.scans import Scan, scans_in
+from petseg_runtime.io.scans import Scan, find_scans, scans_in
 from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.outputs.files import file_sha256
 from petseg_runtime.runner import RunSettings, ScanResult
@@ -254,6 +254,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_done_anew(
     monkeypatch.setattr("petseg_runtime.inbox.RETRY_S", 0.1)
     watched, real, replaced = new(), petseg_runtime.io.scans.read_image, list[Path]()
     other = put_scan(tmp_path / "other.nii.gz", seed=1)
+    os.utime(other, (1e9, 1e9))
 
     def read_image(path: Path, *others: object) -> Volume:
         if not replaced:
@@ -287,8 +288,7 @@ def test_what_comes_again_is_done_again_where_its_results_are_gone(new: Callable
     with new() as watched:
         shutil.copy(scan, watched.inbox / "scan.nii.gz")
         watched.wait_for(1)
-        for file in watched.output.glob("scan_*"):
-            file.unlink()
+        (watched.output / "scan_petseg.nii.gz").unlink()  # one of them is enough
     with new() as restarted:  # what only lies there is done
         time.sleep(4 * SETTLE_S)
         assert not restarted.reported
@@ -298,6 +298,37 @@ def test_what_comes_again_is_done_again_where_its_results_are_gone(new: Callable
         time.sleep(6 * SETTLE_S)
     assert len(restarted.reported) == 1
     assert restarted.masks == ["scan_petseg.nii.gz"]
+
+
+def test_what_was_corrected_by_hand_is_not_done_again(tmp_path: Path, segmenter: Segmenter) -> None:
+    scan = put_scan(tmp_path / "scan.nii.gz")
+    with Watched(tmp_path, segmenter) as watched:
+        shutil.copy(scan, watched.inbox / "scan.nii.gz")
+        watched.wait_for(1)
+    mask = watched.output / "scan_petseg.nii.gz"
+    mask.write_bytes(b"corrected by hand")
+    again = Watched(tmp_path, segmenter)
+    again._settings = replace(again._settings, threshold=0.9)
+    with again:
+        shutil.copy(scan, again.inbox / "scan.nii.gz")
+        time.sleep(6 * SETTLE_S)
+    assert not again.reported
+    assert mask.read_bytes() == b"corrected by hand"
+
+
+def test_a_backup_by_links_or_a_new_owner_changes_no_scan(new: Callable[[], Watched], tmp_path: Path) -> None:
+    (scan,) = find_scans(put_scan(tmp_path / "elsewhere.nii.gz"))
+    assert scan.image is not None
+    os.link(scan.image, tmp_path / "backup.nii.gz")
+    scan.image.chmod(0o600)
+    scan.check_unchanged()
+    scan.read()
+    with new() as watched:
+        put_scan(watched.inbox / "scan.nii.gz")
+        watched.wait_for(1)
+        os.link(watched.inbox / "scan.nii.gz", tmp_path / "backup")
+        time.sleep(4 * SETTLE_S)
+    assert len(watched.reported) == 1
 
 
 @pytest.mark.parametrize("other", ["settings", "destination"])

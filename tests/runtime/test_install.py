@@ -77,7 +77,7 @@ def test_the_dockerfiles_steps_give_a_runtime_that_works(tmp_path: Path) -> None
     for extra in ("train", "export"):
         refused = subprocess.run([prefix / "bin" / f"petseg-{extra}", "--help"], capture_output=True, check=False)
         assert refused.returncode == 2
-        assert refused.stderr.decode() == f"petseg-{extra} needs an extra: pip install 'petseg[{extra}]'.\n"
+        assert f", of an extra: pip install 'petseg[{extra}]'.\n" in refused.stderr.decode()
     mask = sitk.ReadImage(str(tmp_path / "out" / "pelvis_petseg.nii.gz"))
     image = sitk.ReadImage(str(scan))
     assert mask.GetSize() == image.GetSize()

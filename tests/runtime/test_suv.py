@@ -450,6 +450,31 @@ def test_a_private_date_time_against_all_public_times_is_believed_where_the_deca
     assert factor_of(attributes) == pytest.approx(factor, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(SCAN, 60.0),  # ActualFrameDuration is absent
+        Frame(SCAN, math.nan, 120.0),
+        Frame(SCAN, 2e5, 120.0),
+    ],
+)
+@pytest.mark.parametrize("before_s", [0.0, 1800.0])
+def test_public_times_that_say_nothing_contradict_no_private_start(frame: Frame, before_s: float) -> None:
+    attributes = replace(START, private_scan_start=SCAN - seconds(before_s), frames=(frame,))
+    assert factor_of(attributes) == pytest.approx(4e-4 * 2 ** (-before_s / HALF_LIFE_S), rel=1e-12)
+
+
+def test_a_decay_factor_that_two_starts_explain_is_no_evidence() -> None:
+    """To the beginning of a frame of 10 min from 5 min before it, or to its average from its beginning."""
+    frame = Frame(SCAN, 0.0, 600.0, decay_factor=2 ** (300.0 / HALF_LIFE_S))
+    ge = replace(START, manufacturer="GE MEDICAL SYSTEMS", private_scan_start=SCAN - seconds(299.2), frames=(frame,))
+    with pytest.raises(InputError, match="in which they agree"):
+        suvbw_factors(ge)
+    late = later_series(frame_reference_s=None, duration_s=600.0, decay_factor=2 ** (588.0 / HALF_LIFE_S))
+    with pytest.raises(InputError, match="SeriesTime"):
+        suvbw_factors(late)  # it was corrected to a moment 4.8 min before the frame
+
+
 def test_the_decay_factors_of_all_slices_bear_out_the_first_acquisition_where_series_time_was_overwritten() -> None:
     """As CPS wrote it: FrameReferenceTime 0 in every bed, and a SeriesTime of the reconstruction."""
     for reference_s in (0.0, None):
