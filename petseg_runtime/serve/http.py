@@ -187,13 +187,13 @@ def application(inbox: Path, output: Path, token: str, model: dict[str, str]) ->
             with scratch_folder(inbox) as scratch:
                 await _receive(request, scratch / "upload")
                 identifier = await run_in_threadpool(_take_in, scratch, format, inbox)
+            return await run_in_threadpool(_say_again, identifier, inbox, output)
         except ClientDisconnect as error:
             raise HTTPException(400, "The upload ended before it was whole.") from error
         except InputError as error:
             raise HTTPException(422, str(error)) from error
         except (UsageError, OSError) as error:
             raise HTTPException(507, "The scan cannot be stored: the inbox is full or cannot be written.") from error
-        return await run_in_threadpool(_say_again, identifier, inbox, output)
 
     @app.get("/scans/{identifier}", dependencies=protected)
     def state(identifier: str) -> dict[str, Any]:

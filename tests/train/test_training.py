@@ -176,10 +176,11 @@ def test_a_left_out_centre_is_neither_trained_nor_tuned_on(cohort_csv: Path, tin
     assert set(pd.read_csv(tmp_path / "new" / "scores.csv")["case"]) == {"case0", "case1"}
     assert "ellipsoid" in done.stdout
     assert "trained or watched this model" not in done.stderr
-    done = subprocess.run(
-        petseg_train("evaluate", tmp_path / "run" / "last.ckpt", cohort_csv, "-o", tmp_path / "new" / "scores.csv"),
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    again = petseg_train("evaluate", tmp_path / "run" / "last.ckpt", cohort_csv, "-o", tmp_path / "new" / "scores.csv")
+    refused = subprocess.run(again, check=False, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "scores.csv is there and would be lost. Pass --overwrite" in " ".join(refused.stderr.split())
+    done = subprocess.run([*again, "--overwrite"], check=True, capture_output=True, text=True)
     assert "2 of the 4 cases have the names of cases that trained or watched this model" in done.stderr
 
 
