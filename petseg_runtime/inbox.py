@@ -322,6 +322,7 @@ class Journal:
         if known is not None:
             name, state, folder, before, record, newest_before = known
             again = _again(scan).exists() if _is_submitted(scan) else newest > newest_before > 0
+            again = again and folder == str(scan.folder)  # a copy elsewhere is none
             if state == FAILED and (again or before != attempt):
                 self._connection.execute("DELETE FROM scans WHERE digest = ?", (digest,))
                 known = None
