@@ -137,9 +137,9 @@ class _Worker:
         digest = ""
         try:
             digest = _digest(scan)
-            attempt = self._attempt(digest)
-            name, state = self.journal.take(digest, scan, attempt, _study_digest(scan), self.output)
-            if _is_submitted(scan):
+            attempt, marked = self._attempt(digest), _is_marked(scan)
+            name, state = self.journal.take(digest, scan, attempt, _study_digest(scan), self.output, marked)
+            if marked:
                 _again(scan).unlink(missing_ok=True)  # from here on the journal says it
             if state != TAKEN:
                 return None, state == DONE
@@ -154,6 +154,8 @@ class _Worker:
             return error, False
         except (OSError, sqlite3.Error) as error:
             return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk."), False
+        except Exception as error:  # whatever a scan does, the scans after it are done
+            return as_petseg_error(error), False
         return result, isinstance(result, ScanResult)
 
     def _attempt(self, digest: str) -> str:
@@ -308,12 +310,13 @@ class Journal:
                 ) from error
             yield journal
 
-    def take(self, digest: str, scan: Scan, attempt: str, study: str, output: Path) -> tuple[str, str]:
+    def take(self, digest: str, scan: Scan, attempt: str, study: str, output: Path, marked: bool) -> tuple[str, str]:
         """The name of a scan's results, which no other scan's have, and its state; a scan that is new is taken.
 
         So is one that failed with another model, version, budget or settings, which `attempt` stands for; or one that
         came again since it failed, or since it was done if that was another attempt or the results in `output` are
-        gone. `study` stays the same where more of its files come.
+        gone. It came again if it is `marked`, or if its files are newer than those that were first seen there. `study`
+        stays the same where more of its files come.
         """
         known = self._connection.execute(
             "SELECT name, state, folder, attempt, record, newest FROM scans WHERE digest = ?", (digest,)
@@ -321,17 +324,21 @@ class Journal:
         newest, number = _newest_ns(scan), 0
         if known is not None:
             name, state, folder, before, record, newest_before = known
-            again = _again(scan).exists() if _is_submitted(scan) else newest > newest_before > 0
-            again = again and folder == str(scan.folder)  # a copy elsewhere is none
-            if state == FAILED and (again or before != attempt):
+            is_there = folder == str(scan.folder)  # a copy elsewhere is not the same come again
+            redo = marked or (is_there and newest > newest_before > 0)
+            if state == FAILED:
+                redo = redo or before != attempt
+            elif state == DONE and redo:
+                found = _results_now(output / folder / f"{name}_run.json", record)
+                redo = found == _GONE or (found == _WHOLE and before != attempt)
+            if redo and (state == FAILED or (state == DONE and not is_there)):
                 self._connection.execute("DELETE FROM scans WHERE digest = ?", (digest,))
                 known = None
-            elif state == DONE and again:
-                found = _results_now(output / folder / f"{name}_run.json", record)
-                if found == _GONE or (found == _WHOLE and before != attempt):
-                    state = TAKEN
+            elif state == DONE:
+                state = TAKEN if redo else DONE
                 self._connection.execute(
-                    "UPDATE scans SET state = ?, reason = '', newest = ? WHERE digest = ?", (state, newest, digest)
+                    "UPDATE scans SET state = ?, reason = '', newest = ? WHERE digest = ?",
+                    (state, newest if is_there else newest_before, digest),
                 )
             known = known and (name, state)
         while known is None:
@@ -425,22 +432,31 @@ def _results_now(record: Path, sha256: str) -> str:
         content = record.read_bytes()
         if sha256 and hashlib.sha256(content).hexdigest() != sha256:
             return _CHANGED
-        digests = json.loads(content)["sha256"]
-        whole = all(file_sha256(record.with_name(name)) == digest for name, digest in digests.items())
+        fields = json.loads(content)
+        digests = fields.get("sha256", {})
+        files = [record.with_name(name) for name in fields["outputs"]]
+        if not all(file.exists() for file in files):
+            return _GONE
+        whole = all(file_sha256(file) == digests.get(file.name, file_sha256(file)) for file in files)
     except OSError:
         return _GONE
     except (ValueError, KeyError, TypeError, AttributeError):
         return _CHANGED
-    return _WHOLE if whole else (_CHANGED if all(record.with_name(name).exists() for name in digests) else _GONE)
+    return _WHOLE if whole else _CHANGED
 
 
 def _newest_ns(scan: Scan) -> int:
     """When the newest of a scan's files was written, by the clock of their disk."""
-    return max((state.modified_ns for state in filter(None, map(file_state, scan.files))), default=0)
+    newest = max((state.modified_ns for state in filter(None, map(file_state, scan.files))), default=0)
+    return min(newest, 2**63 - 1)  # what SQLite holds
 
 
 def _is_submitted(scan: Scan) -> bool:
-    return scan.folder == Path(SUBMITTED.lstrip("."))
+    return scan.files[0].parent.parent.name == SUBMITTED
+
+
+def _is_marked(scan: Scan) -> bool:
+    return _is_submitted(scan) and os.path.exists(_again(scan))  # Path.exists raises where a share went away
 
 
 def _again(scan: Scan) -> Path:
@@ -482,8 +498,9 @@ class _Arrivals:
             files, since = before.get(_study(scan), (signatures, now))
             since = since if files == signatures else now
             self._since[_study(scan)] = signatures, since
-            settled = scan in submitted or now - since >= self._settle_s
-            rested = now >= self._rests_until.get(signatures, now) or (scan in submitted and _again(scan).exists())
+            settled = _is_submitted(scan) or now - since >= self._settle_s
+            until = self._rests_until.get(signatures, now)
+            rested = now >= until or (until == math.inf and _is_marked(scan))
             is_left = any(_lasting(signatures) < files for files in self._done.get(_study(scan), ()))
             if settled and rested and not is_left and len(signatures) == len(scan.files):
                 ready.append((scan, signatures))

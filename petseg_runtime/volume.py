@@ -69,7 +69,10 @@ class Geometry:
 
     def __post_init__(self) -> None:
         for name, kind in (("shape", index), ("spacing_mm", float), ("origin_lps_mm", float)):
-            values = tuple(map(kind, getattr(self, name)))  # whatever NumPy or a list held
+            try:
+                values = tuple(map(kind, getattr(self, name)))  # whatever NumPy or a list held
+            except TypeError as error:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected three numbers") from error
             if len(values) != 3:
                 raise ValueError(f"{name} is {values}, expected three numbers")
             object.__setattr__(self, name, values)

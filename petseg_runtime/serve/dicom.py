@@ -194,6 +194,8 @@ class Outbox:
                     raise UsageError(f"{self._node} does not take a {dataset.SOPClassUID.name}. The results wait.")
             for dataset in datasets:
                 _send_one(association, dataset, self._node)
+            self._stalled.pop(files[-1], None)
+            self._waits_until.pop(files[-1], None)
         except UsageError:
             if not association.is_established:  # it was silent until we gave it up
                 wait_s = min(2 * self._stalled.get(files[-1], _STALLED_S / 2), _LONGEST_WAIT_S)

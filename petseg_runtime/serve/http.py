@@ -247,6 +247,9 @@ def _take_in(scratch: Path, form: Format, inbox: Path) -> str:
     except OSError:
         if not place.is_dir():
             raise
+        if all(file.name == AGAIN for file in place.iterdir()):  # all that is left of an earlier one
+            (place / AGAIN).unlink(missing_ok=True)
+            os.replace(whole, place)
     sync(place.parent)
     return identifier
 
@@ -301,9 +304,9 @@ def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
         return answer
     if entry.state == FAILED:
         return answer | {"state": "failed", "error": entry.reason}
-    record = json.loads(_record(entry, output))
+    record, _ = _record(entry, output)
     kept = ("model", "settings", "statistics", "decisions", "warnings", "outputs")
-    return answer | {"state": "done", "folder": str(entry.folder)} | {key: record[key] for key in kept}
+    return answer | {"state": "done", "folder": str(entry.folder)} | {key: record[key] for key in kept if key in record}
 
 
 def _look_up(identifier: str, output: Path) -> Entry | None:
@@ -313,15 +316,23 @@ def _look_up(identifier: str, output: Path) -> Entry | None:
         raise HTTPException(503, "The journal cannot be read just now.") from error
 
 
-def _record(entry: Entry, output: Path) -> bytes:
-    """The record of a scan's results, if it is that which the inbox wrote: another run may have taken its place."""
+def _record(entry: Entry, output: Path) -> tuple[dict[str, Any], bytes]:
+    """The record of a scan's results, also as its file holds it, if it is that which the inbox wrote.
+
+    Another run may have taken its place.
+    """
     try:
         content = (output / entry.folder / f"{entry.name}_run.json").read_bytes()
     except OSError as error:
         raise _REMOVED from error
     if entry.record and hashlib.sha256(content).hexdigest() != entry.record:
         raise _REPLACED
-    return content
+    try:
+        record = json.loads(content)
+        names = [str(name) for name in record["outputs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _REPLACED from error
+    return record | {"outputs": names}, content
 
 
 _REMOVED = HTTPException(410, "The results of this scan were removed. Submit it again to have it done again.")
@@ -337,13 +348,13 @@ def _archive(identifier: str, inbox: Path, output: Path) -> bytes:
     entry, content = _look_up(identifier, output), BytesIO()
     if entry is None:
         raise _REMOVED
-    written = _record(entry, output)
-    record = json.loads(written)
+    record, written = _record(entry, output)
+    digests = record.get("sha256", {})  # which the first records had not
     try:
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in record["outputs"][:-1]:  # the last is the record itself
                 file = (output / entry.folder / name).read_bytes()
-                if hashlib.sha256(file).hexdigest() != record["sha256"].get(name):
+                if name in digests and hashlib.sha256(file).hexdigest() != digests[name]:
                     raise _REPLACED
                 archive.writestr(name, file)
             archive.writestr(record["outputs"][-1], written)

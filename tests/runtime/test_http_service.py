@@ -6,11 +6,12 @@ import io
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -339,6 +340,40 @@ def test_results_that_were_removed_are_gone(client: Client, watched: Watched, sc
         assert client.done(identifier)["state"] == "done"
         os.utime(next((watched.inbox / ".submitted" / identifier).iterdir()), (4e9, 4e9))  # of a clock that is ahead
         assert client.state(identifier)["state"] == "done"
+
+
+def test_a_scan_that_first_came_as_a_file_is_done_again_where_it_is_submitted(
+    client: Client, watched: Watched, scan: bytes
+) -> None:
+    (watched.inbox / "scan.nii.gz").write_bytes(scan)  # the name that a submission has
+    with watched:
+        watched.wait_for(1)
+        identifier = client.submit(scan)["id"]
+        assert client.done(identifier)["folder"] == "."
+        for file in watched.output.glob("scan_*"):
+            file.unlink()
+        client.submit(scan)
+        assert client.done(identifier)["folder"] == "submitted"
+        (watched.inbox / ".submitted" / identifier / ".again").touch()
+        (watched.inbox / ".submitted" / identifier / "scan.nii.gz").unlink()  # nobody will see that mark
+        client.submit(scan)
+        assert client.done(identifier)["state"] == "done"
+
+
+def test_records_of_versions_before_are_given_out_and_damaged_ones_not(
+    client: Client, watched: Watched, scan: bytes
+) -> None:
+    identifier = client.submit(scan)["id"]
+    with watched:
+        state = client.done(identifier)
+    record = watched.output / "submitted" / state["outputs"][-1]
+    with closing(sqlite3.connect(watched.output / JOURNAL)) as journal, journal:
+        journal.execute("UPDATE scans SET record = ''")
+    fields = json.loads(record.read_text())
+    record.write_text(json.dumps({key: value for key, value in fields.items() if key != "sha256"}))
+    assert client.ask(f"/scans/{identifier}/result")[0] == 200
+    record.write_text("")
+    assert client.ask(f"/scans/{identifier}")[0] == 410
 
 
 def test_a_result_that_another_run_replaced_or_somebody_changed_is_not_given_out(

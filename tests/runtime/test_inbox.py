@@ -300,6 +300,29 @@ def test_what_comes_again_is_done_again_where_its_results_are_gone(new: Callable
     assert restarted.masks == ["scan_petseg.nii.gz"]
 
 
+def test_a_date_that_no_journal_holds_stops_nothing(new: Callable[[], Watched]) -> None:
+    with new() as watched:
+        os.utime(put_scan(watched.inbox / "a.nii.gz"), (1e10, 1e10))  # the year 2286
+        put_scan(watched.inbox / "b.nii.gz", seed=1)
+        watched.wait_for(2)
+    assert watched.masks == ["a_petseg.nii.gz", "b_petseg.nii.gz"]
+
+
+def test_what_a_journal_of_a_version_before_knows_is_done_again_too(new: Callable[[], Watched]) -> None:
+    with new() as watched:
+        scan = put_scan(watched.inbox / "scan.nii.gz")
+        watched.wait_for(1)
+    with closing(sqlite3.connect(watched.output / JOURNAL)) as journal, journal:
+        journal.execute("UPDATE scans SET newest = 0, record = '', attempt = ''")
+    with new() as again:
+        time.sleep(4 * SETTLE_S)
+        for file in again.output.glob("scan_*"):
+            file.unlink()
+        scan.write_bytes(scan.read_bytes())
+        again.wait_for(1)
+    assert again.masks == ["scan_petseg.nii.gz"]
+
+
 def test_what_was_corrected_by_hand_is_not_done_again(tmp_path: Path, segmenter: Segmenter) -> None:
     scan = put_scan(tmp_path / "scan.nii.gz")
     with Watched(tmp_path, segmenter) as watched:
