@@ -107,7 +107,7 @@ def watch(
             for scan, signatures in ready:
                 if stop.is_set():
                     return
-                if signatures_of(scan) != signatures:  # the scans before it took a while; it has to settle again
+                if _signatures(scan) != signatures:  # the scans before it took a while; it has to settle again
                     continue
                 outcome, done = worker.do(scan)
                 if outcome is not None:
@@ -154,7 +154,7 @@ class _Worker:
             return error, False
         except (OSError, sqlite3.Error) as error:
             return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk."), False
-        except Exception as error:  # whatever a scan does, the scans after it are done
+        except Exception as error:  # a fault of our own in what stands round the scan ends no inbox
             return as_petseg_error(error), False
         return result, isinstance(result, ScanResult)
 
@@ -437,7 +437,7 @@ def _results_now(record: Path, sha256: str) -> str:
         files = [record.with_name(name) for name in fields["outputs"]]
         if not all(file.exists() for file in files):
             return _GONE
-        whole = all(file_sha256(file) == digests.get(file.name, file_sha256(file)) for file in files)
+        whole = all(file.name not in digests or file_sha256(file) == digests[file.name] for file in files)
     except OSError:
         return _GONE
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -493,7 +493,7 @@ class _Arrivals:
         now, before, ready = time.monotonic(), self._since, []
         self._since, seen = {}, set[_Signature]()
         for scan in (*submitted, *scans):
-            signatures = signatures_of(scan)
+            signatures = _signatures(scan)
             seen |= signatures
             files, since = before.get(_study(scan), (signatures, now))
             since = since if files == signatures else now
@@ -562,7 +562,7 @@ def _study_digest(scan: Scan) -> str:
     return hashlib.sha256(repr(study).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def signatures_of(scan: Scan) -> frozenset[_Signature]:
+def _signatures(scan: Scan) -> frozenset[_Signature]:
     """What the files of a scan are now; those that are gone are left out."""
     return frozenset(filter(None, map(_signature, scan.files)))
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from petseg_runtime.outputs.files import prepare_folder, whole_file, write_json
 from petseg_train.cohort import Case, read_cohort
-from petseg_train.config import TrainingConfig
+from petseg_train.config import PRESETS, TrainingConfig
 from petseg_train.cross_validation import build_networks, cross_validate, run_folder
 from petseg_train.figures import MODELS, box_plots, cohort_figure, decile_plots, slice_figure
 from petseg_train.report import PROPOSED, write_report
@@ -44,14 +44,14 @@ def run_study(
     cases = read_cohort(csv)
     identity = f"simulated, version {VERSION}, {patients} patients, seed {seed}" if cohort is None else None
     simulated_with = simulation_of(csv)
+    simulated = simulated_with is not None
     results = cross_validate(
         cases, config, networks, output, work, accelerator, window_invariance=False, cohort=identity
     )
     models = [model for model in MODELS if model in set(results["model"])]
     write_json({"cases": len(cases), "models": study_summary(results, models)}, output / "summary.json")
-    calibrated = None if simulated_with is None else _calibration(csv, output)
+    calibrated = _calibration(csv, output) if simulated else None
     figures = _figures(cases, results, output, work)
-    simulated = simulated_with is not None
     about = {
         "Cohort": f"{len(cases)} simulated patients (seed {simulated_with})" if simulated else f"{len(cases)} patients",
         "Training": f"{config.epochs} epochs, batch {config.batch_size}, patches {config.patch_size} (z, y, x), "
@@ -68,13 +68,14 @@ def run_study(
 
 def _budget(config: TrainingConfig, cases: Sequence[Case]) -> str:
     """How much a network saw of its patients, beside the paper's: one patch of each case in each of 400 epochs."""
+    paper, (depth, rows, columns) = PRESETS["paper"], PRESETS["paper"].patch_size
     centres = len({case.centre for case in cases})
     trained_on = len(cases) * (1 - 1 / centres) * (1 - config.tuning_share)  # of a fold, in the mean
     patches = config.epochs * (config.patches_per_epoch or round(trained_on))
-    share = patches * math.prod(config.patch_size) / (400 * trained_on * 64 * 128 * 128)
+    share = patches * math.prod(config.patch_size) / (paper.epochs * trained_on * depth * rows * columns)
     return (
         f"{patches:,} patches a network and fold; {100 * share:.2g} % of the voxels that training by the paper on "
-        "these patients would show it (400 epochs, 128 x 128 x 64 voxels of each case)"
+        f"these patients would show it ({paper.epochs} epochs, {columns} x {rows} x {depth} voxels of each case)"
     )
 
 

@@ -6,7 +6,6 @@ grid, find the SUV factor, read the voxels. Nothing is allocated before the head
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from petseg_runtime.errors import InputError
 from petseg_runtime.io.dicom_header import Header, group_by_study, read_headers
 from petseg_runtime.io.dicom_pixels import check_pixel_format, read_slice
 from petseg_runtime.io.dicom_series import choose_pet_series
+from petseg_runtime.io.identity import content_digest
 from petseg_runtime.io.plausible import MAX_VOXELS, check_activity, check_grid, check_uptake
 from petseg_runtime.io.suv import merge_attributes, suvbw_factors
 from petseg_runtime.io.suv_attributes import CORRECTED_IMAGE, NO_OVERRIDES, SuvOverrides
@@ -127,11 +127,7 @@ def _without_copies(series: list[Header]) -> tuple[list[Header], int]:
     shared = {header.path for header in series if at[header.position_mm] > 1}
     first: dict[bytes, Path] = {}
     for file in sorted(shared):
-        try:
-            with file.open("rb") as stream:
-                first.setdefault(hashlib.file_digest(stream, "sha256").digest(), file)
-        except OSError as error:
-            raise InputError(f"{file.name} cannot be read: {error.strerror}.") from error
+        first.setdefault(content_digest(file), file)
     copies = shared - set(first.values())
     return [header for header in series if header.path not in copies], len(copies)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +50,20 @@ def file_state(path: Path) -> FileState | None:
         return FileState.of(path.stat())
     except OSError:
         return None
+
+
+def content_digest(path: Path) -> bytes:
+    """SHA-256 of a file that is read from.
+
+    Raises
+    ------
+    InputError : if it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read: {error.strerror}.") from error
 
 
 def check_utf8(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import numpy as np
 
 from petseg_runtime.errors import InputError, UsageError
-from petseg_runtime.io.identity import FileState, file_identity, file_state
+from petseg_runtime.io.identity import FileState, content_digest, file_identity, file_state
 from petseg_runtime.io.images import IMAGE_SUFFIXES, image_suffix, read_image
 from petseg_runtime.io.plausible import MAX_VOXELS, check_activity
 from petseg_runtime.io.suv import suvbw_of_activity
@@ -78,14 +78,10 @@ class Scan:
         """
         digest = hashlib.sha256()
         for file in self._found:
-            try:
-                with file.open("rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256")
-            except OSError as error:
-                raise InputError(f"{file.name} cannot be read: {error.strerror}.") from error
-            digest.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + content.digest())
+            content = content_digest(file)
+            digest.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + content)
         whole = digest.hexdigest()
-        return Digests(whole, whole if self.image is None else content.hexdigest())
+        return Digests(whole, whole if self.image is None else content.hex())
 
     @property
     def _found(self) -> dict[Path, FileState | None]:

@@ -164,8 +164,7 @@ class Outbox:
     def __init__(self, node: DicomNode, title: str) -> None:
         self._node, self._title = node, title
         self._again_from = 0.0
-        self._stalled: dict[Path, float] = {}  # for how long the results wait that the node was last silent at
-        self._waits_until: dict[Path, float] = {}
+        self._silent_at: dict[Path, tuple[float, float]] = {}  # for how long these results wait, and until when
 
     def send(self, files: Sequence[Path]) -> None:
         """Send the DICOM files among the results of a scan.
@@ -180,7 +179,8 @@ class Outbox:
             raise UsageError("A result cannot be read any more, and was not sent.") from error
         if not datasets:
             return
-        if monotonic() < self._waits_until.get(files[-1], 0.0):
+        waited_s, until = self._silent_at.get(files[-1], (_STALLED_S / 2, 0.0))
+        if monotonic() < until:
             raise UsageError(f"{self._node} was silent when it was sent these results. They wait.")
         entity = _application_entity(self._title)
         for kind, syntax in {(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID) for dataset in datasets}:
@@ -194,12 +194,11 @@ class Outbox:
                     raise UsageError(f"{self._node} does not take a {dataset.SOPClassUID.name}. The results wait.")
             for dataset in datasets:
                 _send_one(association, dataset, self._node)
-            self._stalled.pop(files[-1], None)
-            self._waits_until.pop(files[-1], None)
+            self._silent_at.pop(files[-1], None)
         except UsageError:
             if not association.is_established:  # it was silent until we gave it up
-                wait_s = min(2 * self._stalled.get(files[-1], _STALLED_S / 2), _LONGEST_WAIT_S)
-                self._stalled[files[-1]], self._waits_until[files[-1]] = wait_s, monotonic() + wait_s
+                wait_s = min(2 * waited_s, _LONGEST_WAIT_S)
+                self._silent_at[files[-1]] = wait_s, monotonic() + wait_s
             raise
         finally:
             association.release()

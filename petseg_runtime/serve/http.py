@@ -289,6 +289,16 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
+    answer, done = _standing(identifier, inbox, output)
+    if done is None:
+        return answer
+    record, _ = _record(done, output)
+    kept = ("model", "settings", "statistics", "decisions", "warnings", "outputs")
+    return answer | {"folder": str(done.folder)} | {key: record[key] for key in kept if key in record}
+
+
+def _standing(identifier: str, inbox: Path, output: Path) -> tuple[dict[str, Any], Entry | None]:
+    """What there is to say of a scan without its results; and its entry in the journal where it is done."""
     unknown = HTTPException(404, "No scan with this id was submitted.")
     if not re.fullmatch("[0-9a-f]{64}", identifier):
         raise unknown
@@ -297,16 +307,14 @@ def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
     if entry is None:
         if not place.is_dir():
             raise unknown
-        return answer
+        return answer, None
     if entry.state == TAKEN:
-        return answer | ({"waiting_for": entry.reason} if entry.reason else {})
+        return answer | ({"waiting_for": entry.reason} if entry.reason else {}), None
     if (place / AGAIN).exists():  # the inbox has yet to see it
-        return answer
+        return answer, None
     if entry.state == FAILED:
-        return answer | {"state": "failed", "error": entry.reason}
-    record, _ = _record(entry, output)
-    kept = ("model", "settings", "statistics", "decisions", "warnings", "outputs")
-    return answer | {"state": "done", "folder": str(entry.folder)} | {key: record[key] for key in kept if key in record}
+        return answer | {"state": "failed", "error": entry.reason}, None
+    return answer | {"state": "done"}, entry
 
 
 def _look_up(identifier: str, output: Path) -> Entry | None:
@@ -324,40 +332,40 @@ def _record(entry: Entry, output: Path) -> tuple[dict[str, Any], bytes]:
     try:
         content = (output / entry.folder / f"{entry.name}_run.json").read_bytes()
     except OSError as error:
-        raise _REMOVED from error
+        raise _gone(_REMOVED) from error
     if entry.record and hashlib.sha256(content).hexdigest() != entry.record:
-        raise _REPLACED
+        raise _gone(_REPLACED)
     try:
         record = json.loads(content)
         names = [str(name) for name in record["outputs"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise _REPLACED from error
+        raise _gone(_REPLACED) from error
     return record | {"outputs": names}, content
 
 
-_REMOVED = HTTPException(410, "The results of this scan were removed. Submit it again to have it done again.")
-_REPLACED = HTTPException(
-    410, "The results of this scan were changed, or are another scan's by now. Move them away, and submit it again."
-)
+_REMOVED = "The results of this scan were removed. Submit it again to have it done again."
+_REPLACED = "The results of this scan were changed, or are another scan's by now. Move them away, and submit it again."
+
+
+def _gone(why: str) -> HTTPException:
+    return HTTPException(410, why)
 
 
 def _archive(identifier: str, inbox: Path, output: Path) -> bytes:
-    state = _state(identifier, inbox, output)
-    if state["state"] != "done":
-        raise HTTPException(409, f"The scan is {state['state']}; there is no result.")
-    entry, content = _look_up(identifier, output), BytesIO()
-    if entry is None:
-        raise _REMOVED
-    record, written = _record(entry, output)
+    answer, done = _standing(identifier, inbox, output)
+    if done is None:
+        raise HTTPException(409, f"The scan is {answer['state']}; there is no result.")
+    record, written = _record(done, output)
     digests = record.get("sha256", {})  # which the first records had not
+    content = BytesIO()
     try:
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in record["outputs"][:-1]:  # the last is the record itself
-                file = (output / entry.folder / name).read_bytes()
+                file = (output / done.folder / name).read_bytes()
                 if name in digests and hashlib.sha256(file).hexdigest() != digests[name]:
-                    raise _REPLACED
+                    raise _gone(_REPLACED)
                 archive.writestr(name, file)
             archive.writestr(record["outputs"][-1], written)
     except OSError as error:
-        raise _REMOVED from error
+        raise _gone(_REMOVED) from error
     return content.getvalue()

@@ -39,15 +39,13 @@ def staple(masks: Sequence[MaskArray]) -> Consensus:
     if len(masks) < 2 or len({mask.shape for mask in masks}) > 1:
         raise InputError(f"A consensus needs two masks or more of one shape; came {[mask.shape for mask in masks]}.")
     union = np.any([mask > 0 for mask in masks], axis=0)
-    consensus = np.zeros(union.shape, dtype=np.uint8)
-    if not union.any():
-        return Consensus(consensus, (1.0,) * len(masks), (1.0,) * len(masks))
-    if all(np.array_equal(mask > 0, union) for mask in masks):  # also where no background is left to weigh
+    if all(np.array_equal(mask > 0, union) for mask in masks):  # also of nothing, and where nothing else is left
         return Consensus(union.astype(np.uint8), (1.0,) * len(masks), (1.0,) * len(masks))
     box = bounding_box(union, [side.stop - side.start for side in bounding_box(union)])
     method = sitk.STAPLEImageFilter()
     method.SetForegroundValue(1)
     images = [sitk.GetImageFromArray((mask[box] > 0).astype(np.uint8)) for mask in masks]
     probability = sitk.GetArrayFromImage(method.Execute(images))
+    consensus = np.zeros(union.shape, dtype=np.uint8)
     consensus[box] = probability >= 0.5
     return Consensus(consensus, tuple(method.GetSensitivity()), tuple(method.GetSpecificity()))

@@ -360,13 +360,20 @@ def test_a_scan_that_first_came_as_a_file_is_done_again_where_it_is_submitted(
         assert client.done(identifier)["state"] == "done"
 
 
-def test_records_of_versions_before_are_given_out_and_damaged_ones_not(
-    client: Client, watched: Watched, scan: bytes
-) -> None:
+@pytest.fixture
+def done(client: Client, watched: Watched, scan: bytes) -> tuple[str, Path, Path]:
+    """A scan that is done: its id, its mask and its record."""
     identifier = client.submit(scan)["id"]
     with watched:
         state = client.done(identifier)
-    record = watched.output / "submitted" / state["outputs"][-1]
+    mask, record = (watched.output / "submitted" / name for name in state["outputs"])
+    return identifier, mask, record
+
+
+def test_records_of_versions_before_are_given_out_and_damaged_ones_not(
+    client: Client, watched: Watched, done: tuple[str, Path, Path]
+) -> None:
+    identifier, _, record = done
     with closing(sqlite3.connect(watched.output / JOURNAL)) as journal, journal:
         journal.execute("UPDATE scans SET record = ''")
     fields = json.loads(record.read_text())
@@ -377,12 +384,9 @@ def test_records_of_versions_before_are_given_out_and_damaged_ones_not(
 
 
 def test_a_result_that_another_run_replaced_or_somebody_changed_is_not_given_out(
-    client: Client, watched: Watched, scan: bytes
+    client: Client, done: tuple[str, Path, Path]
 ) -> None:
-    identifier = client.submit(scan)["id"]
-    with watched:
-        state = client.done(identifier)
-    mask, record = (watched.output / "submitted" / name for name in state["outputs"])
+    identifier, mask, record = done
     sound = mask.read_bytes()
     mask.write_bytes(sound[:-10])
     assert client.ask(f"/scans/{identifier}/result")[0] == 410
