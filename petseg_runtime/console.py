@@ -99,7 +99,10 @@ def print_table(results: Sequence[ScanResult], summary: Sequence[Path]) -> None:
                 f"{on_one_line(result.label)}: listed are the {_MAX_LESION_ROWS} largest of "
                 f"{result.statistics.lesion_count} lesions."
             )
-    for file in (*(file for result in results for file in result.files), *summary):
+    for result in results:
+        for file in result.files:
+            output.print(f"{'kept' if result.recalled else 'wrote'} {on_one_line(file)}")
+    for file in summary:
         output.print(f"wrote {on_one_line(file)}")
 
 

@@ -126,7 +126,7 @@ def quantify(
     dmax_mm = _farthest_mm(np.array([lesion.centroid_lps_mm for lesion in lesions])) if len(lesions) > 1 else None
     tumour = replace(
         _region(volume, index, max((peak for peak in peaks if peak is not None), default=None), probabilities),
-        mtv_41_ml=sum(lesion.mtv_41_ml for lesion in lesions),
+        mtv_41_ml=sum((lesion.mtv_41_ml for lesion in lesions), 0.0),
     )
     return ScanStatistics(volume.unit, float(volume.array.max()), len(lesions), dmax_mm, tumour, tuple(lesions))
 

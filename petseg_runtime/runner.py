@@ -21,6 +21,7 @@ from petseg_runtime.io.images import write_image
 from petseg_runtime.io.plausible import MAX_VOXELS
 from petseg_runtime.io.scans import Digests, Scan
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
+from petseg_runtime.manifest import ModelManifest
 from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.outputs.files import file_sha256, moving_record, prepare_folder, staged, whole_file, write_json
 from petseg_runtime.outputs.preview import write_preview
@@ -121,6 +122,14 @@ class RunSettings:
         }
         return [self.folder_for(scan) / f"{scan.name}{suffix}" for suffix, is_wanted in wanted.items() if is_wanted]
 
+    def inference(self, manifest: ModelManifest) -> dict[str, Any]:
+        """What the network is run with: what was asked for, and the model's own for the rest."""
+        return {
+            "overlap": manifest.overlap if self.overlap is None else self.overlap,
+            "threshold": manifest.threshold if self.threshold is None else self.threshold,
+            "tta": self.tta,
+        }
+
     @property
     def probabilities_as_nifti(self) -> bool:
         return "nifti" in self.output_types or "dicom-seg" not in self.output_types
@@ -131,7 +140,7 @@ class ScanResult:
     """What came out of one scan: its quantities, the files written, what was decided on the way, and what to mind.
 
     `name` is the stem of its files; `label` tells it from scans of the same name in other folders. `identity` is empty
-    unless the run was asked to identify.
+    unless the run was asked to identify. `recalled` says that a run before wrote all of it, and nothing was done.
     """
 
     name: str
@@ -142,6 +151,7 @@ class ScanResult:
     decisions: tuple[str, ...]
     warnings: tuple[str, ...]
     identity: dict[str, str]
+    recalled: bool = False
 
     @property
     def seconds(self) -> float:
@@ -397,9 +407,7 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
     warnings = (*scan.warnings, *_warnings(volume, segmentation))
     used = {
         "unit": volume.unit.value,
-        "overlap": segmenter.manifest.overlap if settings.overlap is None else settings.overlap,
-        "threshold": segmenter.manifest.threshold if settings.threshold is None else settings.threshold,
-        "tta": settings.tta,
+        **settings.inference(segmenter.manifest),
         "given_by_user": list(settings.overrides.options),
         **({"radiomics": asdict(RadiomicsSettings())} if settings.radiomics else {}),
     }
@@ -466,7 +474,7 @@ def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanRes
     if any(_digest(file) != digest for file, digest in sha256.items()):  # cut short by a power cut, or changed since
         return None
     label = str(scan.folder / scan.name)
-    return ScanResult(scan.name, label, statistics, files, timings_s, decisions, warnings, identity)
+    return ScanResult(scan.name, label, statistics, files, timings_s, decisions, warnings, identity, recalled=True)
 
 
 def _run_before(record: Path) -> dict[str, Any]:
@@ -591,7 +599,8 @@ def _write_outputs(
         from petseg_runtime.outputs.dicom import write_dicom  # takes half a second to import
         from petseg_runtime.outputs.dicom_source import Equipment
 
-        equipment = Equipment(segmenter.manifest.name, segmenter.manifest.version, segmenter.model_sha256)
+        manifest, used = segmenter.manifest, settings.inference(segmenter.manifest)
+        equipment = Equipment(manifest.name, manifest.version, segmenter.model_sha256, **used)
         files += write_dicom(
             source, segmentation, equipment, settings.output_types, settings.save_probabilities, warnings, folder / name
         )

@@ -46,7 +46,7 @@ def tag_name(tag: int) -> str:
 class Elements:
     """Reads the elements of a data set. An absent or empty element is `""`, `()` or None, as the type has it.
 
-    Every method but `items` raises `MalformedValueError` for a value that does not parse.
+    Every method raises `MalformedValueError` for a value that does not parse.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -166,7 +166,10 @@ class Elements:
 
     def items(self, tag: int) -> list[Elements]:
         """The items of a sequence (SQ)."""
-        return [Elements(item) for item in self._dataset[tag].value or ()] if tag in self._dataset else []
+        items = (self._dataset[tag].value or ()) if tag in self._dataset else ()
+        if not all(isinstance(item, Dataset) for item in items):
+            raise MalformedValueError(tag, "a sequence")
+        return [Elements(item) for item in items]
 
     @cached_property
     def private_blocks(self) -> dict[tuple[int, str], int]:

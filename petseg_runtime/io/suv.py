@@ -189,7 +189,7 @@ def suvbw_factors(attributes: SuvAttributes, overrides: SuvOverrides = NO_OVERRI
     if attributes.units not in makers:
         raise refusal(f"{UNITS} {_came(attributes.units)}, expected BQML, GML, CM2ML or CNTS", "in Bq/ml or SUVbw")
     factors = makers[attributes.units](attributes, overrides)
-    return factors._replace(note=f"{factors.note} {told}".strip())
+    return factors._replace(warnings=(*told, *factors.warnings))
 
 
 def suvbw_of_activity(weight_kg: float, dose_mbq: float) -> float:

@@ -175,8 +175,11 @@ class SuvOverrides:
         names = ("weight_kg", "height_m", "sex", "dose_mbq", "half_life_s", "injection")
         return tuple(option for name, option in zip(names, OPTIONS.values()) if getattr(self, name) is not None)
 
-    def apply(self, attributes: SuvAttributes) -> tuple[SuvAttributes, str]:
-        """The attributes with these values in them, and a sentence that says so (empty if there are none)."""
+    def apply(self, attributes: SuvAttributes) -> tuple[SuvAttributes, tuple[str, ...]]:
+        """The attributes with these values in them, and a sentence that says so; none where nothing is given.
+
+        Whoever finds the result in an archive, beside a header that says otherwise, has nothing else to tell by.
+        """
         changes: dict[str, object] = {
             name: getattr(self, name)
             for name in ("weight_kg", "height_m", "sex", "half_life_s")
@@ -187,13 +190,14 @@ class SuvOverrides:
         if self.injection is not None:
             changes |= {"injection_datetime": self.injection, "injection_time": None}
         if not changes:
-            return attributes, ""
+            return attributes, ()
         said = ", ".join(
             f"{NAMES[name]} ({'absent' if getattr(attributes, name) in (None, '') else 'replaced'})"
             for name in changes
             if name != "injection_time"
         )
-        return replace(attributes, **changes), f"Given by the user in place of the header: {said}."  # type: ignore[arg-type]
+        sentence = f"Given by the user in place of the header: {said}."
+        return replace(attributes, **changes), (sentence,)  # type: ignore[arg-type]
 
 
 NO_OVERRIDES = SuvOverrides()

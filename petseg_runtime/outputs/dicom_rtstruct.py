@@ -102,8 +102,9 @@ def _header(first: Dataset, equipment: Equipment, warnings: Sequence[str]) -> Da
 
 def _description(equipment: Equipment, warnings: Sequence[str]) -> str:
     """What made it and what to mind: as many warnings as there is room for, each of them whole."""
-    about = f"Research use only. Model {equipment.model_name} {equipment.model_version}, SHA-256 "
-    texts = [f"{about}{equipment.model_sha256}.", *warnings]
+    made_with = ", ".join(f"{name} {value}" for name, value in equipment.parameters.items())
+    about = f"Research use only. Made by {equipment.model_name} {equipment.model_version}, {made_with}."
+    texts = [about, *warnings]
     if len(" ".join(texts)) > _LONGEST_SHORT_TEXT:
         while len(texts) > 1 and len(" ".join([*texts, _MORE])) > _LONGEST_SHORT_TEXT:
             texts.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import highdicom as hd
@@ -50,7 +51,7 @@ def _algorithm(equipment: Equipment) -> hd.AlgorithmIdentificationSequence:
         version=equipment.model_version,
         family=codes.DCM.ArtificialIntelligence,
         source=equipment.manufacturer,
-        parameters={"model_sha256": equipment.model_sha256},
+        parameters=equipment.parameters,
     )
 
 
@@ -75,7 +76,7 @@ def _segmentation(
         )
         for number, name in enumerate(names, start=1)
     ]
-    return hd.seg.Segmentation(
+    segmentation = hd.seg.Segmentation(
         source_images=source,
         pixel_array=pixels,
         segmentation_type=kind,
@@ -93,3 +94,7 @@ def _segmentation(
         content_description="Research use only, not for diagnosis",
         series_description="PETSeg tumour" if kind == "BINARY" else "PETSeg tumour probability",
     )
+    bits = segmentation.NumberOfFrames * segmentation.Rows * segmentation.Columns * segmentation.BitsAllocated
+    if math.ceil(bits / 8) % 2:  # highdicom pads with the digit 0, the standard with NULL (PS3.5 6.2, OB)
+        segmentation.PixelData = segmentation.PixelData[:-1] + b"\0"
+    return segmentation

@@ -38,6 +38,11 @@ _TEXTS = {
 _ISSUER = "IssuerOfPatientID"  # whose the PatientID is; of type 3, so it is there or not
 _DATES = {"PatientBirthDate": 0x00100030, "StudyDate": 0x00080020}
 _STUDY_TIME, _SEX = 0x00080030, 0x00100040
+# How the series was de-identified, which stays true of what is made of it: archives and uploads ask for it.
+_DEIDENTIFIED = "PatientIdentityRemoved"
+_METHOD = "DeidentificationMethod"
+_METHOD_CODES = "DeidentificationMethodCodeSequence"
+_CODE = {"CodeValue": 16, "CodingSchemeDesignator": 16, "CodeMeaning": 64}
 # What a record says of whose it is, where it is asked to.
 _IDENTITY = ("PatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID", "StudyDate")
 # What is made up for the results where the series lacks it.
@@ -46,16 +51,29 @@ _MADE_UP = {
     0x00200052: "The series has no FrameOfReferenceUID: the DICOM results have one made up for them, by which no other "
     "system knows that they lie on the scan.",
 }
-PATIENT_AND_STUDY = (*_TEXTS, _ISSUER, *_DATES, "StudyTime", "PatientSex", "StudyInstanceUID")
+PATIENT_AND_STUDY = (
+    *_TEXTS,
+    _ISSUER,
+    *_DATES,
+    "StudyTime",
+    "PatientSex",
+    "StudyInstanceUID",
+    _DEIDENTIFIED,
+    _METHOD,
+    _METHOD_CODES,
+)
 
 
 @dataclass(frozen=True)
 class Equipment:
-    """Who made a result: the model, by name, version and digest, and this software (PS3.3 C.7.5.1, C.7.5.2)."""
+    """What made a result: the model, what it was run with, and this software (PS3.3 C.7.5.1, C.7.5.2, 10.16)."""
 
     model_name: str
     model_version: str
     model_sha256: str
+    threshold: float
+    overlap: float
+    tta: bool
 
     manufacturer: str = "PETSeg"
     software: str = __version__
@@ -64,6 +82,16 @@ class Equipment:
     def serial_number(self) -> str:
         """The model's digest: two devices differ in it when they may differ in what they outline."""
         return self.model_sha256[:64]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """All but the scan that the outline depends on."""
+        return {
+            "model_sha256": self.model_sha256,
+            "threshold": f"{self.threshold:g}",
+            "overlap": f"{self.overlap:g}",
+            "tta": "yes" if self.tta else "no",
+        }
 
 
 @dataclass(frozen=True)
@@ -142,10 +170,33 @@ def _patient_and_study(first: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     sex = elements.text(_SEX)
     about.PatientSex = sex if sex in ("M", "F", "O") else ""
     left_out += ["PatientSex"] if sex and not about.PatientSex else []
+    _copy_deidentification(elements, about)
     if not left_out:
         return about, ()
     names = ", ".join(left_out)
     return about, (f"Left empty in the DICOM results, because the series has it malformed or too long: {names}.",)
+
+
+def _copy_deidentification(elements: Elements, about: Dataset) -> None:
+    """That and how the series was de-identified (PS3.3 C.7.1.1); what is malformed is no method."""
+    if (removed := elements.text(Tag(_DEIDENTIFIED))) in ("YES", "NO"):
+        setattr(about, _DEIDENTIFIED, removed)
+    methods = elements.texts(Tag(_METHOD))
+    if methods and max(map(len, methods)) <= 64:
+        setattr(about, _METHOD, list(methods))
+    items = if_sound(partial(elements.items, Tag(_METHOD_CODES))) or ()
+    if codes := [code for code in map(_code, items) if code is not None]:
+        setattr(about, _METHOD_CODES, codes)
+
+
+def _code(item: Elements) -> Dataset | None:
+    """A code of its three required parts (PS3.3 8.8); None where one of them is absent or malformed."""
+    code = Dataset()
+    for keyword, longest in _CODE.items():
+        if not (text := _text(item, keyword, longest)):
+            return None
+        setattr(code, keyword, text)
+    return code
 
 
 def _date(elements: Elements, tag: int) -> str:

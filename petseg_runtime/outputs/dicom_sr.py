@@ -139,5 +139,5 @@ def _algorithm(equipment: Equipment) -> hd.sr.AlgorithmIdentification:
     return hd.sr.AlgorithmIdentification(
         name=equipment.model_name,
         version=equipment.model_version,
-        parameters=[f"model_sha256={equipment.model_sha256}"],
+        parameters=[f"{name}={value}" for name, value in equipment.parameters.items()],
     )

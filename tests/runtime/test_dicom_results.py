@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from threading import Event, Thread
@@ -36,7 +37,7 @@ from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.volume import Volume
 
-EQUIPMENT = Equipment("petseg-test", "3", "ab" * 32)
+EQUIPMENT = Equipment("petseg-test", "3", "ab" * 32, threshold=0.5, overlap=0.25, tta=False)
 KINDS = ("dicom-seg", "dicom-sr", "dicom-rtstruct")
 WARNINGS = ("A lesion reaches the edge of the scan.", "The highest SUVbw of the scan is 720.")
 SHAPE = (5, 12, 14)
@@ -172,6 +173,62 @@ def test_results_refer_to_the_slices_and_name_the_model(tmp_path: Path) -> None:
         assert "petseg-test" in text
         assert EQUIPMENT.model_sha256 in text
         assert all(one.SOPInstanceUID in text for one in slices[1:4])
+
+
+def test_results_say_what_the_outline_depends_on_beside_the_scan(tmp_path: Path) -> None:
+    """Two results of one scan that differ would have nothing to tell them by (PS3.3 10.16)."""
+    volume = scan_in(tmp_path / "in")
+    source = read_source(volume.source, volume.geometry)
+    used = replace(EQUIPMENT, threshold=0.35, overlap=0.5, tta=True)
+    labels = two_lesions()
+    files = write_dicom(source, segmentation_of(volume, labels), used, KINDS, False, (), tmp_path / "scan")
+    seg, report, structures = map(pydicom.dcmread, files)
+    said = f"model_sha256={used.model_sha256},threshold=0.35,overlap=0.5,tta=yes"
+    assert seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters == said
+    assert all(f'"{parameter}"' in report.to_json() for parameter in said.split(","))
+    assert said.replace("=", " ").replace(",", ", ") in structures.StructureSetDescription
+
+
+def test_an_odd_number_of_bytes_is_padded_with_null(tmp_path: Path) -> None:
+    """Three frames of 12 x 14 bits are 63 bytes (PS3.5 6.2, OB)."""
+    labels = two_lesions()
+    labels[labels > 1] = 0
+    pixels = pydicom.dcmread(results_of(scan_in(tmp_path / "in"), labels, tmp_path)["_seg.dcm"]).PixelData
+    assert (len(pixels), pixels[-1]) == (64, 0)
+
+
+def test_what_is_made_of_a_deidentified_series_says_so_too(tmp_path: Path) -> None:
+    def deidentified(dataset: Dataset, _: int) -> None:
+        dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", ["by hand", "twice"]
+        code, broken = Dataset(), Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Basic Profile"
+        broken.CodeValue = "113101"
+        dataset.DeidentificationMethodCodeSequence = [code, broken]
+
+    volume = scan_in(tmp_path / "in")
+    spoilt(volume, deidentified)
+    for file in results_of(volume, two_lesions(), tmp_path).values():
+        result = pydicom.dcmread(file)
+        assert (result.PatientIdentityRemoved, list(result.DeidentificationMethod)) == ("YES", ["by hand", "twice"])
+        (code,) = result.DeidentificationMethodCodeSequence
+        assert (code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning) == ("113100", "DCM", "Basic Profile")
+        assert errors_in(file) == []
+
+
+def test_malformed_words_on_deidentification_are_left_out(tmp_path: Path) -> None:
+    def odd(dataset: Dataset, _: int) -> None:
+        dataset.add_new(0x00120062, "LO", "MAYBE")
+        dataset.add_new(0x00120063, "LO", "m" * 65)
+        dataset.add_new(0x00120064, "LO", "no sequence")
+
+    volume = scan_in(tmp_path / "in")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spoilt(volume, odd)
+    for file in results_of(volume, two_lesions(), tmp_path).values():
+        result = pydicom.dcmread(file)
+        assert not {"PatientIdentityRemoved", "DeidentificationMethod"} & set(result.dir())
+        assert "DeidentificationMethodCodeSequence" not in result
 
 
 def test_the_report_holds_the_quantities_of_each_lesion(tmp_path: Path) -> None:

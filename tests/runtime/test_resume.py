@@ -49,10 +49,14 @@ def modified(folder: Path) -> dict[str, int]:
 
 
 def test_what_is_done_is_left_alone_and_counted(batch: Path, run, tmp_path: Path) -> None:
-    assert run(batch)[0] == 0
+    code, out, _ = run(batch)
+    assert code == 0
+    written = [line.removeprefix("wrote ") for line in out.splitlines() if line.startswith("wrote ")]
     before, table = modified(tmp_path / "out"), (tmp_path / "out/petseg_results.csv").read_bytes()
     code, out, _ = run(batch, "--resume")
     assert code == 0
+    kept = [line.removeprefix("kept ") for line in out.splitlines() if line.startswith("kept ")]
+    assert kept == [file for file in written if "petseg_results.csv" not in file]
     assert modified(tmp_path / "out") == before
     assert (tmp_path / "out/petseg_results.csv").read_bytes() == table
     assert "scan5" in out

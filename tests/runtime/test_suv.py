@@ -369,11 +369,11 @@ def test_each_philips_slice_has_its_own_factor() -> None:
 def test_the_user_stands_in_for_the_header() -> None:
     bare = replace(START, weight_kg=None, dose=None, half_life_s=None, injection_datetime=None, injection_time=None)
     given = SuvOverrides(weight_kg=70.0, dose_mbq=350.0, half_life_s=HALF_LIFE_S, injection=INJECTION)
-    factor, note = factor_and_note(bare, given)
-    assert factor == pytest.approx(4e-4, rel=1e-12)
-    assert "Given by the user in place of the header: PatientWeight (0010,1030) (absent)" in note
+    factors = suvbw_factors(bare, given)
+    assert factors.per_frame == pytest.approx([4e-4], rel=1e-12)
+    assert "Given by the user in place of the header: PatientWeight (0010,1030) (absent)" in factors.warnings[0]
     assert factor_of(START, SuvOverrides(weight_kg=35.0)) == pytest.approx(2e-4, rel=1e-12)
-    assert "PatientWeight (0010,1030) (replaced)" in factor_and_note(START, SuvOverrides(weight_kg=35.0))[1]
+    assert "PatientWeight (0010,1030) (replaced)" in suvbw_factors(START, SuvOverrides(weight_kg=35.0)).warnings[0]
     lean = factor_of(replace(LEAN, height_m=None, sex=""), SuvOverrides(height_m=1.75, sex="M"))
     assert lean == pytest.approx(factor_of(LEAN), rel=1e-12)
 
