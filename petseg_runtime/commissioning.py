@@ -128,7 +128,10 @@ def unpack(text: str, shape: Shape) -> list[FloatArray]:
     ModelError : if the text is damaged or of another patch size.
     """
     try:
-        steps = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<u2")
+        size = 2 * WINDOWS * math.prod(shape)
+        # One byte more than it may be, so that what unpacks to gigabytes is refused without them.
+        content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
+        steps = np.frombuffer(content, "<u2")
         return list((steps / np.float32(_STEPS)).reshape(WINDOWS, 1, 1, *shape))
     except (ValueError, zlib.error, binascii.Error) as error:
         raise ModelError("The model's stored results are damaged. Export the model again.") from error

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from petseg_runtime.errors import ModelError
 from petseg_runtime.volume import Shape, Triple
 
@@ -24,12 +26,20 @@ RESULTS_KEY = "petseg.results"  # of the self-test, see `petseg_runtime.commissi
 SCHEMA_VERSION = 1
 # Beyond these a manifest is damaged: half a metre of 1 mm voxels, and ten windows over each voxel of an axis.
 MAX_PATCH_SIDE = 512
+SPACING_RANGE_MM = (0.1, 50.0)
+# Below its lower end a threshold is 0 in float32, and all of the scan a tumour.
+THRESHOLD_RANGE = (1e-6, 1 - 1e-6)
 MAX_OVERLAP = 0.9
+# What a mask holds.
+LABELS = {"background": 0, "tumour": 1}
 # A name that a DICOM result can hold (PS3.5 table 6.2-1, LO).
 _LONG_STRING = re.compile(r"[^\\\x00-\x1f\x7f]{1,64}")
 
 # Where the fields of onnx.proto hold tensors.
-_FUNCTIONS_FIELD, _DATA_LOCATION_FIELD = 25, 14
+_FUNCTIONS_FIELD, _DATA_TYPE_FIELD, _DATA_LOCATION_FIELD = 25, 2, 14
+_DATA_FIELDS = (4, 9, 10)  # float_data (packed), raw_data, double_data
+_REAL = {1: "<f4", 10: "<f2", 11: "<f8"}
+_ELSEWHERE = "keeps weights in another file, or parts outside its graph"
 _PARTS = {
     **{("graph", 1): "node", ("graph", 5): "tensor", ("graph", 15): "sparse", ("node", 5): "attribute"},
     **{("attribute", 5): "tensor", ("attribute", 6): "graph", ("attribute", 10): "tensor", ("attribute", 11): "graph"},
@@ -50,6 +60,8 @@ class PreprocessingSpec:
     body_margin_mm : kept around the body on each side, as far as the scan reaches.
     normalisation : "zscore_body", mean and standard deviation over the body's voxels before padding.
     padding : "air", zero activity; never the zero of the normalised scale.
+    ceiling : where not 0, activity above this many medians of the body counts as that many. Instance norms take
+        their statistics over all of a window: what is brighter there by far dims the tumour beside it.
     """
 
     spacing_mm: Triple
@@ -57,14 +69,17 @@ class PreprocessingSpec:
     body_margin_mm: float
     normalisation: str = "zscore_body"
     padding: str = "air"
+    ceiling: float = 0.0
 
     def __post_init__(self) -> None:
-        usable = len(self.spacing_mm) == 3 and all(0 < spacing < math.inf for spacing in self.spacing_mm)
+        low, high = SPACING_RANGE_MM
+        usable = len(self.spacing_mm) == 3 and all(low <= spacing <= high for spacing in self.spacing_mm)
         _require(usable, "spacing_mm", self.spacing_mm)
         _require(0 < self.body_threshold < 1, "body_threshold", self.body_threshold)
         _require(0 <= self.body_margin_mm < math.inf, "body_margin_mm", self.body_margin_mm)
         _require(self.normalisation == "zscore_body", "normalisation", self.normalisation)
         _require(self.padding == "air", "padding", self.padding)
+        _require(self.ceiling == 0 or 1 < self.ceiling < math.inf, "ceiling", self.ceiling)
 
 
 @dataclass(frozen=True)
@@ -112,20 +127,20 @@ class ModelManifest:
         names = (self.name, self.version)
         sound = all(isinstance(name, str) and _LONG_STRING.fullmatch(name) for name in names)
         _require(sound, "name and version", names)
-        _require(isinstance(self.labels, dict), "labels", self.labels)
+        _require(self.labels == LABELS, "labels", self.labels)
         _require(isinstance(self.training, dict), "training", self.training)
         _require(self.channels == (Channel("PT", "any"),), "channels", self.channels)
-        sides = all(isinstance(side, int) and 0 < side <= MAX_PATCH_SIDE for side in self.patch_size)
+        sides = all(type(side) is int and 0 < side <= MAX_PATCH_SIDE for side in self.patch_size)
         _require(len(self.patch_size) == 3 and sides, "patch_size", self.patch_size)
         fits = self.fit_multiple == 0 or (
-            isinstance(self.fit_multiple, int)
+            type(self.fit_multiple) is int
             and self.fit_multiple > 0
             and all(side % self.fit_multiple == 0 for side in self.patch_size)
         )
         _require(fits, "fit_multiple", self.fit_multiple)
         _require(0 <= self.longest_body_mm < math.inf, "longest_body_mm", self.longest_body_mm)
         _require(0 <= self.overlap <= MAX_OVERLAP, "overlap", self.overlap)
-        _require(0 < self.threshold < 1, "threshold", self.threshold)
+        _require(is_threshold(self.threshold), "threshold", self.threshold)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -139,7 +154,8 @@ class ModelManifest:
         ModelError : if a field is absent, unknown, or holds what this version cannot honour.
         """
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, object_pairs_hook=_once)
+            _require("schema_version" in fields, "schema_version", None)
             fields["channels"] = tuple(Channel(**channel) for channel in fields["channels"])
             preprocessing = fields["preprocessing"]
             preprocessing["spacing_mm"] = tuple(preprocessing["spacing_mm"])
@@ -178,26 +194,21 @@ def read_model(path: Path) -> ModelFile:
     """
     try:
         if path.exists() and not path.is_file():
-            raise ModelError(f"Model {path.name} is not a file. Pass an .onnx file with --model.")
+            raise ModelError(f"Model {path.name} is not a file. Pass an .onnx file made by petseg-export onnx.")
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(
-            f"Model {path.name} cannot be read: {error.strerror}. Pass an .onnx file with --model."
+            f"Model {path.name} cannot be read: {error.strerror}. Pass an .onnx file made by petseg-export onnx."
         ) from error
     try:
-        parts = list(_protobuf_fields(memoryview(content)))
-        metadata = dict(_metadata_entry(value) for number, value in parts if number == _METADATA_FIELD)
-        elsewhere = any(_is_not_whole(number, value) for number, value in parts)
+        metadata, trouble = _looked_through(memoryview(content))
     except (ValueError, IndexError, KeyError, RecursionError) as error:
         raise ModelError(
             f"Model {path.name} is not a readable ONNX file (truncated or of another kind). "
             "Pass an .onnx file made by petseg-export onnx."
         ) from error
-    if elsewhere:  # where no digest and no signature holds it
-        raise ModelError(
-            f"Model {path.name} keeps weights in another file, or parts outside its graph. Export it again with "
-            "petseg-export onnx."
-        )
+    if trouble:
+        raise ModelError(f"Model {path.name} {trouble}. Export it again with petseg-export onnx.")
     if MANIFEST_KEY not in metadata:
         raise ModelError(
             f'Model {path.name} has no "{MANIFEST_KEY}" in its metadata, so its preprocessing is unknown. '
@@ -221,6 +232,20 @@ def graph_sha256(model: bytes) -> str:
     return digest.hexdigest()
 
 
+def is_threshold(threshold: float) -> bool:
+    """Whether a probability can be held against it; see `THRESHOLD_RANGE`."""
+    low, high = THRESHOLD_RANGE
+    return low <= threshold <= high
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object that says nothing twice: of two values json takes the last, and others the first."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a field stands there twice")
+    return fields
+
+
 def _require(condition: bool, name: str, value: object) -> None:
     if not condition:
         raise ValueError(f"{name} is {value!r}, which this version of PETSeg does not accept")
@@ -232,6 +257,8 @@ def _protobuf_fields(buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
     while position < len(buffer):
         key, position = _varint(buffer, position)
         number, wire_type = key >> 3, key & 7
+        if number == 0:
+            raise ValueError("there is no field 0")
         if wire_type == 0:
             start = position
             _, position = _varint(buffer, position)
@@ -241,7 +268,7 @@ def _protobuf_fields(buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
             length, position = _varint(buffer, position)
         else:
             length = {1: 8, 5: 4}[wire_type]
-        if number == 0 or position + length > len(buffer):
+        if position + length > len(buffer):
             raise ValueError("field runs past the end of the file")
         yield number, buffer[position : position + length]
         position += length
@@ -260,20 +287,52 @@ def _varint(buffer: memoryview, position: int) -> tuple[int, int]:
             raise ValueError("varint is longer than ten bytes")
 
 
-def _is_not_whole(number: int, value: memoryview) -> bool:
-    """Whether a field of the model is a local function, or a graph with a tensor whose data lie in another file."""
-    return number == _FUNCTIONS_FIELD or (number == _GRAPH_FIELD and _refers_elsewhere(value, "graph"))
+def _looked_through(model: memoryview) -> tuple[dict[str, str], str]:
+    """The metadata of a model, and what is wrong with its graph (empty if nothing).
+
+    Raises
+    ------
+    ValueError, IndexError, KeyError, RecursionError : if it is no ONNX model, or says something twice.
+    """
+    metadata: dict[str, str] = {}
+    graphs, trouble = 0, ""
+    for number, value in _protobuf_fields(model):
+        if number == _METADATA_FIELD:
+            key, text = _metadata_entry(value)
+            if key in metadata:
+                raise ValueError(f"{key} stands twice in the metadata")
+            metadata[key] = text
+        elif number == _FUNCTIONS_FIELD:
+            trouble = _ELSEWHERE
+        elif number == _GRAPH_FIELD:
+            graphs += 1
+            trouble = trouble or _trouble_in(value, "graph")
+    if not graphs:
+        raise ValueError("there is no graph")
+    return metadata, trouble
 
 
-def _refers_elsewhere(message: memoryview, kind: str) -> bool:
-    """Whether a graph, or a part of one, holds a tensor with a data_location (field 14) of EXTERNAL (onnx.proto)."""
+def _trouble_in(message: memoryview, kind: str) -> str:
+    """What is wrong with a graph or a part of one (onnx.proto), empty if nothing.
+
+    Where data_location (field 14) of a tensor is EXTERNAL, no digest and no signature holds its data. A weight that is
+    no number makes a mask all the same on a backend whose activations swallow it.
+    """
+    found = ""
+    data_type, raw = 0, memoryview(b"")
     for number, value in _protobuf_fields(message):
-        if kind == "tensor":
-            if number == _DATA_LOCATION_FIELD and any(value):
-                return True
-        elif (part := _PARTS.get((kind, number))) and _refers_elsewhere(value, part):
-            return True
-    return False
+        if kind != "tensor":
+            part = _PARTS.get((kind, number))
+            found = found or (_trouble_in(value, part) if part else "")
+        elif number == _DATA_LOCATION_FIELD and any(value):
+            found = _ELSEWHERE
+        elif number == _DATA_TYPE_FIELD:
+            data_type, _ = _varint(value, 0)
+        elif number in _DATA_FIELDS:
+            raw = value
+    if kind == "tensor" and data_type in _REAL and not np.isfinite(np.frombuffer(raw, _REAL[data_type])).all():
+        found = found or "has weights that are no numbers"
+    return found
 
 
 def _metadata_entry(entry: memoryview) -> tuple[str, str]:

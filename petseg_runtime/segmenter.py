@@ -17,10 +17,18 @@ from petseg_runtime.backends.base import PlansMemory
 from petseg_runtime.commissioning import Record, kept, precision_of, user_folder
 from petseg_runtime.engine import ENGINE_SUFFIX, EngineFile, check_origin, read_engine
 from petseg_runtime.errors import BackendError, CancelledError, ModelError, PetsegError, UsageError
-from petseg_runtime.manifest import MAX_OVERLAP, ModelFile, ModelManifest, read_model
+from petseg_runtime.manifest import MAX_OVERLAP, THRESHOLD_RANGE, ModelFile, ModelManifest, is_threshold, read_model
 from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
-from petseg_runtime.preprocessing import MAX_NETWORK_VOXELS, Frame, NetworkInput, preprocess, restore
+from petseg_runtime.preprocessing import (
+    MAX_NETWORK_VOXELS,
+    Frame,
+    NetworkInput,
+    cut_off_share,
+    preprocess,
+    restore,
+    scan_voxels,
+)
 from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.signature import check_signature
@@ -38,6 +46,8 @@ _ROUNDING = 1e-3
 
 # How much longer than what the model is for a body may be without a warning.
 _LONGER = 1.1
+# How much of a side of the scan may be body: an arm that lies beyond it, not a body that was cropped.
+_CUT_OFF = 0.25
 
 # Axes (z, y, x) mirrored by test-time augmentation: the paper's mirroring in the axial plane.
 _NO_MIRRORING: tuple[tuple[int, ...], ...] = ((),)
@@ -47,7 +57,8 @@ _MIRRORINGS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))
 class Segmenter:
     """A model, loaded once, that segments any number of scans, from any number of threads.
 
-    It prints nothing, changes no global state, and raises only `PetsegError` on bad input.
+    It prints nothing, changes no global state, and raises only `PetsegError` on bad input. A process that was forked
+    off needs one of its own: the threads of the backends do not go with it.
 
     Parameters
     ----------
@@ -217,12 +228,13 @@ class Segmenter:
         threshold = self.manifest.threshold if threshold is None else threshold
         check_options(overlap, threshold)
         clock = _Clock()
-        room = MAX_NETWORK_VOXELS if self.budget is None else self.budget.network_voxels(volume.array.size)
+        held = scan_voxels(volume.geometry)
+        room = MAX_NETWORK_VOXELS if self.budget is None else self.budget.network_voxels(held)
         network_input = preprocess(volume, self.manifest.preprocessing, room)
         clock.stop("preprocessing")
         on_network_grid = self.probabilities(network_input, overlap, tta, _cancellable(progress, cancel))
         clock.stop("inference")
-        frame = network_input.frame
+        frame, cut_off = network_input.frame, cut_off_share(network_input)
         del network_input  # a volume less in memory from here on
         probabilities = restore(on_network_grid, frame)
         del on_network_grid
@@ -231,7 +243,7 @@ class Segmenter:
         clock.stop("postprocessing")
         statistics = quantify(volume, lesion_labels, probabilities)
         clock.stop("quantification")
-        warnings = _warnings(frame, self.manifest)
+        warnings = _warnings(frame, cut_off, self.manifest)
         return Segmentation(mask, lesion_labels, probabilities, volume.geometry, statistics, clock.seconds, warnings)
 
     def probabilities(
@@ -280,15 +292,23 @@ class Segmenter:
             yield probabilities
 
 
-def _warnings(frame: Frame, manifest: ModelManifest) -> tuple[str, ...]:
+def _warnings(frame: Frame, cut_off: float, manifest: ModelManifest) -> tuple[str, ...]:
+    """What the model does not know of such a scan: all that it may get wrong in silence."""
     length_mm = frame.shape[0] * manifest.preprocessing.spacing_mm[0]
     longest_mm = manifest.longest_body_mm
-    if not longest_mm or length_mm <= _LONGER * longest_mm:
-        return ()
-    return (
-        f"The body in the scan is {length_mm:.0f} mm long, and the model is for {longest_mm:.0f} mm at most: it does "
-        "not know all of these organs, and may mark them. Cut the scan to the region that it is for.",
-    )
+    found = []
+    if longest_mm and length_mm > _LONGER * longest_mm:
+        found.append(
+            f"The body in the scan is {length_mm:.0f} mm long, and the model is for {longest_mm:.0f} mm at most: it "
+            "does not know all of these organs, and may mark them. Cut the scan, across the body only, to the region "
+            "that it is for."
+        )
+    if cut_off > _CUT_OFF:
+        found.append(
+            f"The scan cuts the body off at its side, where {100 * cut_off:.0f} % of its face is body: the model is "
+            "for whole bodies, and may mark much that is no tumour, or miss it. Pass the scan at its full width."
+        )
+    return tuple(found)
 
 
 def check_options(overlap: float | None, threshold: float | None) -> None:
@@ -296,12 +316,13 @@ def check_options(overlap: float | None, threshold: float | None) -> None:
 
     Raises
     ------
-    UsageError : if `overlap` is not 0 to 0.9, or `threshold` not between 0 and 1.
+    UsageError : if `overlap` is not 0 to 0.9, or `threshold` not in `manifest.THRESHOLD_RANGE`.
     """
     if overlap is not None and not 0 <= overlap <= MAX_OVERLAP:
         raise UsageError(f"overlap is {overlap}, expected 0 to {MAX_OVERLAP}.")
-    if threshold is not None and not 0 < threshold < 1:
-        raise UsageError(f"threshold is {threshold}, expected a number between 0 and 1.")
+    if threshold is not None and not is_threshold(threshold):
+        low, high = THRESHOLD_RANGE
+        raise UsageError(f"threshold is {threshold}, expected {low:g} to {high:g}.")
 
 
 def model_digest(model: Path | None) -> str:

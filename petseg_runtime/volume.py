@@ -104,6 +104,27 @@ class Geometry:
         a, b, c = self.orientation.axes
         return self.spacing_mm[a], self.spacing_mm[b], self.spacing_mm[c]
 
+    @property
+    def canonical_shape(self) -> Shape:
+        """Voxels along canonical axes S, P, L."""
+        a, b, c = self.orientation.axes
+        return self.shape[a], self.shape[b], self.shape[c]
+
+    @property
+    def tilt_degrees(self) -> float:
+        """How far the array axis that lies farthest off S, P or L is turned against it; 0 for an axial scan."""
+        cosines = np.abs(np.asarray(self.direction_lps)[::-1][(0, 1, 2), self.orientation.axes])
+        return float(np.degrees(np.arccos(min(1.0, cosines.min()))))
+
+    def straight(self) -> Geometry:
+        """The grid along S, P and L, of this one's voxel sizes, that holds all of this one."""
+        ends = np.array(list(np.ndindex(2, 2, 2))) * self.shape - 0.5  # the outer corners
+        corners_spl = self.to_lps_mm(ends)[:, ::-1]
+        low, high = corners_spl.min(axis=0), corners_spl.max(axis=0)
+        spacing_mm = np.array(self.canonical_spacing_mm)
+        z, y, x = np.ceil((high - low) / spacing_mm - 1e-3).astype(int).tolist()
+        return Geometry((z, y, x), self.canonical_spacing_mm, tuple((low + spacing_mm / 2)[::-1].tolist()))
+
     def to_lps_mm(self, index_zyx: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """World position `(..., 3)` in `(L, P, S)` mm of the array index `(..., 3)` in `(z, y, x)`."""
         scaled = np.asarray(index_zyx, dtype=np.float64) * np.asarray(self.spacing_mm)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from petseg_runtime.errors import ModelError, UsageError
-from petseg_runtime.manifest import MAX_OVERLAP, MAX_PATCH_SIDE, PreprocessingSpec
+from petseg_runtime.manifest import MAX_OVERLAP, MAX_PATCH_SIDE, THRESHOLD_RANGE, PreprocessingSpec, is_threshold
 from petseg_runtime.outputs.files import whole_file
 from petseg_train.augmentation import Augmentation
 from petseg_train.field_types import check_types
@@ -86,7 +86,7 @@ class TrainingConfig:
             ("patch_size", max(self.patch_size, default=0) <= MAX_PATCH_SIDE, f"sides up to {MAX_PATCH_SIDE}"),
             ("fit_multiple", self._sides_are_multiples(), f"0, or what the sides {self.patch_size} are multiples of"),
             ("overlap", 0 <= self.overlap <= MAX_OVERLAP, f"0 to {MAX_OVERLAP}"),
-            ("threshold", 0 < self.threshold < 1, "between 0 and 1"),
+            ("threshold", is_threshold(self.threshold), "{:g} to {:g}".format(*THRESHOLD_RANGE)),
             ("network_settings", all(value >= 1 for value in self.network_settings.values()), "numbers from 1 on"),
             ("network_settings", self.network_settings.get("in_channels", 1) == 1, "in_channels of 1: the PET"),
             ("seed", self.seed >= 0, "at least 0"),

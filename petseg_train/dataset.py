@@ -256,7 +256,8 @@ def with_other_uptake(case: TrainingCase, preprocessing: PreprocessingSpec, rng:
     share = np.exp(-0.5 * (distance_mm / SPILL_MM) ** 2)  # 1 in the tumour
     scale = np.exp(rng.uniform(*np.log(UPTAKE_SCALE)))
     shown += ((scale - 1) * share * uptake).astype(np.float32)
-    return _normalised(case, activity, case.mask, body_threshold(activity, preprocessing.body_threshold))
+    threshold = body_threshold(activity, preprocessing.body_threshold)
+    return _normalised(case, activity, case.mask, threshold, preprocessing)
 
 
 def _cut(case: TrainingCase, box: Box, preprocessing: PreprocessingSpec) -> TrainingCase:
@@ -265,17 +266,19 @@ def _cut(case: TrainingCase, box: Box, preprocessing: PreprocessingSpec) -> Trai
     threshold = body_threshold(activity, preprocessing.body_threshold)
     body = body_box(activity > threshold, preprocessing.spacing_mm, preprocessing.body_margin_mm)
     return _normalised(
-        case, np.ascontiguousarray(activity[body]), np.ascontiguousarray(case.mask[box][body]), threshold
+        case, np.ascontiguousarray(activity[body]), np.ascontiguousarray(case.mask[box][body]), threshold, preprocessing
     )
 
 
-def _normalised(case: TrainingCase, activity: FloatArray, mask: MaskArray, threshold: float) -> TrainingCase:
+def _normalised(
+    case: TrainingCase, activity: FloatArray, mask: MaskArray, threshold: float, preprocessing: PreprocessingSpec
+) -> TrainingCase:
     """The case with another activity, which is normalised in place, and mask.
 
     The case itself comes back where there is nothing left to normalise over.
     """
     try:
-        mean, std = normalise(activity, threshold)
+        mean, std = normalise(activity, threshold, preprocessing)
     except InputError:
         return case
     return replace(case, image=activity, mask=mask, air=-mean / std)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -28,26 +28,24 @@ def onnx(
     name: Annotated[str, typer.Option(help="model name in the manifest")] = "petseg",
     version: Annotated[str, typer.Option(help="model version in the manifest")] = "1",
     training: Annotated[Path | None, typer.Option(help="JSON file: data, licence and metrics for the manifest")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a model that is there")] = False,
 ) -> None:
     """Export to ONNX with the manifest inside, and check it against PyTorch on a real volume."""
     from petseg_export.to_onnx import export_onnx
     from petseg_export.verify import check_parity
     from petseg_runtime import read_volume
-    from petseg_runtime.outputs.files import prepare_folder
+    from petseg_runtime.outputs.files import check_output_file, prepare_folder, remove_leavings, scratch_folder
 
+    check_output_file(output, [checkpoint, volume], overwrite)
     scan = read_volume(volume)
     provenance = _read_record(training) if training else {}
-    if output.is_dir():
-        raise UsageError(f"--output {output.name} is a folder, expected the name of an .onnx file.")
     prepare_folder(output.parent)
-    # Under another name until it has passed, so that a model that failed is never found.
-    candidate = output.with_name(f".unverified-{output.name}")
-    try:
+    remove_leavings(output.parent)
+    with scratch_folder(output.parent) as scratch:  # until it has passed, so that a model that failed is never found
+        candidate = scratch / output.name
         module, _ = export_onnx(checkpoint, candidate, name, version, provenance)
         agreement = check_parity(module, candidate, scan, volume.name)
         candidate.replace(output)
-    finally:
-        candidate.unlink(missing_ok=True)
     console.print(
         f"{output}: {output.stat().st_size / 1e6:.1f} MB. Parity with PyTorch on {volume.name}: largest probability "
         f"difference {agreement.largest_probability_difference:.1e}, masks identical."
@@ -76,8 +74,10 @@ def engine(
 
     from petseg_export.to_engine import build_engine
     from petseg_runtime.engine import ENGINE_SUFFIX
+    from petseg_runtime.outputs.files import check_output_file
 
     path = output or model.with_suffix(ENGINE_SUFFIX)
+    check_output_file(path, [model], overwrite=True)  # an engine is built anew with each version of TensorRT
     started = perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -110,23 +110,22 @@ def verify(
         segmenters, passed_over = segmenters_of(model, checkpoint)
         for reason in passed_over:
             console.print(reason, style="dim")
-        found = [agreement for path in volume for agreement in compare(segmenters, read_volume(path), path.name)]
-        _print_agreements(found)
-        agreements += found
+        for path in volume:
+            found = compare(segmenters, read_volume(path), path.name)
+            _print_agreements(found)
+            agreements += found
     require_agreement(agreements)
 
 
 def _print_agreements(agreements: list[Agreement]) -> None:
-    title = f"{agreements[0].model}, compared with {agreements[0].reference}"
+    """Of one model on one volume, whose names may be long."""
+    title = f"{agreements[0].model} on {agreements[0].volume}, compared with {agreements[0].reference}"
     table = Table(title=title, title_justify="left")
-    table.add_column("backend", no_wrap=True)
-    table.add_column("volume", overflow="fold")
-    for heading in ("max |Δp|", "DSC", "voxels", "ΔMTV", "ΔTLG", ""):
+    for heading in ("backend", "max |Δp|", "DSC", "voxels", "ΔMTV", "ΔTLG", ""):
         table.add_column(heading, no_wrap=True)
     for agreement in agreements:
         table.add_row(
             agreement.backend,
-            agreement.volume,
             f"{agreement.largest_probability_difference:.1e}",
             f"{agreement.mask_dsc:.4f}",
             str(agreement.differing_voxels),
@@ -138,9 +137,12 @@ def _print_agreements(agreements: list[Agreement]) -> None:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
     try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        record = json.loads(path.read_text(), parse_constant=refuse)
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--training {path.name} is not a readable JSON file.") from error
     if not isinstance(record, dict):
         raise UsageError(f"--training {path.name} holds a {type(record).__name__}, expected a JSON object.")

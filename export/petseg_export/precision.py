@@ -8,6 +8,7 @@ from petseg_runtime.errors import UsageError
 
 try:
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 except ImportError as missing:
     raise UsageError("--precision fp16 needs ONNX Runtime. Install petseg[onnxruntime] or petseg[gpu].") from missing
 
@@ -31,6 +32,7 @@ def to_mixed_fp16(model: bytes, turing: bool = False) -> bytes:
         node_block_list=[sigmoids[-1]] if turing else [convolutions[-1], sigmoids[-1]],
     )
     _restore_weights(mixed, onnx.load_from_string(model))
+    OnnxModel(mixed).topological_sort()  # the conversion puts its casts last, and ONNX wants what is read before
     content: bytes = mixed.SerializeToString()
     return content
 

@@ -6,19 +6,34 @@ that of the ONNX graph (see `precision`), which is all that TensorRT 11 knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from typing import Any
 
 from petseg_runtime.backends.gpu import compute_capability, gpu_name
 from petseg_runtime.backends.tensorrt import new_logger
-from petseg_runtime.engine import FLAVOURS, PORTABLE, PRECISIONS, TURING, EngineInfo, engine_content, read_engine
+from petseg_runtime.engine import (
+    ENGINE_SUFFIX,
+    FLAVOURS,
+    PORTABLE,
+    PRECISIONS,
+    TURING,
+    EngineInfo,
+    engine_content,
+    read_engine,
+)
 from petseg_runtime.errors import BackendError, ModelError, UsageError
 from petseg_runtime.manifest import ModelFile, read_model
 from petseg_runtime.outputs.files import whole_file
 
 Progress = Callable[[str, int, int], None]
+
+# Windows of one scan, more or less; the builder plans memory for as many as it is told.
+MAX_BATCH = 256
 
 
 def build_engine(
@@ -42,14 +57,17 @@ def build_engine(
 
     Raises
     ------
-    UsageError : if precision, capabilities or batch cannot be combined.
+    UsageError : if `output` is not an .engine file or cannot be written, or precision, capabilities or batch cannot be
+        combined.
     BackendError : if the flavour is not installed, or has no GPU where it needs one.
     ModelError : if the model cannot be read, parsed or built.
     """
-    if flavour not in FLAVOURS or precision not in PRECISIONS or max_batch < 1:
+    if output.suffix != ENGINE_SUFFIX:
+        raise UsageError(f"{output.name} does not end in {ENGINE_SUFFIX}. Choose a name that does.")
+    if flavour not in FLAVOURS or precision not in PRECISIONS or not 1 <= max_batch <= MAX_BATCH:
         raise UsageError(
             f"Flavour {flavour}, precision {precision}, batch {max_batch}: expected {' or '.join(FLAVOURS)}, "
-            f"{' or '.join(PRECISIONS)}, at least 1."
+            f"{' or '.join(PRECISIONS)}, 1 to {MAX_BATCH}."
         )
     trt = _module(flavour)
     capabilities = _capabilities(trt, flavour, precision, compute_capabilities)
@@ -124,9 +142,11 @@ def _build(
         for index, capability in enumerate(capabilities):
             member = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
             _taken(config.set_compute_capability(member, index), logger, f"build for GPUs of {capability}")
-    if progress is not None:
-        config.progress_monitor = _monitor(trt, progress)
-    engine = builder.build_serialized_network(network, config)
+    with _interrupts() as interrupted:
+        config.progress_monitor = _monitor(trt, progress, interrupted)
+        engine = builder.build_serialized_network(network, config)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
     _taken(engine is not None, logger, "build the model")
     return bytes(engine)
 
@@ -136,8 +156,26 @@ def _taken(taken: bool, logger: Any, what: str) -> None:
         raise ModelError(f"TensorRT cannot {what}: {_line('; '.join(logger.errors)) or 'no reason given'}")
 
 
-def _monitor(trt: Any, progress: Progress) -> Any:
+@contextmanager
+def _interrupts() -> Iterator[Event]:
+    """Keep Ctrl-C for after the block: an exception in one of the builder's callbacks is swallowed there."""
+    interrupted = Event()
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _monitor(trt: Any, progress: Progress | None, interrupted: Event) -> Any:
     steps: dict[str, int] = {}
+
+    def show(phase: str, done: int) -> None:
+        if progress is not None:
+            progress(phase, done, steps[phase])
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -145,14 +183,14 @@ def _monitor(trt: Any, progress: Progress) -> Any:
 
         def phase_start(self, phase: str, _: str | None, count: int) -> None:
             steps[phase] = count
-            progress(phase, 0, count)
+            show(phase, 0)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            progress(phase, step + 1, steps[phase])
-            return True  # go on
+            show(phase, step + 1)
+            return not interrupted.is_set()  # whether to go on
 
         def phase_finish(self, phase: str) -> None:
-            progress(phase, steps[phase], steps[phase])
+            show(phase, steps[phase])
 
     return Monitor()
 

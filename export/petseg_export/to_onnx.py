@@ -49,10 +49,10 @@ def export_onnx(
     Raises
     ------
     ModelError : if the checkpoint cannot be read or is of an unfinished run, or the exported graph is not valid ONNX.
-    UsageError : if `output` is not an .onnx file or cannot be written.
+    UsageError : if `output` is not an .onnx file or cannot be written, or name or version cannot stand in a manifest.
     """
     if output.suffix != ".onnx":
-        raise UsageError(f"{output.name} does not end in .onnx.")
+        raise UsageError(f"{output.name} does not end in .onnx. Choose a name that does.")
     module = load_module(checkpoint)
     if module.trained_epochs < module.config.epochs:
         raise ModelError(
@@ -60,14 +60,18 @@ def export_onnx(
             "Finish the run with petseg-train fit first."
         )
     provenance = {
-        "commit": module.trained_by,
         **training,
+        "commit": module.trained_by,
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "epochs": module.trained_epochs,
         **({"pretrained_sha256": module.pretrained_sha256} if module.pretrained_sha256 else {}),
         "network": {"name": module.config.network, **module.config.network_settings},
     }
-    return module, write_model(module.network, make_manifest(module, name, version, provenance), output)
+    try:
+        manifest = make_manifest(module, name, version, provenance)
+    except ValueError as error:
+        raise UsageError(f"{error}. A name is 1 to 64 characters on one line, without a backslash.") from error
+    return module, write_model(module.network, manifest, output)
 
 
 def write_model(network: nn.Module, manifest: ModelManifest, output: Path) -> ModelManifest:

@@ -108,7 +108,7 @@ class OpenVinoBackend:
                 try:
                     probabilities: FloatArray = request.infer([window], share_inputs=True)[0]
                 except RuntimeError as error:
-                    raise BackendError(f"OpenVINO cannot run the model: {_first_line(error)}") from error
+                    raise BackendError(f"OpenVINO cannot run the model: {_cause(error)}") from error
                 yield probabilities
         finally:
             if request is not None:
@@ -125,7 +125,7 @@ class OpenVinoBackend:
         try:
             network = self._core.read_model(self._model)
         except RuntimeError as error:
-            raise ModelError(f"OpenVINO cannot load the model: {_first_line(error)}") from error
+            raise ModelError(f"OpenVINO cannot load the model: {_cause(error)}") from error
         inputs, outputs = (
             [port.get_element_type().get_type_name() for port in ports] for ports in (network.inputs, network.outputs)
         )
@@ -151,11 +151,11 @@ class OpenVinoBackend:
                 return self._core.import_model(blob, "CPU", self._settings)
         taken = self._network.inputs[0].get_partial_shape()
         if not taken.compatible(openvino.PartialShape(list(shape))):
-            raise BackendError(f"OpenVINO cannot run the model on windows of {shape}: it takes {taken}.")
+            raise ModelError(f"The model cannot run on its windows of {shape}: it takes {taken}. Export it again.")
         try:
             compiled = self._core.compile_model(self._formed(shape), "CPU", self._settings)
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO cannot run the model on this CPU: {_first_line(error)}") from error
+            raise BackendError(f"OpenVINO cannot run the model on this CPU: {_cause(error)}") from error
         if self._kept is not None:
             self._kept.write(shape, compiled.export_model().getvalue())
         return compiled
@@ -348,5 +348,8 @@ def has_avx512() -> bool:
         return False
 
 
-def _first_line(error: RuntimeError) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+def _cause(error: RuntimeError) -> str:
+    """The first lines that say what is wrong; before them stands where in OpenVINO's sources it was found."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    words = [line for line in lines if not line.startswith(("Exception from ", "Check '", "FrontEnd API failed"))]
+    return " ".join((words or lines or ["no reason given"])[:3])[:300]

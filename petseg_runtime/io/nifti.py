@@ -46,6 +46,9 @@ _SAME_SIZE = 1e-3
 _SAME_PLACE = 0.5
 # And what the quaternion's rounding makes of it at the corners of a volume.
 _ROUNDING_MM = 0.05
+# Of the volume's extent: near half a turn the quaternion's first part, the root of what float32 leaves of 1, is off by
+# the root of float32's step, and the axes by twice that.
+_HALF_TURN = 2 * math.sqrt(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ def _check_geometry(header: _Header, name: str) -> bool:
                 f"{name} says twice where it lies, in its qform and its sform, {apart_mm:.1f} mm apart, and programs "
                 "take one or the other. Save it anew with the right one."
             )
-        return bool(apart_mm > _ROUNDING_MM)
+        return bool(apart_mm > max(_ROUNDING_MM, _HALF_TURN * np.linalg.norm(corners[-1, :3] * size_mm)))
     return False
 
 

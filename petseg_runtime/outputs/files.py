@@ -205,10 +205,11 @@ def check_output_file(output: Path, inputs: Iterable[Path], overwrite: bool) -> 
 
     Raises
     ------
-    UsageError : if `output` is one of the inputs or a folder, or is there and not to be written over.
+    UsageError : if `output` is one of the inputs or no file, or is there and not to be written over.
     """
-    if output.is_dir():
-        raise UsageError(f"{output.name} is a folder, expected a file to write. Choose another --output.")
+    if output.exists() and not output.is_file():
+        kind = "a folder" if output.is_dir() else "no file"
+        raise UsageError(f"{output.name} is {kind}, expected a file to write. Choose another --output.")
     check_inputs_stay([output], inputs)
     if output.exists() and not overwrite:
         raise UsageError(f"{output.name} is there and would be lost. Pass --overwrite if it may, or another --output.")

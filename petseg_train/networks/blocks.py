@@ -18,6 +18,8 @@ class ConcurrentSqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        if channels < 2:
+            raise ValueError(f"scSE halves its channels and needs two at least, got {channels}")
         self.channel_gate = nn.Sequential(
             nn.AdaptiveAvgPool3d(1),
             nn.Conv3d(channels, channels // 2, 1),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -137,6 +139,7 @@ def test_mixed_precision_hardly_moves_a_probability(turing: bool) -> None:
         ({"precision": "int8"}, "precision int8"),
         ({"flavour": "openvino"}, "Flavour openvino"),
         ({"max_batch": 0}, "batch 0"),
+        ({"max_batch": 3_000_000_000}, "1 to 256"),
     ],
 )
 def test_what_cannot_be_built_is_refused(arguments: dict, says: str, tmp_path: Path) -> None:
@@ -352,6 +355,49 @@ def test_the_command_builds_and_tells(known_model: Path, tmp_path: Path) -> None
     info = read_engine(tmp_path / "known.engine").info
     assert json.loads(json.dumps(list(info.compute_capabilities))) == ["8.9"]
     assert isinstance(info, EngineInfo)
+
+
+@pytest.mark.parametrize("name", ["known.onnx", "scan.nii.gz", "null"])
+def test_an_engine_goes_over_nothing_but_an_engine(name: str, known_model: Path, tmp_path: Path) -> None:
+    """The model itself least of all: it may be the only one there is."""
+    model = Path(shutil.copy(known_model, tmp_path / "known.onnx"))
+    (tmp_path / "scan.nii.gz").write_bytes(b"a scan")
+    (tmp_path / "null").symlink_to(os.devnull)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=r"does not end in \.engine"):
+        build_engine(model, tmp_path / name)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_device_is_no_file_to_write_an_engine_to(known_model: Path, tmp_path: Path) -> None:
+    from petseg_export.cli import app
+    from typer.testing import CliRunner
+
+    os.mkfifo(tmp_path / "known.engine")
+    done = CliRunner().invoke(app, ["engine", str(known_model), "-o", str(tmp_path / "known.engine")])
+    assert isinstance(done.exception, UsageError)
+    assert "known.engine is no file" in str(done.exception)
+
+
+def test_a_build_that_is_interrupted_ends_and_leaves_nothing(known_model: Path, tmp_path: Path) -> None:
+    """What Ctrl-C raises in a callback of the builder is swallowed there: the build went on, and ended with 0."""
+    asked = []
+
+    def interrupt(*_: object) -> None:
+        if not asked:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(known_model, tmp_path / "known.engine", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("turing", [False, True])
+def test_a_graph_in_mixed_precision_is_valid_onnx(turing: bool) -> None:
+    """Its nodes stand in the order in which they read each other."""
+    onnx.checker.check_model(onnx.load_from_string(to_mixed_fp16(BUNDLED.read_bytes(), turing)))
 
 
 # --- what surrounds CUDA, with a CUDA that is not one ------------------------------------------------------------

@@ -12,8 +12,10 @@ import onnx
 import pytest
 import torch
 from conftest import GEOMETRIES, body_array
+from petseg_export.cli import app
 from petseg_export.to_onnx import export_onnx
 from petseg_export.verify import Agreement, check_parity, compare, require_agreement, segmenters_of
+from typer.testing import CliRunner
 
 from petseg_runtime import BackendError, ModelError, Segmenter, UsageError, Volume
 from petseg_runtime.manifest import read_model
@@ -108,7 +110,7 @@ def test_a_model_that_gives_no_numbers_is_refused(trained: Path, tmp_path: Path,
     checkpoint["state_dict"]["network.head.bias"] *= float("nan")
     torch.save(checkpoint, tmp_path / "nan.ckpt")
     module, _ = export_onnx(tmp_path / "nan.ckpt", tmp_path / "nan.onnx", "nan", "1", {})
-    with pytest.raises(ModelError, match="expected probabilities"):
+    with pytest.raises(ModelError, match="weights that are no numbers"):
         check_parity(module, tmp_path / "nan.onnx", scan, "scan")
 
 
@@ -187,7 +189,11 @@ def test_verify_ends_with_5_on_drift(
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 5
-    assert "DRIFT" in done.stdout
+    assert "case0.nii.gz" in done.stdout
+    rows = [line for line in done.stdout.splitlines() if "DRIFT" in line]
+    assert all(("ONNX Runtime" in row) or ("OpenVINO" in row) for row in rows)
+    assert rows
+    assert max(map(len, done.stdout.splitlines())) <= 100
 
 
 def test_another_suffix_is_refused(trained: Path, tmp_path: Path) -> None:
@@ -195,8 +201,35 @@ def test_another_suffix_is_refused(trained: Path, tmp_path: Path) -> None:
         export_onnx(trained, tmp_path / "model.engine", "x", "1", {})
 
 
-def test_a_training_record_that_is_not_json_is_refused(trained: Path, cohort_csv: Path, tmp_path: Path) -> None:
-    (tmp_path / "training.json").write_text("nothing")
+@pytest.mark.parametrize("name", ["", "a\\b", "n" * 65])
+def test_a_name_that_no_manifest_holds_is_refused(name: str, trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="A name is 1 to 64 characters"):
+        export_onnx(trained, tmp_path / "model.onnx", name, "1", {})
+
+
+def test_the_commit_that_trained_is_not_for_the_user_to_say(trained: Path, tmp_path: Path) -> None:
+    _, manifest = export_onnx(trained, tmp_path / "model.onnx", "x", "1", {"commit": "another"})
+    assert manifest.training["commit"] != "another"
+
+
+def test_a_model_that_is_there_stays_unless_it_may_go(trained: Path, cohort_csv: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"another model")
+    arguments = ["onnx", str(trained), "--volume", str(cohort_csv.parent / "case0.nii.gz")]
+    arguments += ["-o", str(tmp_path / "model.onnx")]
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, UsageError)
+    assert "model.onnx is there" in str(refused.exception)
+    assert (tmp_path / "model.onnx").read_bytes() == b"another model"
+    assert CliRunner().invoke(app, [*arguments, "--overwrite"]).exit_code == 0
+    assert read_model(tmp_path / "model.onnx").manifest.name == "petseg"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("text", ["nothing", "[" * 100_000, '{"dsc": NaN}'], ids=["words", "deep", "nan"])
+def test_a_training_record_that_is_not_json_is_refused(
+    text: str, trained: Path, cohort_csv: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "training.json").write_text(text)
     done = subprocess.run(
         [PETSEG_EXPORT, "onnx", trained, "--volume", cohort_csv.parent / "case0.nii.gz",
          "-o", tmp_path / "m.onnx", "--training", tmp_path / "training.json"],

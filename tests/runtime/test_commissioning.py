@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import tracemalloc
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +77,17 @@ def test_results_survive_the_model_file(tested_model: Path, known_model: Path) -
 def test_damaged_results_are_refused(text: str) -> None:
     with pytest.raises(ModelError, match="damaged"):
         unpack(text, PATCH)
+
+
+def test_results_that_unpack_to_more_than_the_windows_hold_are_refused_without_unpacking_them() -> None:
+    bomb = base64.b64encode(zlib.compress(bytes(100_000_000), 9)).decode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match="damaged"):
+            unpack(bomb, PATCH)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from conftest import onnx_model
@@ -79,6 +81,62 @@ def test_functions_outside_the_graph_are_refused(manifest: ModelManifest, tmp_pa
         read_model(written(model, manifest, tmp_path / "model.onnx"))
 
 
+@pytest.mark.parametrize("content", [b"", bytes(3_000_000)], ids=["empty", "zeros"])
+def test_what_a_power_cut_leaves_is_refused_at_its_first_byte(content: bytes, tmp_path: Path) -> None:
+    """Each zero was taken for a field, which took 140 bytes of memory."""
+    (tmp_path / "model.onnx").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match="not a readable ONNX file"):
+            read_model(tmp_path / "model.onnx")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])
+@pytest.mark.parametrize("where", ["raw", "listed", "constant"])
+def test_weights_that_are_no_numbers_are_refused(
+    where: str, kind: type, manifest: ModelManifest, tmp_path: Path
+) -> None:
+    """OpenVINO's activations swallow them, and a mask came out that looked like one."""
+    model = onnx.load_from_string(onnx_model(manifest))
+    values = np.array([1.0, np.nan, 2.0], kind)
+    tensor = onnx.numpy_helper.from_array(values, "odd")
+    if where == "listed":
+        listed = {np.float32: onnx.TensorProto.FLOAT, np.float64: onnx.TensorProto.DOUBLE}
+        if kind not in listed:
+            pytest.skip("halves are listed as bit patterns, which no exporter writes")
+        tensor = onnx.helper.make_tensor("odd", listed[kind], [3], values.tolist())
+    if where == "constant":
+        model.graph.node.append(onnx.helper.make_node("Constant", [], ["odd"], value=tensor))
+    else:
+        model.graph.initializer.append(tensor)
+    with pytest.raises(ModelError, match="has weights that are no numbers"):
+        read_model(written(model, manifest, tmp_path / "model.onnx"))
+
+
+def test_a_model_with_two_manifests_is_refused(manifest: ModelManifest, tmp_path: Path) -> None:
+    model = onnx.load_from_string(onnx_model(manifest))
+    model.metadata_props.add(key="petseg.manifest", value=replace(manifest, threshold=0.05).to_json())
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="not a readable ONNX file"):
+        read_model(tmp_path / "model.onnx")
+
+
+def test_a_manifest_that_says_a_thing_twice_is_refused(manifest: ModelManifest) -> None:
+    text = manifest.to_json()
+    with pytest.raises(ModelError, match="twice"):
+        ModelManifest.from_json(text.replace('"threshold": 0.5', '"threshold": 0.5, "threshold": 0.05'))
+
+
+def test_a_manifest_without_its_schema_is_refused(manifest: ModelManifest) -> None:
+    fields = json.loads(manifest.to_json())
+    del fields["schema_version"]
+    with pytest.raises(ModelError, match="schema_version"):
+        ModelManifest.from_json(json.dumps(fields))
+
+
 def test_a_manifest_of_nothing_but_brackets_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot be used"):
         ModelManifest.from_json("[" * 100_000)
@@ -122,6 +180,14 @@ def test_garbage_is_refused(content: bytes, tmp_path_factory: pytest.TempPathFac
         ("patch_size", [16, 16, 0]),
         ("overlap", 1.0),
         ("threshold", 0.0),
+        ("threshold", 1e-50),  # 0 in float32: all of the scan would be tumour
+        ("labels", {"background": 1, "tumour": 0}),
+        ("labels", {}),
+        ("fit_multiple", True),
+        ("patch_size", [True, 16, 16]),
+        ("preprocessing", {"spacing_mm": [2, 4, 1e-9], "body_threshold": 0.2, "body_margin_mm": 20}),
+        ("preprocessing", {"spacing_mm": [2, 4, 10**400], "body_threshold": 0.2, "body_margin_mm": 20}),
+        ("preprocessing", {"spacing_mm": [2, 4, 4], "body_threshold": 0.2, "body_margin_mm": 20, "ceiling": 0.5}),
         ("longest_body_mm", -1.0),
         ("longest_body_mm", float("nan")),
         ("channels", [{"modality": "CT", "unit": "hu"}]),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import GEOMETRIES, body_array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
+from scipy.spatial.transform import Rotation
 
 from petseg_runtime.errors import InputError
 from petseg_runtime.manifest import ModelManifest
-from petseg_runtime.preprocessing import body_threshold, preprocess, resample_mask, restore
+from petseg_runtime.preprocessing import body_threshold, cut_off_share, onto, preprocess, resample_mask, restore
 from petseg_runtime.volume import Geometry, Orientation, Unit, Volume
 
 
@@ -82,6 +85,94 @@ def test_resampling_is_linear_interpolation_at_the_right_places(manifest: ModelM
     expected = map_coordinates(volume.array, np.meshgrid(*places, indexing="ij"), order=1, mode="nearest")
     mean, std = expected.mean(), expected.std()  # all of it is body
     np.testing.assert_allclose(network_input.array, (expected - mean) / std, atol=1e-3)
+
+
+def test_what_is_brighter_than_the_ceiling_counts_as_the_ceiling(manifest: ModelManifest) -> None:
+    """In medians of the body, so that the unit does not matter. What dims a tumour is the norm over its window."""
+    geometry = Geometry((16, 20, 18), (2.0, 4.0, 4.0))
+    array = body_array(geometry.shape).clip(0.5)
+    array[2:4, 3:5, 3:5] = 60.0  # a vial, or a bladder
+    spec, ceiling = manifest.preprocessing, 30.0
+    for scale in (1.0, 4096.0):
+        volume = Volume(array * np.float32(scale), geometry)
+        found = preprocess(volume, replace(spec, ceiling=ceiling))
+        clipped = np.minimum(array, ceiling * np.median(array))
+        np.testing.assert_allclose(found.array, (clipped - clipped.mean()) / clipped.std(), atol=2e-3)
+        assert found.air == pytest.approx(-clipped.mean() / clipped.std(), abs=2e-3)
+
+
+def turned(degrees: float, axis: int) -> tuple[tuple[float, ...], ...]:
+    """Directions `(L, P, S)` of the array axes z, y, x after a turn about L, P or S."""
+    return tuple(map(tuple, Rotation.from_euler("xyz"[axis], degrees, degrees=True).as_matrix()[:, ::-1]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    degrees=st.floats(-44.0, 44.0),
+    axis=st.integers(0, 2),
+    shape=st.tuples(*[st.integers(2, 12)] * 3),
+    spacing_mm=st.tuples(*[st.floats(0.8, 6.0)] * 3),
+    slope=st.tuples(*[st.floats(-3.0, 3.0)] * 3),
+)
+def test_a_tilted_scan_is_straightened_where_it_lies(
+    degrees: float,
+    axis: int,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    slope: tuple[float, float, float],
+) -> None:
+    """Linear interpolation reproduces a function that is linear in the patient: wherever the scan holds a voxel."""
+    scan = Geometry(shape, spacing_mm, (-12.5, 40.0, -300.0), turned(degrees, axis))  # type: ignore[arg-type]
+    straight = scan.straight()
+    assert straight.tilt_degrees == 0.0
+    assert scan.tilt_degrees == pytest.approx(abs(degrees), abs=1e-4)
+    index = np.array(list(np.ndindex(shape)))
+    places = (scan.to_lps_mm(index) - np.array(straight.origin_lps_mm))[:, ::-1] / straight.spacing_mm
+    assert (places >= -0.5 - 1e-6).all()  # the straight grid holds them all
+    assert (places <= np.array(straight.shape) - 0.5 + 1e-3).all()
+
+    def linear(grid: Geometry) -> np.ndarray:
+        values = grid.to_lps_mm(np.array(list(np.ndindex(grid.shape)))) @ slope
+        return values.reshape(grid.shape).astype(np.float32)
+
+    back = onto(linear(straight), straight, scan)
+    inside = ((places >= 0) & (places <= np.array(straight.shape) - 1)).all(axis=1).reshape(shape)
+    np.testing.assert_allclose(back[inside], linear(scan)[inside], atol=1e-2, rtol=1e-4)
+
+
+def test_the_network_sees_a_tilted_patient_straight(manifest: ModelManifest) -> None:
+    """The same patient in a straight scan and in one that is turned by 40 degrees about the long axis."""
+    straight = Geometry((20, 40, 44), (4.0, 5.0, 5.0), (-107.5, -97.5, 10.0))
+    tilted = Geometry((20, 60, 60), (4.0, 5.0, 5.0), direction_lps=turned(40.0, 2))  # type: ignore[arg-type]
+    centre_mm = straight.to_lps_mm((np.array(straight.shape) - 1) / 2)
+    off = centre_mm - tilted.to_lps_mm((np.array(tilted.shape) - 1) / 2)
+    tilted = replace(tilted, origin_lps_mm=tuple(off.tolist()))
+
+    def scan(geometry: Geometry) -> Volume:
+        left, behind, _ = (geometry.to_lps_mm(np.array(list(np.ndindex(geometry.shape)))) - centre_mm).T
+        uptake = np.where((left / 90) ** 2 + (behind / 60) ** 2 < 1, 1.0, 0.0)
+        uptake[(left - 30) ** 2 + (behind + 20) ** 2 < 18**2] = 8.0
+        return Volume(uptake.reshape(geometry.shape).astype(np.float32), geometry)
+
+    one, other = (preprocess(scan(geometry), manifest.preprocessing) for geometry in (straight, tilted))
+    hot = [np.argwhere(found.array > (found.air + found.array.max()) / 2) for found in (one, other)]
+    for found, voxels in zip((one, other), hot):
+        first = [part.start for part in found.frame.box]
+        corner = found.frame.straight.to_lps_mm(np.array(first) - 0.5)[::-1]
+        place_mm = corner + (voxels.mean(axis=0) + 0.5) * found.frame.spacing_mm
+        np.testing.assert_allclose(place_mm[1:] - centre_mm[::-1][1:], (-20.0, 30.0), atol=1.0)
+    assert len(hot[1]) == pytest.approx(len(hot[0]), rel=0.1)
+
+
+def test_the_share_of_a_side_that_is_body(manifest: ModelManifest) -> None:
+    """Body at voxels 10 to 29 of 40 front to back, with five of margin: of the cut side 20 in 30 rows are body."""
+    geometry = Geometry((20, 40, 44), (4.0, 4.0, 4.0))
+    array = np.full(geometry.shape, 0.01, dtype=np.float32)
+    array[:, 10:30, 12:32] = body_array((20, 20, 20)).clip(0.5)
+    assert cut_off_share(preprocess(Volume(array, geometry), manifest.preprocessing)) == 0.0
+    cut = np.ascontiguousarray(array[:, :, 16:])
+    found = preprocess(Volume(cut, Geometry(cut.shape, (4.0, 4.0, 4.0))), manifest.preprocessing)
+    assert cut_off_share(found) == pytest.approx(20 / 30, abs=0.02)
 
 
 def test_a_mask_comes_back_on_the_scans_own_grid(volume: Volume, manifest: ModelManifest) -> None:

@@ -25,7 +25,7 @@ from petseg_runtime.io.scans import find_scans
 from petseg_runtime.manifest import ModelManifest
 from petseg_runtime.preprocessing import preprocess
 from petseg_runtime.runner import RunSettings, run_scan
-from petseg_runtime.volume import Geometry
+from petseg_runtime.volume import Geometry, Unit
 
 WINDOW = (8, 12, 16)  # three different sides, so that no two axes can be exchanged
 SPACING_MM = (2.0, 4.0, 4.0)  # the manifest's: these scans are body all over, so the network's grid is the scan's own
@@ -338,9 +338,18 @@ def test_a_body_longer_than_what_the_model_is_for_is_warned_of(
     # 64 slices of 2 mm are 128 mm; up to a tenth more is let pass.
     manifest = replace(windowed, longest_body_mm=longest_mm)
     segmentation = Segmenter.from_backend(manifest, RecordingBackend()).segment(all_body((64, 12, 16)))
-    assert [f"128 mm long, and the model is for {longest_mm:.0f} mm" in w for w in segmentation.warnings] == (
-        [True] if warned else []
-    )
+    said = [w for w in segmentation.warnings if "mm long" in w]
+    assert [f"128 mm long, and the model is for {longest_mm:.0f} mm" in w for w in said] == ([True] if warned else [])
+
+
+def test_a_scan_that_cuts_the_body_off_at_its_side_is_warned_of(windowed: ModelManifest) -> None:
+    """The model is for whole bodies: of cropped ones it marked half, and nothing said so."""
+    segmenter = Segmenter.from_backend(windowed, RecordingBackend())
+    (said,) = segmenter.segment(all_body((64, 12, 16))).warnings
+    assert "cuts the body off at its side, where 100 % of its face is body" in said
+    array = np.zeros((64, 40, 44), np.float32)
+    array[:, 14:26, 14:30] = all_body((64, 12, 16)).array
+    assert segmenter.segment(Volume(array, Geometry(array.shape, (2.0, 4.0, 4.0)), Unit.SUVBW)).warnings == ()
 
 
 def test_what_to_mind_of_scan_and_model_stands_in_the_record(windowed: ModelManifest, tmp_path: Path) -> None:

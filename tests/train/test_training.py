@@ -478,7 +478,9 @@ def test_a_run_whose_checkpoint_is_gone_is_trained_again(
         torch.testing.assert_close(value, first[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("settings", [{"base_filters": 0}, {"base_filters": -4}, {"levels": 0}, {"width": 3}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"base_filters": 0}, {"base_filters": 1}, {"base_filters": -4}, {"levels": 0}, {"width": 3}], ids=str
+)
 def test_a_network_that_cannot_be_built_is_refused(settings: dict[str, int], tiny_config: Path) -> None:
     with pytest.raises(UsageError, match="network_settings"):
         build_network(load_config(str(tiny_config), network_settings=settings))
