@@ -130,7 +130,10 @@ def unpack(text: str, shape: Shape) -> list[FloatArray]:
     try:
         size = 2 * WINDOWS * math.prod(shape)
         # One byte more than it may be, so that what unpacks to gigabytes is refused without them.
-        content = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
+        unpacker = zlib.decompressobj()
+        content = unpacker.decompress(base64.b64decode(text, validate=True), size + 1)
+        if not unpacker.eof:
+            raise ValueError("it is cut short, or holds more")
         steps = np.frombuffer(content, "<u2")
         return list((steps / np.float32(_STEPS)).reshape(WINDOWS, 1, 1, *shape))
     except (ValueError, zlib.error, binascii.Error) as error:

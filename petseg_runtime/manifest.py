@@ -26,10 +26,11 @@ RESULTS_KEY = "petseg.results"  # of the self-test, see `petseg_runtime.commissi
 SCHEMA_VERSION = 1
 # Beyond these a manifest is damaged: half a metre of 1 mm voxels, and ten windows over each voxel of an axis.
 MAX_PATCH_SIDE = 512
-SPACING_RANGE_MM = (0.1, 50.0)
-# Below its lower end a threshold is 0 in float32, and all of the scan a tumour.
-THRESHOLD_RANGE = (1e-6, 1 - 1e-6)
 MAX_OVERLAP = 0.9
+# Nor has any network for PET other voxels.
+NETWORK_SPACING_MM = (0.1, 50.0)
+# What no probability tells from 0 or 1; a threshold that is 0 in float32 would make a tumour of all of the scan.
+THRESHOLD_RANGE = (1e-6, 1 - 1e-6)
 # What a mask holds.
 LABELS = {"background": 0, "tumour": 1}
 # A name that a DICOM result can hold (PS3.5 table 6.2-1, LO).
@@ -72,7 +73,7 @@ class PreprocessingSpec:
     ceiling: float = 0.0
 
     def __post_init__(self) -> None:
-        low, high = SPACING_RANGE_MM
+        low, high = NETWORK_SPACING_MM
         usable = len(self.spacing_mm) == 3 and all(low <= spacing <= high for spacing in self.spacing_mm)
         _require(usable, "spacing_mm", self.spacing_mm)
         _require(0 < self.body_threshold < 1, "body_threshold", self.body_threshold)
@@ -313,26 +314,33 @@ def _looked_through(model: memoryview) -> tuple[dict[str, str], str]:
 
 
 def _trouble_in(message: memoryview, kind: str) -> str:
-    """What is wrong with a graph or a part of one (onnx.proto), empty if nothing.
-
-    Where data_location (field 14) of a tensor is EXTERNAL, no digest and no signature holds its data. A weight that is
-    no number makes a mask all the same on a backend whose activations swallow it.
-    """
-    found = ""
-    data_type, raw = 0, memoryview(b"")
+    """What is wrong with a graph or a part of one (onnx.proto), empty if nothing."""
+    if kind == "tensor":
+        return _trouble_in_tensor(message)
     for number, value in _protobuf_fields(message):
-        if kind != "tensor":
-            part = _PARTS.get((kind, number))
-            found = found or (_trouble_in(value, part) if part else "")
-        elif number == _DATA_LOCATION_FIELD and any(value):
-            found = _ELSEWHERE
-        elif number == _DATA_TYPE_FIELD:
+        part = _PARTS.get((kind, number))
+        if part and (trouble := _trouble_in(value, part)):
+            return trouble
+    return ""
+
+
+def _trouble_in_tensor(tensor: memoryview) -> str:
+    """Where data_location (field 14) is EXTERNAL, no digest and no signature holds the data.
+
+    And a weight that is no number makes a mask all the same on a backend whose activations swallow it. Looked at is
+    what exporters write: float32, float16 and float64 as raw data, float32 and float64 as a list.
+    """
+    data_type, chunks = 0, []
+    for number, value in _protobuf_fields(tensor):
+        if number == _DATA_LOCATION_FIELD and any(value):
+            return _ELSEWHERE
+        if number == _DATA_TYPE_FIELD:
             data_type, _ = _varint(value, 0)
         elif number in _DATA_FIELDS:
-            raw = value
-    if kind == "tensor" and data_type in _REAL and not np.isfinite(np.frombuffer(raw, _REAL[data_type])).all():
-        found = found or "has weights that are no numbers"
-    return found
+            chunks.append(value)
+    if data_type in _REAL and not np.isfinite(np.frombuffer(b"".join(chunks), _REAL[data_type])).all():
+        return "has weights that are no finite numbers"
+    return ""
 
 
 def _metadata_entry(entry: memoryview) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from petseg_runtime.errors import InputError, MemoryBudgetError
+from petseg_runtime.itk import itk_direction, itk_image
 from petseg_runtime.manifest import PreprocessingSpec
 from petseg_runtime.volume import Box, FloatArray, Geometry, MaskArray, Shape, Triple, Volume, bounding_box
 
@@ -50,13 +51,15 @@ class Frame:
 class NetworkInput:
     """Normalised voxels `(z, y, x)` on the network's grid, and the way back.
 
-    `air` is no activity on the same scale, and body is what lies above `body_level`.
+    `air` is no activity on the same scale, and body is what lies above `body_level`. `cut_off` is the share of the
+    scan's sides that is body, 0 where it holds the patient at full width.
     """
 
     array: FloatArray
     air: float
     frame: Frame
     body_level: float
+    cut_off: float
 
 
 def preprocess(volume: Volume, spec: PreprocessingSpec, max_voxels: int = MAX_NETWORK_VOXELS) -> NetworkInput:
@@ -72,55 +75,58 @@ def preprocess(volume: Volume, spec: PreprocessingSpec, max_voxels: int = MAX_NE
     InputError : if the scan holds no body (all zero, constant, or too few voxels above the threshold), or NaN.
     MemoryBudgetError : if it has more than `max_voxels`, or is far larger than a patient.
     """
-    geometry = straightened(volume.geometry)
+    geometry = straight = volume.geometry
     if not np.isfinite(volume.array).all():
         raise InputError("The volume holds NaN or infinite voxels. Repair the scan; PETSeg fills no gaps.")
+    canonical = geometry.orientation.to_canonical(volume.array)
     threshold = body_threshold(volume.array, spec.body_threshold)
-    canonical = geometry.orientation.to_canonical(onto(volume.array, volume.geometry, geometry))
     box = body_box(canonical > threshold, geometry.canonical_spacing_mm, spec.body_margin_mm)
+    cut_off = _cut_off_share(canonical, box, threshold)
+    if geometry.tilt_degrees > TILTED_DEGREES:
+        straight = geometry.part(geometry.orientation.in_scan(box, geometry.shape)).straight()
+        _check_room(straight.shape, "Straightened", max_voxels)
+        canonical = onto(volume.array, geometry, straight)
+        box = body_box(canonical > threshold, straight.spacing_mm, spec.body_margin_mm)
     cropped = np.ascontiguousarray(canonical[box])
-    shape = _resampled_shape(cropped.shape, geometry.canonical_spacing_mm, spec.spacing_mm)
-    if np.prod(shape, dtype=np.float64) > MAX_NETWORK_VOXELS:
-        raise MemoryBudgetError(
-            f"On the network's grid the scan has {' x '.join(map(str, shape))} voxels, more than "
-            f"{MAX_NETWORK_VOXELS:.0e}. Check its voxel size, or cut it."
-        )
-    if np.prod(shape, dtype=np.float64) > max_voxels:
-        raise MemoryBudgetError(
-            f"On the network's grid the scan has {' x '.join(map(str, shape))} voxels, and the memory budget is enough "
-            f"for {max_voxels:.2g}. Raise it, or cut the scan."
-        )
+    shape = _resampled_shape(cropped.shape, straight.canonical_spacing_mm, spec.spacing_mm)
+    _check_room(shape, "On the network's grid", max_voxels)
     array = np.empty(shape, dtype=np.float32)
-    _resample(cropped, geometry.canonical_spacing_mm, spec.spacing_mm, array)
+    _resample(cropped, straight.canonical_spacing_mm, spec.spacing_mm, array)
     mean, std = normalise(array, threshold, spec)
-    frame = Frame(volume.geometry, geometry, box, spec.spacing_mm, shape)
-    return NetworkInput(array, -mean / std, frame, (threshold - mean) / std)
+    frame = Frame(geometry, straight, box, spec.spacing_mm, shape)
+    return NetworkInput(array, -mean / std, frame, (threshold - mean) / std, cut_off)
 
 
-def straightened(geometry: Geometry) -> Geometry:
-    """The grid on which a scan of this geometry is looked at: its own, unless it is tilted."""
-    return geometry.straight() if geometry.tilt_degrees > TILTED_DEGREES else geometry
+def _check_room(shape: Shape, where: str, max_voxels: int) -> None:
+    """Refuse a grid of too many voxels before it is allocated.
+
+    Raises
+    ------
+    MemoryBudgetError : if it has more than `max_voxels`, or is far larger than a patient.
+    """
+    voxels = math.prod(shape)
+    if voxels > MAX_NETWORK_VOXELS:
+        raise MemoryBudgetError(
+            f"{where} the scan has {' x '.join(map(str, shape))} voxels, more than {MAX_NETWORK_VOXELS:.0e}. Check its "
+            "voxel size, or cut it."
+        )
+    if voxels > max_voxels:
+        raise MemoryBudgetError(
+            f"{where} the scan has {' x '.join(map(str, shape))} voxels, and the memory budget is enough for "
+            f"{max_voxels:.2g}. Raise it, or cut the scan."
+        )
 
 
-def scan_voxels(geometry: Geometry) -> int:
-    """Voxels in memory of a scan: its own, and those of the grid that it is straightened onto."""
-    grids = {geometry, straightened(geometry)}
-    return sum(math.prod(grid.shape) for grid in grids)
-
-
-def cut_off_share(network_input: NetworkInput) -> float:
-    """Of the scan's faces to the patient's sides, front and back, the largest share that is body; 0 to 1.
+def _cut_off_share(canonical: FloatArray, box: Box, threshold: float) -> float:
+    """Of the scan's faces to the patient's sides, front and back, within the body's box, the largest share of body.
 
     A whole scan has air there. At head and feet every scan ends in the body.
     """
-    frame = network_input.frame
-    whole = frame.straight.canonical_shape
     largest = 0.0
     for axis in (1, 2):
-        inner, faces = frame.box[axis], np.moveaxis(network_input.array, axis, 0)
-        for face, is_the_scans in ((faces[0], inner.start == 0), (faces[-1], inner.stop == whole[axis])):
-            if is_the_scans:
-                largest = max(largest, float((face > network_input.body_level).mean()))
+        across = box[:axis] + box[axis + 1 :]
+        for face in (0, -1):
+            largest = max(largest, float((np.moveaxis(canonical, axis, 0)[face][across] > threshold).mean()))
     return largest
 
 
@@ -151,8 +157,9 @@ def normalise(array: FloatArray, threshold: float, spec: PreprocessingSpec) -> t
 
 def resample_mask(mask: MaskArray, frame: Frame) -> MaskArray:
     """Bring a mask of the scan onto the network's grid: linear, cut at 0.5, as the paper does."""
-    whole = onto(mask.astype(np.float32), frame.geometry, frame.straight)
-    cropped = np.ascontiguousarray(frame.straight.orientation.to_canonical(whole)[frame.box])
+    tilted = frame.straight != frame.geometry
+    whole = onto(mask.astype(np.float32), frame.geometry, frame.straight) if tilted else mask
+    cropped = frame.straight.orientation.to_canonical(whole)[frame.box].astype(np.float32)
     resampled = np.empty(frame.shape, dtype=np.float32)
     _resample(cropped, frame.straight.canonical_spacing_mm, frame.spacing_mm, resampled)
     return (resampled >= 0.5).astype(np.uint8)
@@ -212,23 +219,15 @@ def onto(array: FloatArray, grid: Geometry, other: Geometry) -> FloatArray:
     """An array of a grid on another, by linear interpolation; zero beyond the first. As it is where both are one."""
     if grid == other:
         return array
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(grid.spacing_mm[::-1])
-    image.SetOrigin(grid.origin_lps_mm)
-    image.SetDirection(_itk_direction(grid))
+    image = itk_image(array, grid)
     resampler = sitk.ResampleImageFilter()
     resampler.SetInterpolator(sitk.sitkLinear)
     resampler.SetSize(other.shape[::-1])
     resampler.SetOutputSpacing(other.spacing_mm[::-1])
     resampler.SetOutputOrigin(other.origin_lps_mm)
-    resampler.SetOutputDirection(_itk_direction(other))
+    resampler.SetOutputDirection(itk_direction(other))
     resampler.SetOutputPixelType(sitk.sitkFloat32)
     return np.asarray(sitk.GetArrayFromImage(resampler.Execute(image)))
-
-
-def _itk_direction(geometry: Geometry) -> list[float]:
-    """Columns are array axes z, y, x; ITK wants x, y, z, row-major."""
-    return [cosine for row in geometry.direction_lps for cosine in row[::-1]]
 
 
 def _resampled_shape(shape: tuple[int, ...], spacing_mm: Triple, new_spacing_mm: Triple) -> Shape:

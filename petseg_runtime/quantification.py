@@ -170,23 +170,22 @@ def _peak(volume: Volume, index: npt.NDArray[np.intp]) -> float | None:
     steps = steps[((steps * spacing_mm) ** 2).sum(axis=1) <= PEAK_RADIUS_MM**2]
     if len(steps) == 1:
         return None
-    # The region's box, `reach` voxels wider; what of it lies beyond the scan does not count.
+    # The sphere is a bundle of rows along x, and the sum of each a difference of two running sums: on fine grids the
+    # sphere has thousands of voxels. What of a row lies beyond the scan does not count.
+    rows = {(dz, dy): half for dz, dy, half in steps.tolist()}  # the last step of a row is its farthest
     low, high = index.min(axis=0) - reach, index.max(axis=0) + reach + 1
     inside = tuple(slice(max(0, a), min(n, b)) for a, b, n in zip(low, high, volume.array.shape))
-    placed = tuple(slice(part.start - a, part.stop - a) for part, a in zip(inside, low))
-    values, counts = np.zeros(high - low), np.zeros(high - low)
-    values[placed], counts[placed] = volume.array[inside], 1.0
-    # The sphere is a bundle of rows along x, and the sum of each a difference of two running sums: on fine grids the
-    # sphere has thousands of voxels.
-    running = [np.pad(np.cumsum(part, axis=2), ((0, 0), (0, 0), (1, 0))) for part in (values, counts)]
-    stride = np.array([running[0].shape[1] * running[0].shape[2], running[0].shape[2], 1])
-    start = (index - low) @ stride
-    total, count = (np.zeros(len(index)) for _ in running)
-    for row in np.unique(steps[:, :2], axis=0):
-        half = int(steps[(steps[:, :2] == row).all(axis=1), 2].max())
-        first, end = start + (*row, -half) @ stride, start + (*row, half + 1) @ stride
-        total += running[0].ravel()[end] - running[0].ravel()[first]
-        count += running[1].ravel()[end] - running[1].ravel()[first]
+    values = volume.array[inside]
+    running = np.zeros((*values.shape[:2], values.shape[2] + 1))
+    np.cumsum(values, axis=2, dtype=np.float64, out=running[:, :, 1:])
+    total, count = np.zeros(len(index)), np.zeros(len(index))
+    z, y, x = (index - [part.start for part in inside]).T
+    for (dz, dy), half in rows.items():
+        there = (z + dz >= 0) & (z + dz < values.shape[0]) & (y + dy >= 0) & (y + dy < values.shape[1])
+        first = np.clip(x[there] - half, 0, values.shape[2])
+        end = np.clip(x[there] + half + 1, 0, values.shape[2])
+        total[there] += running[z[there] + dz, y[there] + dy, end] - running[z[there] + dz, y[there] + dy, first]
+        count[there] += end - first
     return float((total / count).max())
 
 

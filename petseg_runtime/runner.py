@@ -600,7 +600,9 @@ def _write_outputs(
         from petseg_runtime.outputs.dicom_source import Equipment
 
         manifest, used = segmenter.manifest, settings.inference(segmenter.manifest)
-        equipment = Equipment(manifest.name, manifest.version, segmenter.model_sha256, **used)
+        equipment = Equipment(
+            manifest.name, manifest.version, segmenter.model_sha256, **used, backend=segmenter.backend_name
+        )
         files += write_dicom(
             source, segmentation, equipment, settings.output_types, settings.save_probabilities, warnings, folder / name
         )

@@ -20,15 +20,7 @@ from petseg_runtime.errors import BackendError, CancelledError, ModelError, Pets
 from petseg_runtime.manifest import MAX_OVERLAP, THRESHOLD_RANGE, ModelFile, ModelManifest, is_threshold, read_model
 from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
-from petseg_runtime.preprocessing import (
-    MAX_NETWORK_VOXELS,
-    Frame,
-    NetworkInput,
-    cut_off_share,
-    preprocess,
-    restore,
-    scan_voxels,
-)
+from petseg_runtime.preprocessing import MAX_NETWORK_VOXELS, Frame, NetworkInput, preprocess, restore
 from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.signature import check_signature
@@ -228,13 +220,12 @@ class Segmenter:
         threshold = self.manifest.threshold if threshold is None else threshold
         check_options(overlap, threshold)
         clock = _Clock()
-        held = scan_voxels(volume.geometry)
-        room = MAX_NETWORK_VOXELS if self.budget is None else self.budget.network_voxels(held)
+        room = MAX_NETWORK_VOXELS if self.budget is None else self.budget.network_voxels(volume.array.size)
         network_input = preprocess(volume, self.manifest.preprocessing, room)
         clock.stop("preprocessing")
         on_network_grid = self.probabilities(network_input, overlap, tta, _cancellable(progress, cancel))
         clock.stop("inference")
-        frame, cut_off = network_input.frame, cut_off_share(network_input)
+        frame, cut_off = network_input.frame, network_input.cut_off
         del network_input  # a volume less in memory from here on
         probabilities = restore(on_network_grid, frame)
         del on_network_grid
@@ -305,7 +296,7 @@ def _warnings(frame: Frame, cut_off: float, manifest: ModelManifest) -> tuple[st
         )
     if cut_off > _CUT_OFF:
         found.append(
-            f"The scan cuts the body off at its side, where {100 * cut_off:.0f} % of its face is body: the model is "
+            f"The scan cuts the body off at its side, of which {100 * cut_off:.0f} % are body: the model is "
             "for whole bodies, and may mark much that is no tumour, or miss it. Pass the scan at its full width."
         )
     return tuple(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import permutations
 from operator import index
@@ -35,6 +35,13 @@ class Orientation:
         """View of an array of the scan with axes along S, P, L. Writing into it writes into the scan's array."""
         z, y, x = (slice(None, None, -1) if flip else slice(None) for flip in self.flips)
         return array.transpose(self.axes)[z, y, x]
+
+    def in_scan(self, box: Box, shape: Shape) -> Box:
+        """A box of the canonical view as one of the scan's array, which has this shape."""
+        parts = [slice(0)] * 3
+        for part, axis, flip in zip(box, self.axes, self.flips):
+            parts[axis] = slice(shape[axis] - part.stop, shape[axis] - part.start) if flip else part
+        return parts[0], parts[1], parts[2]
 
 
 class Unit(StrEnum):
@@ -82,7 +89,8 @@ class Geometry:
             raise ValueError(f"spacing is {self.spacing_mm} mm, expected three positive numbers")
         if not np.isfinite(self.origin_lps_mm).all():
             raise ValueError(f"origin is {self.origin_lps_mm} mm, expected three finite numbers")
-        direction = np.asarray(self.direction_lps)
+        direction = np.asarray(self.direction_lps, dtype=np.float64)
+        object.__setattr__(self, "direction_lps", tuple(map(tuple, direction.tolist())))
         if not np.allclose(direction @ direction.T, np.eye(3), rtol=0, atol=ORTHONORMAL_TOLERANCE):
             raise ValueError(f"direction {direction.round(4).tolist()} is not orthonormal")
 
@@ -115,6 +123,12 @@ class Geometry:
         """How far the array axis that lies farthest off S, P or L is turned against it; 0 for an axial scan."""
         cosines = np.abs(np.asarray(self.direction_lps)[::-1][(0, 1, 2), self.orientation.axes])
         return float(np.degrees(np.arccos(min(1.0, cosines.min()))))
+
+    def part(self, box: Box) -> Geometry:
+        """Of the voxels in a box of the array."""
+        z, y, x = (part.stop - part.start for part in box)
+        left, behind, above = self.to_lps_mm([part.start for part in box]).tolist()
+        return replace(self, shape=(z, y, x), origin_lps_mm=(left, behind, above))
 
     def straight(self) -> Geometry:
         """The grid along S, P and L, of this one's voxel sizes, that holds all of this one."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from petseg_runtime.manifest import Channel, ModelManifest
+from petseg_runtime.manifest import LABELS, Channel, ModelManifest
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.volume import FloatArray
 from petseg_train.training import SegmentationModule
@@ -69,7 +69,7 @@ def make_manifest(
         patch_size=config.patch_size,
         overlap=config.overlap,
         threshold=config.threshold,
-        labels={"background": 0, "tumour": 1},
+        labels=dict(LABELS),
         training=training or {},
         fit_multiple=config.fit_multiple,
         longest_body_mm=module.longest_body_mm,

@@ -142,10 +142,14 @@ def _build(
         for index, capability in enumerate(capabilities):
             member = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
             _taken(config.set_compute_capability(member, index), logger, f"build for GPUs of {capability}")
+    failures: list[Exception] = []
     with _interrupts() as interrupted:
-        config.progress_monitor = _monitor(trt, progress, interrupted)
+        config.progress_monitor = _monitor(trt, progress, interrupted, failures)
         engine = builder.build_serialized_network(network, config)
+    if failures:
+        raise failures[0]
     if interrupted.is_set():
+        signal.raise_signal(signal.SIGINT)  # to whom it was for
         raise KeyboardInterrupt
     _taken(engine is not None, logger, "build the model")
     return bytes(engine)
@@ -163,19 +167,30 @@ def _interrupts() -> Iterator[Event]:
     if current_thread() is not main_thread() or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield interrupted
         return
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(*_: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)  # a second one is as ever
+
+    signal.signal(signal.SIGINT, note)
     try:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _monitor(trt: Any, progress: Progress | None, interrupted: Event) -> Any:
+def _monitor(trt: Any, progress: Progress | None, interrupted: Event, failures: list[Exception]) -> Any:
+    """Stops the build at Ctrl-C, and where `progress` fails; what it raises is kept, as the builder swallows it."""
     steps: dict[str, int] = {}
 
     def show(phase: str, done: int) -> None:
-        if progress is not None:
+        if progress is None or failures:
+            return
+        try:
             progress(phase, done, steps[phase])
+        except Exception as error:
+            failures.append(error)
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -187,7 +202,7 @@ def _monitor(trt: Any, progress: Progress | None, interrupted: Event) -> Any:
 
         def step_complete(self, phase: str, step: int) -> bool:
             show(phase, step + 1)
-            return not interrupted.is_set()  # whether to go on
+            return not (interrupted.is_set() or failures)  # whether to go on
 
         def phase_finish(self, phase: str) -> None:
             show(phase, steps[phase])

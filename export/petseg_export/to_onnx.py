@@ -70,7 +70,8 @@ def export_onnx(
     try:
         manifest = make_manifest(module, name, version, provenance)
     except ValueError as error:
-        raise UsageError(f"{error}. A name is 1 to 64 characters on one line, without a backslash.") from error
+        hint = " A name is 1 to 64 characters on one line, without a backslash." if "name and" in str(error) else ""
+        raise UsageError(f"{error}.{hint}") from error
     return module, write_model(module.network, manifest, output)
 
 

@@ -16,8 +16,10 @@ from unicodedata import category
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
 T = TypeVar("T")
@@ -146,6 +148,13 @@ class Elements:
 
         In some of these a backslash is a part of a letter, so it is decoded before it is looked at.
         """
+        values = self.all_decoded(tag)
+        if len(values) > 1:
+            raise MalformedValueError(tag, "one line of text")
+        return values[0] if values else ""
+
+    def all_decoded(self, tag: int) -> tuple[str, ...]:
+        """The same of a text that may have several values."""
         element = self._dataset.get_item(tag)
         try:
             if isinstance(element, RawDataElement):
@@ -153,23 +162,23 @@ class Elements:
                 delimiters = PN_DELIMS if dictionary_VR(tag) == "PN" else TEXT_VR_DELIMS
                 text = decode_bytes(element.value or b"", encodings, delimiters)
             else:  # pydicom has converted it
-                text = "" if element is None or element.value is None else str(element.value)
+                value = "" if element is None or element.value is None else element.value
+                text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
         except (LookupError, UnicodeError, ValueError) as error:
             raise MalformedValueError(tag, "a text of its character set") from error
         text = text.strip(" \0")
         if "\ufffd" in text:  # what pydicom puts where it cannot decode
             raise MalformedValueError(tag, "a text of its character set")
-        several = isinstance(element, DataElement) and element.VM > 1
-        if several or "\\" in text or any(map(_is_control, text)):
+        if any(map(_is_control, text)):
             raise MalformedValueError(tag, "one line of text")
-        return text
+        return tuple(part.strip(" \0") for part in text.split("\\")) if text else ()
 
     def items(self, tag: int) -> list[Elements]:
         """The items of a sequence (SQ)."""
-        items = (self._dataset[tag].value or ()) if tag in self._dataset else ()
-        if not all(isinstance(item, Dataset) for item in items):
+        items = self._dataset[tag].value if tag in self._dataset else None
+        if items is not None and not isinstance(items, Sequence):
             raise MalformedValueError(tag, "a sequence")
-        return [Elements(item) for item in items]
+        return [Elements(item) for item in items or ()]
 
     @cached_property
     def private_blocks(self) -> dict[tuple[int, str], int]:

@@ -15,6 +15,7 @@ from petseg_runtime.io.identity import check_utf8
 from petseg_runtime.io.meta_and_nrrd import check_mha, check_nrrd
 from petseg_runtime.io.nifti import check_nifti, holds_voxels, read_nifti_voxels, straightened
 from petseg_runtime.io.plausible import MAX_VOXELS, check_grid, check_modality, check_uptake
+from petseg_runtime.itk import itk_image
 from petseg_runtime.volume import FloatArray, Geometry, MaskArray, Unit, Volume
 
 # By suffix: what ITK passes over in silence, and ITK's reader, which by itself would judge by the suffix's case.
@@ -91,12 +92,7 @@ def write_image(array: MaskArray | FloatArray, geometry: Geometry, path: Path) -
     ------
     RuntimeError : if the file cannot be written, or is not whole, as on a full disk.
     """
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(geometry.spacing_mm[::-1])
-    image.SetOrigin(geometry.origin_lps_mm)
-    # Columns are array axes z, y, x; ITK wants x, y, z, row-major.
-    image.SetDirection([cosine for row in geometry.direction_lps for cosine in row[::-1]])
-    sitk.WriteImage(image, str(path), useCompression=True)
+    sitk.WriteImage(itk_image(array, geometry), str(path), useCompression=True)
     if _FORMATS[image_suffix(path)][1] == _NIFTI and not holds_voxels(path, array.nbytes):
         raise RuntimeError(f"{path.name} is not whole.")
 

@@ -49,6 +49,7 @@ _ROUNDING_MM = 0.05
 # Of the volume's extent: near half a turn the quaternion's first part, the root of what float32 leaves of 1, is off by
 # the root of float32's step, and the axes by twice that.
 _HALF_TURN = 2 * math.sqrt(np.finfo(np.float32).eps)
+_NEAR_HALF_TURN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,9 @@ def _check_geometry(header: _Header, name: str) -> bool:
                 f"{name} says twice where it lies, in its qform and its sform, {apart_mm:.1f} mm apart, and programs "
                 "take one or the other. Save it anew with the right one."
             )
-        return bool(apart_mm > max(_ROUNDING_MM, _HALF_TURN * np.linalg.norm(corners[-1, :3] * size_mm)))
+        b, c, d = header.values("3f", _QUATERNION)
+        loose = _HALF_TURN if 1 - (b * b + c * c + d * d) < _NEAR_HALF_TURN else 0.0
+        return bool(apart_mm > max(_ROUNDING_MM, loose * np.linalg.norm(corners[-1, :3] * size_mm)))
     return False
 
 

@@ -74,6 +74,7 @@ class Equipment:
     threshold: float
     overlap: float
     tta: bool
+    backend: str
 
     manufacturer: str = "PETSeg"
     software: str = __version__
@@ -88,9 +89,10 @@ class Equipment:
         """All but the scan that the outline depends on."""
         return {
             "model_sha256": self.model_sha256,
-            "threshold": f"{self.threshold:g}",
-            "overlap": f"{self.overlap:g}",
+            "threshold": str(self.threshold),
+            "overlap": str(self.overlap),
             "tta": "yes" if self.tta else "no",
+            "backend": self.backend,
         }
 
 
@@ -170,23 +172,30 @@ def _patient_and_study(first: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     sex = elements.text(_SEX)
     about.PatientSex = sex if sex in ("M", "F", "O") else ""
     left_out += ["PatientSex"] if sex and not about.PatientSex else []
-    _copy_deidentification(elements, about)
+    left_out += _copy_deidentification(elements, about)
     if not left_out:
         return about, ()
     names = ", ".join(left_out)
     return about, (f"Left empty in the DICOM results, because the series has it malformed or too long: {names}.",)
 
 
-def _copy_deidentification(elements: Elements, about: Dataset) -> None:
-    """That and how the series was de-identified (PS3.3 C.7.1.1); what is malformed is no method."""
+def _copy_deidentification(elements: Elements, about: Dataset) -> list[str]:
+    """Copy that and how the series was de-identified (PS3.3 C.7.1.1); returns what of it is malformed."""
+    left_out = []
     if (removed := elements.text(Tag(_DEIDENTIFIED))) in ("YES", "NO"):
         setattr(about, _DEIDENTIFIED, removed)
-    methods = elements.texts(Tag(_METHOD))
+    methods = if_sound(partial(elements.all_decoded, Tag(_METHOD)))
     if methods and max(map(len, methods)) <= 64:
         setattr(about, _METHOD, list(methods))
-    items = if_sound(partial(elements.items, Tag(_METHOD_CODES))) or ()
-    if codes := [code for code in map(_code, items) if code is not None]:
+    elif methods != ():
+        left_out.append(_METHOD)
+    items = if_sound(partial(elements.items, Tag(_METHOD_CODES)))
+    codes = [code for code in map(_code, items or ()) if code is not None]
+    if codes:
         setattr(about, _METHOD_CODES, codes)
+    if items is None or len(codes) < len(items):
+        left_out.append(_METHOD_CODES)
+    return left_out
 
 
 def _code(item: Elements) -> Dataset | None:

@@ -394,6 +394,15 @@ def test_a_build_that_is_interrupted_ends_and_leaves_nothing(known_model: Path, 
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_what_the_progress_raises_ends_the_build(known_model: Path, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("the terminal is gone")
+
+    with pytest.raises(OSError, match="the terminal is gone"):
+        build_engine(known_model, tmp_path / "known.engine", progress=fail)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("turing", [False, True])
 def test_a_graph_in_mixed_precision_is_valid_onnx(turing: bool) -> None:
     """Its nodes stand in the order in which they read each other."""

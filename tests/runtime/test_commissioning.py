@@ -73,6 +73,13 @@ def test_results_survive_the_model_file(tested_model: Path, known_model: Path) -
         np.testing.assert_allclose(stored, 1 / (1 + np.exp(-10 * (window - 2.0))), atol=3e-4)
 
 
+@pytest.mark.parametrize("cut", [1, 4, 5, 100])
+def test_results_that_are_cut_short_are_refused(cut: int) -> None:
+    packed = base64.b64decode(pack([np.full((1, 1, *PATCH), 0.25, np.float32)] * 3))
+    with pytest.raises(ModelError, match="damaged"):
+        unpack(base64.b64encode(packed[: -min(cut, len(packed) - 1)]).decode(), PATCH)
+
+
 @pytest.mark.parametrize("text", ["", "no base64 !", pack([np.zeros((1, 1, 8, 8, 8), np.float32)] * 3)])
 def test_damaged_results_are_refused(text: str) -> None:
     with pytest.raises(ModelError, match="damaged"):

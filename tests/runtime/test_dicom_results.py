@@ -37,7 +37,7 @@ from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.volume import Volume
 
-EQUIPMENT = Equipment("petseg-test", "3", "ab" * 32, threshold=0.5, overlap=0.25, tta=False)
+EQUIPMENT = Equipment("petseg-test", "3", "ab" * 32, threshold=0.5, overlap=0.25, tta=False, backend="none")
 KINDS = ("dicom-seg", "dicom-sr", "dicom-rtstruct")
 WARNINGS = ("A lesion reaches the edge of the scan.", "The highest SUVbw of the scan is 720.")
 SHAPE = (5, 12, 14)
@@ -179,11 +179,11 @@ def test_results_say_what_the_outline_depends_on_beside_the_scan(tmp_path: Path)
     """Two results of one scan that differ would have nothing to tell them by (PS3.3 10.16)."""
     volume = scan_in(tmp_path / "in")
     source = read_source(volume.source, volume.geometry)
-    used = replace(EQUIPMENT, threshold=0.35, overlap=0.5, tta=True)
+    used = replace(EQUIPMENT, threshold=0.35, overlap=0.5, tta=True, backend="OpenVINO f32")
     labels = two_lesions()
     files = write_dicom(source, segmentation_of(volume, labels), used, KINDS, False, (), tmp_path / "scan")
     seg, report, structures = map(pydicom.dcmread, files)
-    said = f"model_sha256={used.model_sha256},threshold=0.35,overlap=0.5,tta=yes"
+    said = f"model_sha256={used.model_sha256},threshold=0.35,overlap=0.5,tta=yes,backend=OpenVINO f32"
     assert seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters == said
     assert all(f'"{parameter}"' in report.to_json() for parameter in said.split(","))
     assert said.replace("=", " ").replace(",", ", ") in structures.StructureSetDescription
@@ -199,7 +199,8 @@ def test_an_odd_number_of_bytes_is_padded_with_null(tmp_path: Path) -> None:
 
 def test_what_is_made_of_a_deidentified_series_says_so_too(tmp_path: Path) -> None:
     def deidentified(dataset: Dataset, _: int) -> None:
-        dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", ["by hand", "twice"]
+        dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", ["von Hand in Köln", "twice"]
+        dataset.SpecificCharacterSet = "ISO_IR 192"
         code, broken = Dataset(), Dataset()
         code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Basic Profile"
         broken.CodeValue = "113101"
@@ -209,22 +210,30 @@ def test_what_is_made_of_a_deidentified_series_says_so_too(tmp_path: Path) -> No
     spoilt(volume, deidentified)
     for file in results_of(volume, two_lesions(), tmp_path).values():
         result = pydicom.dcmread(file)
-        assert (result.PatientIdentityRemoved, list(result.DeidentificationMethod)) == ("YES", ["by hand", "twice"])
+        assert (result.PatientIdentityRemoved, list(result.DeidentificationMethod)) == (
+            "YES",
+            ["von Hand in Köln", "twice"],
+        )
         (code,) = result.DeidentificationMethodCodeSequence
         assert (code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning) == ("113100", "DCM", "Basic Profile")
         assert errors_in(file) == []
 
 
-def test_malformed_words_on_deidentification_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("vr", "value"), [("LO", "no sequence"), ("US", 5)])
+def test_malformed_words_on_deidentification_are_left_out(vr: str, value: object, tmp_path: Path) -> None:
     def odd(dataset: Dataset, _: int) -> None:
         dataset.add_new(0x00120062, "LO", "MAYBE")
         dataset.add_new(0x00120063, "LO", "m" * 65)
-        dataset.add_new(0x00120064, "LO", "no sequence")
+        dataset.add_new(0x00120064, vr, value)
 
     volume = scan_in(tmp_path / "in")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         spoilt(volume, odd)
+    assert (
+        "DeidentificationMethod, DeidentificationMethodCodeSequence"
+        in read_source(volume.source, volume.geometry).notes[0]
+    )
     for file in results_of(volume, two_lesions(), tmp_path).values():
         result = pydicom.dcmread(file)
         assert not {"PatientIdentityRemoved", "DeidentificationMethod"} & set(result.dir())

@@ -112,8 +112,30 @@ def test_weights_that_are_no_numbers_are_refused(
         model.graph.node.append(onnx.helper.make_node("Constant", [], ["odd"], value=tensor))
     else:
         model.graph.initializer.append(tensor)
-    with pytest.raises(ModelError, match="has weights that are no numbers"):
+    with pytest.raises(ModelError, match="has weights that are no finite numbers"):
         read_model(written(model, manifest, tmp_path / "model.onnx"))
+
+
+def test_a_list_of_weights_in_two_pieces_is_looked_at_whole(manifest: ModelManifest, tmp_path: Path) -> None:
+    """As protobuf may write it: the pieces of a repeated field are one list."""
+    model = onnx.load_from_string(onnx_model(manifest))
+    pieces = [onnx.TensorProto(float_data=[value]).SerializeToString() for value in (float("nan"), 1.0)]
+    head = onnx.TensorProto(name="odd", data_type=onnx.TensorProto.FLOAT, dims=[2]).SerializeToString()
+    tensor = b"".join([head, *pieces])
+    assert np.isnan(onnx.TensorProto.FromString(tensor).float_data[0])
+    graph = model.graph.SerializeToString() + b"\x2a" + bytes([len(tensor)]) + tensor  # field 5, initializer
+    outer = onnx.ModelProto()
+    outer.CopyFrom(model)
+    outer.ClearField("graph")
+    del outer.metadata_props[:]
+    length = bytes([len(graph) & 0x7F | 0x80, len(graph) >> 7])
+    content = outer.SerializeToString() + b"\x3a" + length + graph  # field 7, graph
+    props = onnx.ModelProto()
+    complete = replace(manifest, weights_sha256=graph_sha256(content))
+    props.metadata_props.add(key="petseg.manifest", value=complete.to_json())
+    (tmp_path / "model.onnx").write_bytes(content + props.SerializeToString())
+    with pytest.raises(ModelError, match="has weights that are no finite numbers"):
+        read_model(tmp_path / "model.onnx")
 
 
 def test_a_model_with_two_manifests_is_refused(manifest: ModelManifest, tmp_path: Path) -> None:

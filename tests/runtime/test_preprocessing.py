@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from petseg_runtime.errors import InputError
+from petseg_runtime.errors import InputError, MemoryBudgetError
 from petseg_runtime.manifest import ModelManifest
-from petseg_runtime.preprocessing import body_threshold, cut_off_share, onto, preprocess, resample_mask, restore
+from petseg_runtime.preprocessing import body_threshold, onto, preprocess, resample_mask, restore
 from petseg_runtime.volume import Geometry, Orientation, Unit, Volume
 
 
@@ -169,10 +169,47 @@ def test_the_share_of_a_side_that_is_body(manifest: ModelManifest) -> None:
     geometry = Geometry((20, 40, 44), (4.0, 4.0, 4.0))
     array = np.full(geometry.shape, 0.01, dtype=np.float32)
     array[:, 10:30, 12:32] = body_array((20, 20, 20)).clip(0.5)
-    assert cut_off_share(preprocess(Volume(array, geometry), manifest.preprocessing)) == 0.0
+    assert preprocess(Volume(array, geometry), manifest.preprocessing).cut_off == 0.0
     cut = np.ascontiguousarray(array[:, :, 16:])
-    found = preprocess(Volume(cut, Geometry(cut.shape, (4.0, 4.0, 4.0))), manifest.preprocessing)
-    assert cut_off_share(found) == pytest.approx(20 / 30, abs=0.02)
+    for degrees in (0.0, 20.0):  # of its own sides, however they lie
+        direction = turned(degrees, 2)
+        found = preprocess(
+            Volume(cut, Geometry(cut.shape, (4.0, 4.0, 4.0), direction_lps=direction)),  # type: ignore[arg-type]
+            manifest.preprocessing,
+        )
+        assert found.cut_off == pytest.approx(20 / 30, abs=0.02)
+
+
+@pytest.mark.parametrize(("degrees", "straightened"), [(4.9, False), (5.1, True)])
+def test_what_is_hardly_tilted_is_taken_as_it_is(
+    degrees: float, straightened: bool, axial_volume: Volume, manifest: ModelManifest
+) -> None:
+    geometry = replace(axial_volume.geometry, direction_lps=turned(degrees, 0))  # type: ignore[arg-type]
+    one, other = (
+        preprocess(volume, manifest.preprocessing)
+        for volume in (axial_volume, replace(axial_volume, geometry=geometry))
+    )
+    assert (other.frame.straight != geometry) == straightened
+    if not straightened:
+        np.testing.assert_array_equal(one.array, other.array)
+
+
+def test_a_tilted_scan_of_which_the_straight_one_is_huge_is_refused(manifest: ModelManifest) -> None:
+    """A row of voxels along a diagonal has 1e5 of them, and the box round it 1.7e9."""
+    geometry = Geometry((1, 1, 100_000), (4.0, 4.0, 4.0), direction_lps=turned(44.0, 2))  # type: ignore[arg-type]
+    array = np.random.default_rng(0).uniform(1, 2, geometry.shape).astype(np.float32)
+    with pytest.raises(MemoryBudgetError, match="Straightened the scan has"):
+        preprocess(Volume(array, geometry), manifest.preprocessing)
+    tilted = Geometry((20, 60, 60), (4.0, 5.0, 5.0), direction_lps=turned(40.0, 2))  # type: ignore[arg-type]
+    with pytest.raises(MemoryBudgetError, match="the memory budget is enough for"):
+        preprocess(Volume(body_array(tilted.shape), tilted), manifest.preprocessing, max_voxels=50_000)
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_directions_may_be_a_list_or_an_array(kind: type, axial_volume: Volume, manifest: ModelManifest) -> None:
+    geometry = Geometry((24, 30, 32), (4.0, 5.0, 5.0), (-80.0, -70.0, 10.0), kind([[0, 0, 1], [0, 1, 0], [1, 0, 0]]))  # type: ignore[arg-type]
+    assert geometry == axial_volume.geometry
+    assert hash(geometry) == hash(axial_volume.geometry)
 
 
 def test_a_mask_comes_back_on_the_scans_own_grid(volume: Volume, manifest: ModelManifest) -> None:

@@ -346,7 +346,7 @@ def test_a_scan_that_cuts_the_body_off_at_its_side_is_warned_of(windowed: ModelM
     """The model is for whole bodies: of cropped ones it marked half, and nothing said so."""
     segmenter = Segmenter.from_backend(windowed, RecordingBackend())
     (said,) = segmenter.segment(all_body((64, 12, 16))).warnings
-    assert "cuts the body off at its side, where 100 % of its face is body" in said
+    assert "cuts the body off at its side, of which 100 % are body" in said
     array = np.zeros((64, 40, 44), np.float32)
     array[:, 14:26, 14:30] = all_body((64, 12, 16)).array
     assert segmenter.segment(Volume(array, Geometry(array.shape, (2.0, 4.0, 4.0)), Unit.SUVBW)).warnings == ()
