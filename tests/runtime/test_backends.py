@@ -56,7 +56,7 @@ def test_windows_that_do_not_fit_the_network_are_refused(backend: str, known_mod
     model = onnx.load(known_model)
     for side, value in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], (8, 8, 8)):
         side.dim_value = value
-    with pytest.raises(BackendError, match="cannot run"):
+    with pytest.raises((BackendError, ModelError), match="cannot run"):  # OpenVINO knows before that it cannot
         next(
             open_backend(model.SerializeToString(), backend, "cpu")[0].predict(
                 [np.zeros((1, 1, 16, 16, 16), np.float32)]
