@@ -296,7 +296,7 @@ def _looked_through(model: memoryview) -> tuple[dict[str, str], str]:
     ValueError, IndexError, KeyError, RecursionError : if it is no ONNX model, or says something twice.
     """
     metadata: dict[str, str] = {}
-    graphs, trouble = 0, ""
+    has_graph, trouble = False, ""
     for number, value in _protobuf_fields(model):
         if number == _METADATA_FIELD:
             key, text = _metadata_entry(value)
@@ -306,9 +306,9 @@ def _looked_through(model: memoryview) -> tuple[dict[str, str], str]:
         elif number == _FUNCTIONS_FIELD:
             trouble = _ELSEWHERE
         elif number == _GRAPH_FIELD:
-            graphs += 1
+            has_graph = True
             trouble = trouble or _trouble_in(value, "graph")
-    if not graphs:
+    if not has_graph:
         raise ValueError("there is no graph")
     return metadata, trouble
 

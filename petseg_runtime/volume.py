@@ -113,12 +113,6 @@ class Geometry:
         return self.spacing_mm[a], self.spacing_mm[b], self.spacing_mm[c]
 
     @property
-    def canonical_shape(self) -> Shape:
-        """Voxels along canonical axes S, P, L."""
-        a, b, c = self.orientation.axes
-        return self.shape[a], self.shape[b], self.shape[c]
-
-    @property
     def tilt_degrees(self) -> float:
         """How far the array axis that lies farthest off S, P or L is turned against it; 0 for an axial scan."""
         cosines = np.abs(np.asarray(self.direction_lps)[::-1][(0, 1, 2), self.orientation.axes])

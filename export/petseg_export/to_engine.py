@@ -163,11 +163,10 @@ def _taken(taken: bool, logger: Any, what: str) -> None:
 @contextmanager
 def _interrupts() -> Iterator[Event]:
     """Keep Ctrl-C for after the block: an exception in one of the builder's callbacks is swallowed there."""
-    interrupted = Event()
-    if current_thread() is not main_thread() or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+    interrupted, before = Event(), signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or before in (signal.SIG_IGN, None):
         yield interrupted
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def note(*_: object) -> None:
         interrupted.set()

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from petseg_runtime.errors import InputError, MemoryBudgetError
 from petseg_runtime.manifest import ModelManifest
 from petseg_runtime.preprocessing import body_threshold, onto, preprocess, resample_mask, restore
-from petseg_runtime.volume import Geometry, Orientation, Unit, Volume
+from petseg_runtime.volume import Geometry, Orientation, Triple, Unit, Volume
 
 
 def test_the_grid_has_the_manifests_spacing_along_the_patients_axes(volume: Volume, manifest: ModelManifest) -> None:
@@ -101,9 +101,10 @@ def test_what_is_brighter_than_the_ceiling_counts_as_the_ceiling(manifest: Model
         assert found.air == pytest.approx(-clipped.mean() / clipped.std(), abs=2e-3)
 
 
-def turned(degrees: float, axis: int) -> tuple[tuple[float, ...], ...]:
+def turned(degrees: float, axis: int) -> tuple[Triple, Triple, Triple]:
     """Directions `(L, P, S)` of the array axes z, y, x after a turn about L, P or S."""
-    return tuple(map(tuple, Rotation.from_euler("xyz"[axis], degrees, degrees=True).as_matrix()[:, ::-1]))
+    left, behind, above = Rotation.from_euler("xyz"[axis], degrees, degrees=True).as_matrix()[:, ::-1].tolist()
+    return tuple(left), tuple(behind), tuple(above)
 
 
 @settings(max_examples=50, deadline=None)
@@ -122,7 +123,7 @@ def test_a_tilted_scan_is_straightened_where_it_lies(
     slope: tuple[float, float, float],
 ) -> None:
     """Linear interpolation reproduces a function that is linear in the patient: wherever the scan holds a voxel."""
-    scan = Geometry(shape, spacing_mm, (-12.5, 40.0, -300.0), turned(degrees, axis))  # type: ignore[arg-type]
+    scan = Geometry(shape, spacing_mm, (-12.5, 40.0, -300.0), turned(degrees, axis))
     straight = scan.straight()
     assert straight.tilt_degrees == 0.0
     assert scan.tilt_degrees == pytest.approx(abs(degrees), abs=1e-4)
@@ -143,7 +144,7 @@ def test_a_tilted_scan_is_straightened_where_it_lies(
 def test_the_network_sees_a_tilted_patient_straight(manifest: ModelManifest) -> None:
     """The same patient in a straight scan and in one that is turned by 40 degrees about the long axis."""
     straight = Geometry((20, 40, 44), (4.0, 5.0, 5.0), (-107.5, -97.5, 10.0))
-    tilted = Geometry((20, 60, 60), (4.0, 5.0, 5.0), direction_lps=turned(40.0, 2))  # type: ignore[arg-type]
+    tilted = Geometry((20, 60, 60), (4.0, 5.0, 5.0), direction_lps=turned(40.0, 2))
     centre_mm = straight.to_lps_mm((np.array(straight.shape) - 1) / 2)
     off = centre_mm - tilted.to_lps_mm((np.array(tilted.shape) - 1) / 2)
     tilted = replace(tilted, origin_lps_mm=tuple(off.tolist()))
@@ -174,7 +175,7 @@ def test_the_share_of_a_side_that_is_body(manifest: ModelManifest) -> None:
     for degrees in (0.0, 20.0):  # of its own sides, however they lie
         direction = turned(degrees, 2)
         found = preprocess(
-            Volume(cut, Geometry(cut.shape, (4.0, 4.0, 4.0), direction_lps=direction)),  # type: ignore[arg-type]
+            Volume(cut, Geometry(cut.shape, (4.0, 4.0, 4.0), direction_lps=direction)),
             manifest.preprocessing,
         )
         assert found.cut_off == pytest.approx(20 / 30, abs=0.02)
@@ -184,7 +185,7 @@ def test_the_share_of_a_side_that_is_body(manifest: ModelManifest) -> None:
 def test_what_is_hardly_tilted_is_taken_as_it_is(
     degrees: float, straightened: bool, axial_volume: Volume, manifest: ModelManifest
 ) -> None:
-    geometry = replace(axial_volume.geometry, direction_lps=turned(degrees, 0))  # type: ignore[arg-type]
+    geometry = replace(axial_volume.geometry, direction_lps=turned(degrees, 0))
     one, other = (
         preprocess(volume, manifest.preprocessing)
         for volume in (axial_volume, replace(axial_volume, geometry=geometry))
@@ -196,11 +197,11 @@ def test_what_is_hardly_tilted_is_taken_as_it_is(
 
 def test_a_tilted_scan_of_which_the_straight_one_is_huge_is_refused(manifest: ModelManifest) -> None:
     """A row of voxels along a diagonal has 1e5 of them, and the box round it 1.7e9."""
-    geometry = Geometry((1, 1, 100_000), (4.0, 4.0, 4.0), direction_lps=turned(44.0, 2))  # type: ignore[arg-type]
+    geometry = Geometry((1, 1, 100_000), (4.0, 4.0, 4.0), direction_lps=turned(44.0, 2))
     array = np.random.default_rng(0).uniform(1, 2, geometry.shape).astype(np.float32)
     with pytest.raises(MemoryBudgetError, match="Straightened the scan has"):
         preprocess(Volume(array, geometry), manifest.preprocessing)
-    tilted = Geometry((20, 60, 60), (4.0, 5.0, 5.0), direction_lps=turned(40.0, 2))  # type: ignore[arg-type]
+    tilted = Geometry((20, 60, 60), (4.0, 5.0, 5.0), direction_lps=turned(40.0, 2))
     with pytest.raises(MemoryBudgetError, match="the memory budget is enough for"):
         preprocess(Volume(body_array(tilted.shape), tilted), manifest.preprocessing, max_voxels=50_000)
 
