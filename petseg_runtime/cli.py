@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import import_module
@@ -89,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # one line, and the trace for those who ask
         known = as_petseg_error(error)
         _complain(str(known))
+        if options.json:
+            with suppress(OSError):  # that may be the fault
+                print(json.dumps({"error": str(known), "exit_code": known.exit_code}))
         if options.verbose:
             _messages().print(traceback.format_exc())
         _give_up_unwritable_output()
@@ -160,18 +163,26 @@ def _complain(text: str) -> None:
         complain(text)
 
 
+# What the self-test looks at, and what only an inbox does.
+_OF_SELF_TEST = {"self_test", "model", "threads", "output", "json", "quiet", "verbose"}
+_OF_WATCH = {"settle", "bind", "dicom_port", "dicom_title", "dicom_caller", "send_to", "http_port", "http_token_file"}
+
+
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse options that do not go together."""
     if options.self_test == bool(options.input):
         parser.error("--self-test takes no input" if options.input else "the following arguments are required: input")
-    if options.self_test and options.model_key is not None:
-        parser.error("--self-test checks no signature: leave out --model-key")
-    chosen = [name for name in ("device", "backend", "precision") if getattr(options, name) != "auto"]
-    if options.self_test and chosen:
-        parser.error(f"--self-test tries every backend of this machine: leave out --{', --'.join(chosen)}")
-    for name in ("dicom_port", "http_port", "send_to"):
-        if getattr(options, name) is not None and not options.watch:
-            parser.error(f"--{name.replace('_', '-')} is for an inbox: add --watch")
+    given = {name for name, value in vars(options).items() if value != parser.get_default(name)} - {"input"}
+    if options.self_test and (unused := given - _OF_SELF_TEST):
+        parser.error(f"--self-test tries every backend of this machine: leave out {_spelled(unused)}")
+    if not options.watch and (unused := given & _OF_WATCH):
+        parser.error(f"{_spelled(unused)} {'is' if len(unused) == 1 else 'are'} for an inbox: add --watch")
+    if options.radiomics and options.max_memory_gb is not None:
+        parser.error("--radiomics takes what memory it needs (mirp): leave out --max-memory-gb")
+
+
+def _spelled(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 def _overrides(options: argparse.Namespace) -> SuvOverrides:
@@ -376,7 +387,7 @@ def _self_test(options: argparse.Namespace) -> None:
     from petseg_runtime.self_test import keep, self_test, write_record
 
     record, passed_over = self_test(options.model, options.threads)
-    for reason in passed_over:
+    for reason in passed_over if not options.quiet else ():
         _messages().print(reason, style="dim")
     path = keep(record)
     if options.output is not None:

@@ -138,16 +138,16 @@ class _Worker:
         try:
             digest = _digest(scan)
             attempt, marked = self._attempt(digest), _is_marked(scan)
-            name, state = self.journal.take(digest, scan, attempt, _study_digest(scan), self.output, marked)
+            named, state = self.journal.take(digest, scan, attempt, _study_digest(scan), self.output, marked)
             if marked:
                 _again(scan).unlink(missing_ok=True)  # from here on the journal says it
             if state != TAKEN:
                 return None, state == DONE
-            result = self._take_in_hand(scan, name, digest)
+            result = self._take_in_hand(scan, named, digest)
             if not isinstance(result, ScanResult) and _is_changed(scan):
                 self.journal.release(digest)
                 raise UsageError(f"{scan.name} was changed or removed while in hand. It is taken up when it settles.")
-            self._note_down(result, scan, name, digest, attempt)
+            self._note_down(result, scan, named, digest, attempt)
         except UsageError as error:
             with suppress(sqlite3.Error):
                 self.journal.waits(digest, str(error))
@@ -163,25 +163,26 @@ class _Worker:
         budget = "" if self.segmenter.budget is None else self.segmenter.budget.gigabytes
         return f"{run_key(digest, self.segmenter, self.settings)} {budget} {self.destination}"
 
-    def _take_in_hand(self, scan: Scan, name: str, digest: str) -> ScanResult | PetsegError:
+    def _take_in_hand(self, scan: Scan, named: Scan, digest: str) -> ScanResult | PetsegError:
         """Do a scan that is taken, under the name that the journal gave it."""
         result: ScanResult | PetsegError = _ENDS_THE_PROCESS
         if self.journal.begin(digest) <= MOST_ATTEMPTS:
             warnings = _other_results(self.journal.done_of(_study_digest(scan), digest))
-            if name != scan.name and not warnings:
+            if named.name != scan.name and not warnings:
                 warnings = (f"Another scan was done under the name {scan.name} before: these results have another.",)
             try:
-                named = replace(scan, name=name, warnings=warnings)
-                result = run_scan(named, self.segmenter, self.settings, True)
+                result = run_scan(replace(named, warnings=warnings), self.segmenter, self.settings, True)
             except Exception as error:  # whatever a scan does, the scans after it are done
                 result = as_petseg_error(error)
         self.journal.survived(digest)
         return result
 
-    def _note_down(self, result: ScanResult | PetsegError, scan: Scan, name: str, digest: str, attempt: str) -> None:
+    def _note_down(
+        self, result: ScanResult | PetsegError, scan: Scan, named: Scan, digest: str, attempt: str
+    ) -> None:
         """Deliver a result, or leave a note of a refusal, and say so in the journal."""
-        short = name if len(os.fsencode(name)) <= _LONGEST_NOTE else digest
-        note = self.output / FAILURES / scan.folder / f"{short}.json"
+        short = named.name if len(os.fsencode(named.name)) <= _LONGEST_NOTE else digest
+        note = self.output / FAILURES / named.folder / f"{short}.json"
         if isinstance(result, ScanResult):
             if self.deliver is not None:
                 self.deliver(result)
@@ -241,14 +242,6 @@ def _is_utf8(scan: Scan) -> bool:
 
 
 TAKEN, DONE, FAILED = "taken", "done", "failed"
-# Columns that the first journals had not.
-_LATER_COLUMNS = {
-    "attempts": "INTEGER NOT NULL DEFAULT 0",
-    "attempt": "TEXT NOT NULL DEFAULT ''",
-    "study": "TEXT NOT NULL DEFAULT ''",
-    "record": "TEXT NOT NULL DEFAULT ''",
-    "newest": "INTEGER NOT NULL DEFAULT 0",
-}
 
 
 @dataclass(frozen=True)
@@ -258,7 +251,7 @@ class Entry:
     Attributes
     ----------
     reason : why it was refused, or what it waits for.
-    record : SHA-256 of the record of its results; empty where that is not known.
+    record : SHA-256 of the record of its results; empty where it never had any.
     """
 
     state: str
@@ -274,16 +267,12 @@ class Journal:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN IMMEDIATE")  # nobody sees the table without its later columns
         connection.execute(
             "CREATE TABLE IF NOT EXISTS scans (digest TEXT PRIMARY KEY, folder TEXT NOT NULL, name TEXT, "
-            "state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', changed TEXT NOT NULL, UNIQUE (folder, name))"
+            "state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', changed TEXT NOT NULL, "
+            "attempts INTEGER NOT NULL DEFAULT 0, attempt TEXT NOT NULL DEFAULT '', study TEXT NOT NULL, "
+            "record TEXT NOT NULL DEFAULT '', newest INTEGER NOT NULL, UNIQUE (folder, name))"
         )
-        known = {column for _, column, *_ in connection.execute("PRAGMA table_info(scans)")}
-        for column, kind in _LATER_COLUMNS.items():
-            if column not in known:
-                connection.execute(f"ALTER TABLE scans ADD COLUMN {column} {kind}")
-        connection.execute("COMMIT")
 
     @classmethod
     @contextmanager
@@ -310,8 +299,8 @@ class Journal:
                 ) from error
             yield journal
 
-    def take(self, digest: str, scan: Scan, attempt: str, study: str, output: Path, marked: bool) -> tuple[str, str]:
-        """The name of a scan's results, which no other scan's have, and its state; a scan that is new is taken.
+    def take(self, digest: str, scan: Scan, attempt: str, study: str, output: Path, marked: bool) -> tuple[Scan, str]:
+        """A scan by the name and folder of its results, which no other scan's have, and its state; a new one is taken.
 
         So is one that failed with another model, version, budget or settings, which `attempt` stands for; or one that
         came again since it failed, or since it was done if that was another attempt or the results in `output` are
@@ -325,7 +314,7 @@ class Journal:
         if known is not None:
             name, state, folder, before, record, newest_before = known
             is_there = folder == str(scan.folder)  # a copy elsewhere is not the same come again
-            redo = marked or (is_there and newest > newest_before > 0)
+            redo = marked or (is_there and newest > newest_before)
             if state == FAILED:
                 redo = redo or before != attempt
             elif state == DONE and redo:
@@ -340,7 +329,7 @@ class Journal:
                     "UPDATE scans SET state = ?, reason = '', newest = ? WHERE digest = ?",
                     (state, newest if is_there else newest_before, digest),
                 )
-            known = known and (name, state)
+            known = known and (name or scan.name, folder, state)
         while known is None:
             # Digits alone may be the end of another scan's name.
             name = "-".join((scan.name, digest[:8], str(number))[: number + 1])
@@ -350,10 +339,11 @@ class Journal:
                     "VALUES (?, ?, ?, ?, ?, ?, ?)",
                     (digest, str(scan.folder), name, TAKEN, _now(), study, newest),
                 )
-                known = name, TAKEN
+                known = name, str(scan.folder), TAKEN
             except sqlite3.IntegrityError:  # the name is another's
                 number += 1
-        return known[0], known[1]
+        name, folder, state = known
+        return replace(scan, name=name, folder=Path(folder)), state
 
     def done_of(self, study: str, but: str) -> list[str]:
         """The names of all results of a study but one, which differ in the files that had come; none without a UID."""
@@ -427,21 +417,19 @@ _WHOLE, _GONE, _CHANGED = "whole", "gone", "changed"
 
 
 def _results_now(record: Path, sha256: str) -> str:
-    """Whether the results of a scan are as the inbox wrote them, with a record of this SHA-256 if that is known."""
+    """Whether the results of a scan are as the inbox wrote them, with a record of this SHA-256."""
     try:
         content = record.read_bytes()
-        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        if hashlib.sha256(content).hexdigest() != sha256:
             return _CHANGED
         fields = json.loads(content)
-        digests = fields.get("sha256", {})
+        digests = fields["sha256"]
         files = [record.with_name(name) for name in fields["outputs"]]
         if not all(file.exists() for file in files):
             return _GONE
         whole = all(file.name not in digests or file_sha256(file) == digests[file.name] for file in files)
     except OSError:
         return _GONE
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return _CHANGED
     return _WHOLE if whole else _CHANGED
 
 

@@ -16,12 +16,17 @@ import SimpleITK as sitk
 from petseg_runtime.errors import InputError, MemoryBudgetError
 from petseg_runtime.itk import itk_direction, itk_image
 from petseg_runtime.manifest import PreprocessingSpec
-from petseg_runtime.volume import Box, FloatArray, Geometry, MaskArray, Shape, Triple, Volume, bounding_box
+from petseg_runtime.volume import Box, FloatArray, Geometry, MaskArray, Shape, Triple, Unit, Volume, bounding_box
 
 # The body's threshold and its median define each other; this many rounds settle them on every scan seen.
 _THRESHOLD_ROUNDS = 20
 # By what share the thresholds after the second mostly fall below it at most.
 _SLACK = 0.2
+# No tissue of this much in the median is a body, in SUV (it has 0.3 to 1.5); a search that begins at the second finds it.
+MAX_BODY_SUV = 3.0
+_BELOW_TISSUE_SUV = 0.5
+# A bladder, a tumour, a vial: what is larger and hot is rather a body in another unit.
+_MAX_ORGAN_ML = 1000.0
 # A body of fewer voxels than this gives no meaningful mean and standard deviation.
 _MIN_BODY_VOXELS = 64
 # To here masks hardly change (DSC 0.95 to 0.99 with those of the straight scan); at 15 they do.
@@ -51,14 +56,15 @@ class Frame:
 class NetworkInput:
     """Normalised voxels `(z, y, x)` on the network's grid, and the way back.
 
-    `air` is no activity on the same scale, and body is what lies above `body_level`. `cut_off` is the share of the
-    scan's sides that is body, 0 where it holds the patient at full width.
+    `air` is no activity on the same scale, and body is what lies above `body_level`; its median, in the scan's unit, is
+    `body_median`. `cut_off` is the share of the scan's sides that is body, 0 where it holds the patient at full width.
     """
 
     array: FloatArray
     air: float
     frame: Frame
     body_level: float
+    body_median: float
     cut_off: float
 
 
@@ -79,7 +85,7 @@ def preprocess(volume: Volume, spec: PreprocessingSpec, max_voxels: int = MAX_NE
     if not np.isfinite(volume.array).all():
         raise InputError("The volume holds NaN or infinite voxels. Repair the scan; PETSeg fills no gaps.")
     canonical = geometry.orientation.to_canonical(volume.array)
-    threshold = body_threshold(volume.array, spec.body_threshold)
+    threshold = body_threshold_of(volume, spec.body_threshold)
     box = body_box(canonical > threshold, geometry.canonical_spacing_mm, spec.body_margin_mm)
     cut_off = _cut_off_share(canonical, box, threshold)
     if geometry.tilt_degrees > TILTED_DEGREES:
@@ -94,7 +100,8 @@ def preprocess(volume: Volume, spec: PreprocessingSpec, max_voxels: int = MAX_NE
     _resample(cropped, straight.canonical_spacing_mm, spec.spacing_mm, array)
     mean, std = normalise(array, threshold, spec)
     frame = Frame(geometry, straight, box, spec.spacing_mm, shape)
-    return NetworkInput(array, -mean / std, frame, (threshold - mean) / std, cut_off)
+    median = threshold / spec.body_threshold
+    return NetworkInput(array, -mean / std, frame, (threshold - mean) / std, median, cut_off)
 
 
 def _check_room(shape: Shape, where: str, max_voxels: int) -> None:
@@ -173,13 +180,29 @@ def restore(probabilities: FloatArray, frame: Frame) -> FloatArray:
     return onto(scan, frame.straight, frame.geometry)
 
 
-def body_threshold(array: FloatArray, share: float) -> float:
-    """Intensity that parts body from air, in the scan's own unit.
+def body_threshold_of(volume: Volume, share: float) -> float:
+    """Intensity that parts body from air, in the scan's own unit, see `body_threshold`.
 
-    The fixed point of "body is what exceeds `share` of the body's median". It starts from the mean, which
-    lies above the noise in air and below most tissue, and the median keeps hot organs from moving it.
+    In a scan that was cut around a tumour, a full bladder beside it lifts the mean above all tissue, and what exceeds
+    the mean is bladder only. So where a small body is brighter than any tissue, it is looked for once more from below.
+    An unknown unit counts as SUV, where the values do not say otherwise.
     """
-    threshold = float(array.mean(dtype=np.float64))
+    threshold = body_threshold(volume.array, share)
+    if volume.unit is Unit.BQML or threshold <= share * MAX_BODY_SUV:
+        return threshold
+    if np.count_nonzero(volume.array > threshold) * volume.geometry.voxel_volume_ml > _MAX_ORGAN_ML:
+        return threshold
+    lower = body_threshold(volume.array, share, _BELOW_TISSUE_SUV)
+    return lower if lower <= share * MAX_BODY_SUV else threshold
+
+
+def body_threshold(array: FloatArray, share: float, start: float | None = None) -> float:
+    """Intensity that parts body from air, in the unit of `array`.
+
+    The fixed point of "body is what exceeds `share` of the body's median", from `start`; default the mean, which in a
+    whole scan lies above the noise in air and below most tissue. The median keeps hot organs from moving it.
+    """
+    threshold = float(array.mean(dtype=np.float64)) if start is None else start
     level, values = np.inf, array[:0].ravel()  # what lies above the level, sorted: the body of every threshold above it
     for _ in range(_THRESHOLD_ROUNDS):
         if threshold < level:

@@ -179,7 +179,8 @@ def run_scan(
     prepared = _read_or_recall(scan, lambda: segmenter, settings, resume, segmenter.budget)
     if isinstance(prepared, ScanResult):
         return prepared
-    return _write(_segment(prepared, segmenter, settings, progress), segmenter, settings)
+    segmentation = _segment(prepared, segmenter, settings, progress)
+    return _write(prepared, segmentation, segmenter, settings)
 
 
 Report = Callable[[int, int, int], None]
@@ -261,11 +262,11 @@ def _started(
         if isinstance(prepared, ScanResult):
             future.set_result(prepared)
             return future
-        segmented = _segment(prepared, segmenter, settings, partial(progress, number) if progress else None)
+        segmentation = _segment(prepared, segmenter, settings, partial(progress, number) if progress else None)
     except Exception as error:  # whatever a scan does, the scans after it are done
         future.set_exception(error)
         return future
-    return writer.submit(_write, segmented, segmenter, settings)
+    return writer.submit(_write, prepared, segmentation, segmenter, settings)
 
 
 def _outcome(scan: Scan, future: Future[ScanResult]) -> tuple[Scan, ScanResult | Exception]:
@@ -286,12 +287,6 @@ class _Prepared:
     identity: dict[str, str]
     reading_s: float
     before: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Segmented:
-    prepared: _Prepared
-    segmentation: Segmentation
 
 
 def _read_or_recall(
@@ -324,7 +319,7 @@ def _read(scan: Scan, settings: RunSettings, budget: MemoryBudget | None) -> _Pr
 
 
 def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
-    """Refuse, before any work, to write over what is not ours; returns the record of the run before.
+    """Refuse to write over what is not ours; returns the record of the run before.
 
     Raises
     ------
@@ -336,11 +331,19 @@ def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
     if _bytes(longest) > _LONGEST_NAME:
         raise InputError(f"The name {longest[:32]}... of a result is too long for a file system. Rename the scan.")
     before = _run_before(results[-1])
-    if settings.overwrite or (results[-1].exists() and not before):  # a power cut may leave a record nobody can read
+    if settings.overwrite or (not before and _is_blank(results[-1])):
         return before
     own = {results[-1].with_name(name) for name in _outputs(before)}  # removed where this run does not write them
     _check_ours({*results, *own}, before)
     return before
+
+
+def _is_blank(record: Path) -> bool:
+    """Whether it is there, without content or of zeros only, as a power cut leaves a file."""
+    try:
+        return not record.read_bytes().strip(b"\0")
+    except OSError:
+        return False
 
 
 def _check_ours(paths: Iterable[Path], before: dict[str, Any]) -> None:
@@ -391,15 +394,17 @@ def _bytes(name: str) -> int:
     return len(os.fsencode(name))
 
 
-def _segment(prepared: _Prepared, segmenter: Segmenter, settings: RunSettings, progress: Progress | None) -> _Segmented:
-    segmentation = segmenter.segment(
+def _segment(
+    prepared: _Prepared, segmenter: Segmenter, settings: RunSettings, progress: Progress | None
+) -> Segmentation:
+    return segmenter.segment(
         prepared.volume, progress, overlap=settings.overlap, threshold=settings.threshold, tta=settings.tta
     )
-    return _Segmented(prepared, segmentation)
 
 
-def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -> ScanResult:
-    prepared, segmentation = segmented.prepared, segmented.segmentation
+def _write(
+    prepared: _Prepared, segmentation: Segmentation, segmenter: Segmenter, settings: RunSettings
+) -> ScanResult:
     scan, volume, source, identity = prepared.scan, prepared.volume, prepared.source, prepared.identity
     folder = settings.folder_for(scan)
     started = perf_counter()
@@ -416,17 +421,16 @@ def _write(segmented: _Segmented, segmenter: Segmenter, settings: RunSettings) -
     digests, features = prepared.digests, None
     if before.get("input_sha256", digests.content) != digests.content:
         warnings += (REPLACED,)
-    if settings.radiomics:
-        features = radiomic_features(volume, segmentation.lesion_labels)
-        if sentence := unmeasured(features):
-            warnings += (sentence,)
-
     def check() -> None:
-        meanwhile = _run_before(folder / record).get("input_sha256", digests.content)
+        meanwhile = _check_results(scan, settings).get("input_sha256", digests.content)
         if meanwhile not in (before.get("input_sha256"), digests.content):
             raise UsageError("Another run wrote results of another scan of this name. Choose another --output.")
 
     with staged(folder, record, _outputs(before), check) as stage:
+        if settings.radiomics:
+            features = radiomic_features(volume, segmentation.lesion_labels, stage)
+            if sentence := unmeasured(features):
+                warnings += (sentence,)
         files = _write_outputs(scan.name, volume, segmentation, stage, settings, segmenter, source, warnings, features)
         timings_s = {
             "loading": round(segmenter.loading_s, 4),

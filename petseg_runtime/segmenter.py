@@ -20,12 +20,12 @@ from petseg_runtime.errors import BackendError, CancelledError, ModelError, Pets
 from petseg_runtime.manifest import MAX_OVERLAP, THRESHOLD_RANGE, ModelFile, ModelManifest, is_threshold, read_model
 from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
-from petseg_runtime.preprocessing import MAX_NETWORK_VOXELS, Frame, NetworkInput, preprocess, restore
+from petseg_runtime.preprocessing import MAX_BODY_SUV, MAX_NETWORK_VOXELS, NetworkInput, preprocess, restore
 from petseg_runtime.quantification import quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.signature import check_signature
 from petseg_runtime.sliding_window import Progress, fitted_window, sliding_window_probabilities
-from petseg_runtime.volume import FloatArray, Shape, Volume
+from petseg_runtime.volume import FloatArray, Shape, Unit, Volume
 
 # More than any machine has; one that is asked for a million does not answer.
 MAX_THREADS = 512
@@ -225,7 +225,7 @@ class Segmenter:
         clock.stop("preprocessing")
         on_network_grid = self.probabilities(network_input, overlap, tta, _cancellable(progress, cancel))
         clock.stop("inference")
-        frame, cut_off = network_input.frame, network_input.cut_off
+        frame, warnings = network_input.frame, _warnings(network_input, volume.unit, self.manifest)
         del network_input  # a volume less in memory from here on
         probabilities = restore(on_network_grid, frame)
         del on_network_grid
@@ -234,7 +234,6 @@ class Segmenter:
         clock.stop("postprocessing")
         statistics = quantify(volume, lesion_labels, probabilities)
         clock.stop("quantification")
-        warnings = _warnings(frame, cut_off, self.manifest)
         return Segmentation(mask, lesion_labels, probabilities, volume.geometry, statistics, clock.seconds, warnings)
 
     def probabilities(
@@ -283,9 +282,9 @@ class Segmenter:
             yield probabilities
 
 
-def _warnings(frame: Frame, cut_off: float, manifest: ModelManifest) -> tuple[str, ...]:
+def _warnings(network_input: NetworkInput, unit: Unit, manifest: ModelManifest) -> tuple[str, ...]:
     """What the model does not know of such a scan: all that it may get wrong in silence."""
-    length_mm = frame.shape[0] * manifest.preprocessing.spacing_mm[0]
+    length_mm = network_input.frame.shape[0] * manifest.preprocessing.spacing_mm[0]
     longest_mm = manifest.longest_body_mm
     found = []
     if longest_mm and length_mm > _LONGER * longest_mm:
@@ -294,10 +293,16 @@ def _warnings(frame: Frame, cut_off: float, manifest: ModelManifest) -> tuple[st
             "does not know all of these organs, and may mark them. Cut the scan, across the body only, to the region "
             "that it is for."
         )
+    cut_off = network_input.cut_off
     if cut_off > _CUT_OFF:
         found.append(
             f"The scan cuts the body off at its side, of which {100 * cut_off:.0f} % are body: the model is "
             "for whole bodies, and may mark much that is no tumour, or miss it. Pass the scan at its full width."
+        )
+    if unit is Unit.SUVBW and network_input.body_median > MAX_BODY_SUV:
+        found.append(
+            f"What passes for the body has an SUV of {network_input.body_median:.1f} in the median, expected "
+            f"{MAX_BODY_SUV:g} at most: something very hot hides it, and the mask may be wrong. Pass the whole scan."
         )
     return tuple(found)
 

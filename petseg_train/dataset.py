@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, label
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -17,7 +17,7 @@ from petseg_runtime.errors import InputError
 from petseg_runtime.manifest import PreprocessingSpec
 from petseg_runtime.preprocessing import body_box, body_threshold, normalise
 from petseg_runtime.sliding_window import fitted_window
-from petseg_runtime.volume import Box, FloatArray, MaskArray, bounding_box
+from petseg_runtime.volume import Box, FloatArray, MaskArray, Triple, bounding_box
 from petseg_train.augmentation import (
     Augmentation,
     Shape,
@@ -33,6 +33,11 @@ CROP_MARGIN_MM = (10.0, 50.0)
 STRETCH_MM = 150.0
 # How far a tumour's uptake above its surroundings is turned down or up.
 UPTAKE_SCALE = (0.7, 3.0)
+# How far an organ's is that outshines the tumour; urine has an SUV of 5 to 60, and now and then more.
+ORGAN_SCALE = (0.5, 10.0)
+# An injection site, a catheter or a vial: its radius, and its brightness in medians of the body.
+SPOT_RADIUS_MM = (2.0, 12.0)
+SPOT_MEDIANS = (10.0, 400.0)
 # How far activity spills over a tumour's edge: the standard deviation of a clinical PET's blur, some 7 mm of FWHM.
 SPILL_MM = 3.0
 
@@ -78,9 +83,10 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     outside the tumour that is brighter than its mean, as bladder and brain are, which is what a network marks in error;
     otherwise it lies anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
 
-    With probability `uptake_share` the tumour first gets another uptake (`with_other_uptake`). Then, with probability
-    `crop_share`, the scan is cut around its tumour (`cut_around_tumour`), with `stretch_share` to a part of its length
-    (`cut_to_a_stretch`).
+    With probability `uptake_share` the tumour first gets another uptake (`with_other_uptake`), and with `hot_share`
+    something else does: in one half an organ (`with_other_hot_organ`), in the other a spot (`with_hot_spot`). Then, with
+    probability `crop_share`, the scan is cut around its tumour (`cut_around_tumour`), with `stretch_share` to a part of
+    its length (`cut_to_a_stretch`).
     """
 
     def __init__(
@@ -100,6 +106,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         stretch_share: float = 0.0,
         bright_share: float = 0.0,
         uptake_share: float = 0.0,
+        hot_share: float = 0.0,
     ) -> None:
         groups: dict[str, list[int]] = {}
         for index, case in enumerate(cases):
@@ -112,7 +119,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         self.batches_per_epoch = (patches_per_epoch or len(cases)) // batch_size
         self.tumour_share, self.pairs = tumour_share, pairs
         self.crop_share, self.stretch_share, self.bright_share = crop_share, stretch_share, bright_share
-        self.uptake_share = uptake_share
+        self.uptake_share, self.hot_share = uptake_share, hot_share
 
     def __len__(self) -> int:
         return self.batches_per_epoch
@@ -166,6 +173,9 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         # Nothing is drawn for what is not asked for, so that what is drawn after it stays what it was without.
         if self.uptake_share and rng.random() < self.uptake_share:
             case = with_other_uptake(case, self.preprocessing, rng)
+        if self.hot_share and rng.random() < self.hot_share:
+            change = with_other_hot_organ if rng.random() < 0.5 else with_hot_spot
+            case = change(case, self.preprocessing, rng)
         if not self.crop_share and not self.stretch_share:
             return case
         chance = rng.random()
@@ -245,25 +255,80 @@ def with_other_uptake(case: TrainingCase, preprocessing: PreprocessingSpec, rng:
     """
     if not case.mask.any():
         return case
-    near = bounding_box(case.mask, [math.ceil(4 * SPILL_MM / step) for step in preprocessing.spacing_mm])
     activity = case.image - np.float32(case.air)  # proportional to it, and zero in air
-    mask, shown = case.mask[near] > 0, activity[near]
-    distance_mm = distance_transform_edt(~mask, sampling=preprocessing.spacing_mm)
-    around = (distance_mm > 2 * SPILL_MM) & (distance_mm <= 4 * SPILL_MM)
-    surroundings = np.median(shown[around]) if around.any() else 0.0
-    # What is brighter than the tumour beyond its edge is not of it, but perhaps a bladder.
-    uptake = np.clip(np.where(mask, shown, np.minimum(shown, shown[mask].mean())) - surroundings, 0, None)
-    share = np.exp(-0.5 * (distance_mm / SPILL_MM) ** 2)  # 1 in the tumour
     scale = np.exp(rng.uniform(*np.log(UPTAKE_SCALE)))
-    shown += ((scale - 1) * share * uptake).astype(np.float32)
+    _scale_uptake(activity, case.mask > 0, float(scale), preprocessing.spacing_mm)
     threshold = body_threshold(activity, preprocessing.body_threshold)
     return _normalised(case, activity, case.mask, threshold, preprocessing)
 
 
+def with_other_hot_organ(case: TrainingCase, preprocessing: PreprocessingSpec, rng: np.random.Generator) -> TrainingCase:
+    """The case as if one of what outshines its tumour took up 0.5 to 10 times as much, evenly in its logarithm.
+
+    A full bladder may be ten times as bright as most of a cohort's, and the instance norm dims the tumour for it. Of
+    the pieces that are brighter than the tumour's mean one is drawn, the larger the likelier. Where there is none the
+    case comes back as it is.
+    """
+    tumour = case.mask > 0
+    if not tumour.any():
+        return case
+    pieces, _ = label((case.image > case.image[tumour].mean()) & ~tumour)
+    voxels = np.flatnonzero(pieces)
+    if not len(voxels):
+        return case
+    organ = pieces == pieces.flat[voxels[rng.integers(len(voxels))]]
+    activity = case.image - np.float32(case.air)
+    threshold = body_threshold(activity, preprocessing.body_threshold)  # a median, which no organ moves
+    scale = np.exp(rng.uniform(*np.log(ORGAN_SCALE)))
+    _scale_uptake(activity, organ, float(scale), preprocessing.spacing_mm)
+    return _normalised(case, activity, case.mask, threshold, preprocessing)
+
+
+def with_hot_spot(case: TrainingCase, preprocessing: PreprocessingSpec, rng: np.random.Generator) -> TrainingCase:
+    """The case with a ball of 4 to 24 mm somewhere, 10 to 400 times as bright as the body, which is not a tumour.
+
+    As an injection site, a catheter or a vial of the tracer is. One that would lie at the tumour is left out: which of
+    the two its rim belongs to, nobody could tell.
+    """
+    spacing_mm, radius_mm = preprocessing.spacing_mm, rng.uniform(*SPOT_RADIUS_MM)
+    centre = rng.integers(0, case.image.shape)
+    medians = np.exp(rng.uniform(*np.log(SPOT_MEDIANS)))
+    reach_mm = radius_mm + 3 * SPILL_MM
+    to_tumour_mm = (np.argwhere(case.mask) - centre) * spacing_mm
+    if len(to_tumour_mm) and np.linalg.norm(to_tumour_mm, axis=1).min() < reach_mm:
+        return case
+    activity = case.image - np.float32(case.air)
+    threshold = body_threshold(activity, preprocessing.body_threshold)
+    far = np.ceil(reach_mm / np.array(spacing_mm)).astype(int)
+    first, end = np.maximum(centre - far, 0), np.minimum(centre + far + 1, activity.shape)
+    z, y, x = (slice(*ends) for ends in zip(first, end))
+    squares = [((np.arange(*ends) - at) * step) ** 2 for *ends, at, step in zip(first, end, centre, spacing_mm)]
+    distance_mm = np.sqrt(sum(np.ix_(*squares)))
+    spot = np.exp(-0.5 * (np.maximum(0, distance_mm - radius_mm) / SPILL_MM) ** 2)
+    activity[z, y, x] += (medians * threshold / preprocessing.body_threshold * spot).astype(np.float32)
+    return _normalised(case, activity, case.mask, threshold, preprocessing)
+
+
+def _scale_uptake(activity: FloatArray, part: npt.NDArray[np.bool_], scale: float, spacing_mm: Triple) -> None:
+    """Multiply, in place, what a part of the body takes up above its surroundings; it spills over as in a PET."""
+    near = bounding_box(part, [math.ceil(4 * SPILL_MM / step) for step in spacing_mm])
+    inside, shown = part[near], activity[near]
+    distance_mm = distance_transform_edt(~inside, sampling=spacing_mm)
+    around = (distance_mm > 2 * SPILL_MM) & (distance_mm <= 4 * SPILL_MM)
+    surroundings = np.median(shown[around]) if around.any() else 0.0
+    # What is brighter than the part beyond its edge is not of it: beside a tumour perhaps a bladder.
+    uptake = np.clip(np.where(inside, shown, np.minimum(shown, shown[inside].mean())) - surroundings, 0, None)
+    share = np.exp(-0.5 * (distance_mm / SPILL_MM) ** 2)  # 1 in the part
+    shown += ((scale - 1) * share * uptake).astype(np.float32)
+
+
 def _cut(case: TrainingCase, box: Box, preprocessing: PreprocessingSpec) -> TrainingCase:
     """A part of the case as the runtime sees it: cut to its body, and normalised over that, see `_normalised`."""
-    activity = case.image[box] - np.float32(case.air)  # proportional to it, and zero in air
-    threshold = body_threshold(activity, preprocessing.body_threshold)
+    activity = case.image - np.float32(case.air)  # proportional to it, and zero in air
+    # In a small part a bladder may lift the mean above all tissue, from which the search for the body would start.
+    median = body_threshold(activity, preprocessing.body_threshold) / preprocessing.body_threshold
+    activity = activity[box]
+    threshold = body_threshold(activity, preprocessing.body_threshold, median / 2)
     body = body_box(activity > threshold, preprocessing.spacing_mm, preprocessing.body_margin_mm)
     return _normalised(
         case, np.ascontiguousarray(activity[body]), np.ascontiguousarray(case.mask[box][body]), threshold, preprocessing

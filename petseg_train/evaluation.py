@@ -12,7 +12,7 @@ from rich.progress import track
 
 from petseg_runtime.io.images import write_image
 from petseg_runtime.outputs.files import prepare_folder, whole_file
-from petseg_runtime.preprocessing import body_threshold
+from petseg_runtime.preprocessing import body_threshold_of
 from petseg_runtime.segmenter import Segmenter
 from petseg_runtime.volume import FloatArray, MaskArray, Triple, Volume
 from petseg_train.cohort import Case
@@ -79,7 +79,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
 def body_intensities(volume: Volume) -> FloatArray:
     """The scan's values within the body, which is where preprocessing finds it."""
-    values: FloatArray = volume.array[volume.array > body_threshold(volume.array, PREPROCESSING.body_threshold)]
+    values: FloatArray = volume.array[volume.array > body_threshold_of(volume, PREPROCESSING.body_threshold)]
     return values
 
 

@@ -153,6 +153,7 @@ class PatchDataModule(lightning.LightningDataModule):
             stretch_share=config.stretch_share,
             bright_share=config.bright_share,
             uptake_share=config.uptake_share,
+            hot_share=config.hot_share,
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:

@@ -36,7 +36,7 @@ class Digests(NamedTuple):
     """SHA-256 of what a scan is read from.
 
     `content` is that of an image file, as sha256sum gives it, and `scan` tells files of other names apart as well; of
-    DICOM both are of the study's PET files by their names.
+    DICOM both are of the study's PET files by their names; without one, of all.
     """
 
     scan: str
@@ -70,7 +70,7 @@ class Scan:
         return tuple(dict.fromkeys(header.path for header in self.dicom)) if self.image is None else (self.image,)
 
     def digests(self) -> Digests:
-        """Digests of what it is read from: the image file, or the study's PET files.
+        """Digests of what it is read from.
 
         Raises
         ------
@@ -88,7 +88,8 @@ class Scan:
         """What it is read from, each file with its state when it was found."""
         if self.image is not None:
             return {self.image: self.image_state}
-        return {header.path: header.state for header in self.dicom if header.modality in ("", "PT")}
+        pet = [header for header in self.dicom if header.modality in ("", "PT")]
+        return {header.path: header.state for header in pet or self.dicom}
 
     def check_unchanged(self) -> None:
         """Refuse a scan whose files are others than when it was found.

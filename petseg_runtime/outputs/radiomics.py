@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import write_image
-from petseg_runtime.outputs.files import whole_file
+from petseg_runtime.outputs.files import scratch_folder, whole_file
 from petseg_runtime.outputs.quiet import QUIET
 from petseg_runtime.volume import Geometry, Unit, Volume
 
@@ -58,13 +57,14 @@ def check_installed() -> None:
 
 
 def radiomic_features(
-    volume: Volume, labels: npt.NDArray[np.integer], settings: RadiomicsSettings = RadiomicsSettings()
+    volume: Volume, labels: npt.NDArray[np.integer], folder: Path, settings: RadiomicsSettings = RadiomicsSettings()
 ) -> list[dict[str, Any]]:
     """Features of each lesion, from the first; three-dimensional, textures merged over all directions.
 
     Parameters
     ----------
     labels : whole numbers `(z, y, x)` on the scan's grid, 0 outside, 1 to n in the lesions.
+    folder : mirp reads files, so the scan lies here as some meanwhile.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def radiomic_features(
 
     Raises
     ------
-    UsageError : if the disk of the temporary files is full.
+    UsageError : if the disk of the folder is full.
     """
     from mirp import extract_features
 
@@ -86,9 +86,8 @@ def radiomic_features(
         }
     else:
         levels = {"base_discretisation_method": "fixed_bin_number", "base_discretisation_n_bins": settings.bins}
-    # mirp reads files, so the scan is lent to it as some.
-    with tempfile.TemporaryDirectory() as folder, _unlogged():
-        image, mask = Path(folder) / "image.nii.gz", Path(folder) / "mask.nii.gz"
+    with scratch_folder(folder) as lent, _unlogged():
+        image, mask = lent / "image.nii.gz", lent / "mask.nii.gz"
         _lend(volume.array, volume.geometry, image)
         for label, record in records.items():
             _lend((labels == label).astype(np.uint8), volume.geometry, mask)
@@ -123,7 +122,7 @@ def _lend(array: npt.NDArray[Any], geometry: Geometry, path: Path) -> None:
     try:
         write_image(array, geometry, path)
     except (RuntimeError, OSError) as error:
-        raise UsageError("No space is left for the temporary files of --radiomics. Set TMPDIR to another.") from error
+        raise UsageError("No space is left for the temporary files of --radiomics. Choose another --output.") from error
 
 
 def write_radiomics(records: Sequence[dict[str, Any]], path: Path) -> None:

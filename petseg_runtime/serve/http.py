@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Thread
 from typing import Annotated, Any, Literal
 
@@ -247,11 +247,19 @@ def _take_in(scratch: Path, form: Format, inbox: Path) -> str:
     except OSError:
         if not place.is_dir():
             raise
-        if all(file.name == AGAIN for file in place.iterdir()):  # all that is left of an earlier one
-            (place / AGAIN).unlink(missing_ok=True)
+        if not _holds(place, identifier):  # some of it was removed after it was done
+            place.rename(scratch / "rest")
             os.replace(whole, place)
     sync(place.parent)
     return identifier
+
+
+def _holds(place: Path, identifier: str) -> bool:
+    """Whether the scan with this id lies there, whole."""
+    try:
+        return [scan.digests().scan for scan in scans_in(place)] == [identifier]
+    except InputError:
+        return False
 
 
 def _say_again(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
@@ -267,7 +275,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     unpacked = 0
     try:
         with zipfile.ZipFile(archive) as source:
-            members = [member for member in source.infolist() if not member.is_dir()]
+            members = [member for member in source.infolist() if not _is_passed_over(member)]
             if len(members) > _MOST_FILES:
                 raise HTTPException(413, f"The archive has {len(members)} files, expected at most {_MOST_FILES}.")
             for number, member in enumerate(members):
@@ -286,6 +294,13 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise InputError(
             "The upload is not a ZIP archive that can be unpacked. Send the files of one study."
         ) from error
+
+
+def _is_passed_over(member: zipfile.ZipInfo) -> bool:
+    """What a folder of scans would not be looked into, or no slice for its name, which it has no more when unpacked."""
+    name = PurePosixPath(member.filename).name
+    is_mark = not member.file_size and not any(letter.isdigit() for letter in name)
+    return member.is_dir() or name.startswith(".") or is_mark
 
 
 def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
@@ -333,14 +348,9 @@ def _record(entry: Entry, output: Path) -> tuple[dict[str, Any], bytes]:
         content = (output / entry.folder / f"{entry.name}_run.json").read_bytes()
     except OSError as error:
         raise _gone(_REMOVED) from error
-    if entry.record and hashlib.sha256(content).hexdigest() != entry.record:
+    if hashlib.sha256(content).hexdigest() != entry.record:
         raise _gone(_REPLACED)
-    try:
-        record = json.loads(content)
-        names = [str(name) for name in record["outputs"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _gone(_REPLACED) from error
-    return record | {"outputs": names}, content
+    return json.loads(content), content
 
 
 _REMOVED = "The results of this scan were removed. Submit it again to have it done again."
@@ -356,7 +366,7 @@ def _archive(identifier: str, inbox: Path, output: Path) -> bytes:
     if done is None:
         raise HTTPException(409, f"The scan is {answer['state']}; there is no result.")
     record, written = _record(done, output)
-    digests = record.get("sha256", {})  # which the first records had not
+    digests = record["sha256"]
     content = BytesIO()
     try:
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -197,12 +197,38 @@ def test_a_folder_of_one_image_has_its_table_too(run, scan: Path, tmp_path: Path
     assert (tmp_path / "out" / "petseg_results.csv").is_file()
 
 
-@pytest.mark.parametrize("option", [("--backend", "tensorrt"), ("-d", "gpu"), ("--precision", "bf16")], ids=str)
-def test_the_self_test_is_of_all_backends(option: tuple[str, str], capsys) -> None:
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--backend", "tensorrt"),
+        ("-d", "gpu"),
+        ("--precision", "bf16"),
+        ("--threshold", "0.9"),
+        ("--watch",),
+        ("--model-key", "key.pem"),
+    ],
+    ids=str,
+)
+def test_the_self_test_is_of_all_backends(option: tuple[str, ...], capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--self-test", *option])
     assert ended.value.code == 2
     assert "tries every backend" in capsys.readouterr().err
+
+
+def test_radiomics_keeps_no_memory_budget(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["scan.nii.gz", "--radiomics", "--max-memory-gb", "2"])
+    assert "leave out --max-memory-gb" in capsys.readouterr().err
+
+
+def test_a_fault_that_nobody_foresaw_has_its_json_too(run, scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: object, **__: object) -> Segmentation:
+        raise MemoryError
+
+    monkeypatch.setattr(Segmenter, "segment", out_of_memory)
+    code, out, _ = run(scan, "--json")
+    assert json.loads(out)["exit_code"] == code == 6
 
 
 def test_a_moment_that_is_none_says_what_is_expected(capsys) -> None:

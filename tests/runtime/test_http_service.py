@@ -6,12 +6,11 @@ import io
 import json
 import os
 import socket
-import sqlite3
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -342,6 +341,31 @@ def test_results_that_were_removed_are_gone(client: Client, watched: Watched, sc
         assert client.state(identifier)["state"] == "done"
 
 
+def test_marks_and_hidden_files_in_an_archive_are_no_slices(client: Client, tmp_path: Path) -> None:
+    """Unpacked, each is called by its digest: an empty one was a blank slice, and the study refused."""
+    files = save_dicom(tmp_path / "study")
+    for name in ("COMPLETE", ".IM0001"):
+        (tmp_path / "study" / name).touch()
+    marks = [tmp_path / "study" / name for name in ("COMPLETE", ".IM0001")]
+    plain, marked = (zipped(tmp_path, several) for several in (files, [*files, *marks]))
+    assert client.submit(marked, "dicom.zip")["id"] == client.submit(plain, "dicom.zip")["id"]
+
+
+def test_what_was_partly_removed_is_put_back_where_it_is_submitted_again(
+    client: Client, watched: Watched, tmp_path: Path
+) -> None:
+    archive = zipped(tmp_path, save_dicom(tmp_path / "study"))
+    identifier = client.submit(archive, "dicom.zip")["id"]
+    place = watched.inbox / ".submitted" / identifier
+    with watched:
+        assert client.done(identifier)["state"] == "done"
+        for file in (*sorted(place.iterdir())[:1], *watched.output.rglob(f"{identifier}*")):
+            file.unlink()
+        client.submit(archive, "dicom.zip")
+        assert client.done(identifier)["state"] == "done"
+    assert client.ask(f"/scans/{identifier}/result")[0] == 200
+
+
 def test_a_scan_that_first_came_as_a_file_is_done_again_where_it_is_submitted(
     client: Client, watched: Watched, scan: bytes
 ) -> None:
@@ -368,19 +392,6 @@ def done(client: Client, watched: Watched, scan: bytes) -> tuple[str, Path, Path
         state = client.done(identifier)
     mask, record = (watched.output / "submitted" / name for name in state["outputs"])
     return identifier, mask, record
-
-
-def test_records_of_versions_before_are_given_out_and_damaged_ones_not(
-    client: Client, watched: Watched, done: tuple[str, Path, Path]
-) -> None:
-    identifier, _, record = done
-    with closing(sqlite3.connect(watched.output / JOURNAL)) as journal, journal:
-        journal.execute("UPDATE scans SET record = ''")
-    fields = json.loads(record.read_text())
-    record.write_text(json.dumps({key: value for key, value in fields.items() if key != "sha256"}))
-    assert client.ask(f"/scans/{identifier}/result")[0] == 200
-    record.write_text("")
-    assert client.ask(f"/scans/{identifier}")[0] == 410
 
 
 def test_a_result_that_another_run_replaced_or_somebody_changed_is_not_given_out(

@@ -19,13 +19,14 @@ from threading import Event
 
 import pytest
 from pydicom.filereader import dcmread
+from runtime.dicom_factory import ct_series, write
 from runtime.watched import PATIENCE_S, SETTLE_S, Watched, put_scan, save_dicom, wait_until
 
 import petseg_runtime.inbox
 import petseg_runtime.io.scans
 from petseg_runtime import Segmenter
 from petseg_runtime.errors import InputError, MemoryBudgetError, PetsegError, UsageError
-from petseg_runtime.inbox import JOURNAL, MOST_ATTEMPTS, TAKEN, watch
+from petseg_runtime.inbox import JOURNAL, MOST_ATTEMPTS, TAKEN, Journal, watch
 from petseg_runtime.io.scans import Scan, find_scans, scans_in
 from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.outputs.files import file_sha256
@@ -56,6 +57,27 @@ def test_what_arrives_is_done_once_also_after_a_restart(new: Callable[[], Watche
         again.wait_for(1)
     assert [name for name, _ in again.reported] == ["third"]
     assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_studies_without_a_pet_are_refused_one_by_one(new: Callable[[], Watched], tmp_path: Path) -> None:
+    """All of them were one to the journal, and the second was passed over in silence."""
+    with new() as watched:
+        for number, ward in enumerate("ab"):
+            write(ct_series(study=f"1.2.{number}"), watched.inbox / ward / "study")
+            watched.wait_for(number + 1)
+    assert all(isinstance(outcome, InputError) for _, outcome in watched.reported)
+    assert sorted(path.parent.name for path in watched.output.rglob("failed/*/study.json")) == ["a", "b"]
+
+
+def test_what_is_moved_while_it_waits_keeps_the_place_of_its_results(tmp_path: Path) -> None:
+    """Its name is another scan's in the new folder."""
+    moved, other = (put_scan(tmp_path / folder / "PET.nii.gz", seed) for seed, folder in enumerate(("new", "p17")))
+    scans = [Scan("PET", Path(file.parent.name), file.parent, file) for file in (other, moved)]
+    with Journal.opened(tmp_path / JOURNAL) as journal:
+        for digest, scan in zip(("d0", "d1"), scans):
+            assert journal.take(digest, scan, "", "", tmp_path, False) == (scan, TAKEN)
+        elsewhere = replace(scans[1], folder=Path("p17"))
+        assert journal.take("d1", elsewhere, "", "", tmp_path, False) == (scans[1], TAKEN)
 
 
 def test_a_copy_of_what_was_done_is_not_done_again(new: Callable[[], Watched]) -> None:
@@ -152,21 +174,6 @@ def test_studies_without_a_uid_are_not_one_study(new: Callable[[], Watched], tmp
     outcomes = [outcome for _, outcome in watched.reported]
     assert all(isinstance(outcome, ScanResult) for outcome in outcomes)
     assert not any("segmented before" in text for outcome in outcomes for text in outcome.warnings)
-
-
-def test_a_journal_of_a_version_before_goes_on(new: Callable[[], Watched]) -> None:
-    """Without its newer columns, and with a scan that was done."""
-    with new() as watched:
-        put_scan(watched.inbox / "first.nii.gz")
-        watched.wait_for(1)
-    with closing(sqlite3.connect(watched.output / JOURNAL)) as journal:
-        for column in ("attempts", "attempt", "study"):
-            journal.execute(f"ALTER TABLE scans DROP COLUMN {column}")
-        journal.commit()
-    with new() as again:
-        put_scan(again.inbox / "second.nii.gz", seed=1)
-        again.wait_for(1)
-    assert [name for name, _ in again.reported] == ["second"]
 
 
 def test_a_mask_that_was_corrected_is_not_written_over(new: Callable[[], Watched], segmenter: Segmenter) -> None:
@@ -306,21 +313,6 @@ def test_a_date_that_no_journal_holds_stops_nothing(new: Callable[[], Watched]) 
         put_scan(watched.inbox / "b.nii.gz", seed=1)
         watched.wait_for(2)
     assert watched.masks == ["a_petseg.nii.gz", "b_petseg.nii.gz"]
-
-
-def test_what_a_journal_of_a_version_before_knows_is_done_again_too(new: Callable[[], Watched]) -> None:
-    with new() as watched:
-        scan = put_scan(watched.inbox / "scan.nii.gz")
-        watched.wait_for(1)
-    with closing(sqlite3.connect(watched.output / JOURNAL)) as journal, journal:
-        journal.execute("UPDATE scans SET newest = 0, record = '', attempt = ''")
-    with new() as again:
-        time.sleep(4 * SETTLE_S)
-        for file in again.output.glob("scan_*"):
-            file.unlink()
-        scan.write_bytes(scan.read_bytes())
-        again.wait_for(1)
-    assert again.masks == ["scan_petseg.nii.gz"]
 
 
 def test_what_was_corrected_by_hand_is_not_done_again(tmp_path: Path, segmenter: Segmenter) -> None:

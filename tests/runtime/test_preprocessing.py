@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from petseg_runtime.errors import InputError, MemoryBudgetError
 from petseg_runtime.manifest import ModelManifest
-from petseg_runtime.preprocessing import body_threshold, onto, preprocess, resample_mask, restore
+from petseg_runtime.preprocessing import body_threshold, body_threshold_of, onto, preprocess, resample_mask, restore
 from petseg_runtime.volume import Geometry, Orientation, Triple, Unit, Volume
 
 
@@ -50,6 +50,33 @@ def test_body_box_leaves_the_air_and_keeps_the_margin(manifest: ModelManifest) -
     box = preprocess(Volume(array, geometry), manifest.preprocessing).frame.box
     # 20 mm of margin are five voxels of 4 mm
     assert box == (slice(5, 35), slice(15, 45), slice(10, 50))
+
+
+@pytest.mark.parametrize("bladder_suv", [5.0, 30.0, 300.0])
+@pytest.mark.parametrize("unit", [Unit.SUVBW, Unit.UNKNOWN])
+def test_the_body_of_a_scan_cut_around_a_full_bladder_is_its_tissue(
+    bladder_suv: float, unit: Unit, manifest: ModelManifest
+) -> None:
+    """2 l of which a tenth is bladder: its uptake lifts the mean above all tissue, whose median is 0.7."""
+    tissue = np.random.default_rng(0).lognormal(np.log(0.7), 0.4, (50, 25, 25)).astype(np.float32)
+    tissue[10:25, 5:19, 5:20] = bladder_suv
+    volume = Volume(tissue, Geometry(tissue.shape, (4.0, 4.0, 4.0)), unit)
+    share = manifest.preprocessing.body_threshold
+    assert body_threshold_of(volume, share) == pytest.approx(share * 0.7, rel=0.1)
+    assert preprocess(volume, manifest.preprocessing).body_median == pytest.approx(0.7, rel=0.1)
+
+
+@pytest.mark.parametrize(("unit", "scale", "spacing_mm"), [(Unit.UNKNOWN, 4096.0, 4.0), (Unit.UNKNOWN, 20.0, 10.0)])
+def test_a_small_body_in_another_unit_and_a_large_one_are_not_looked_for_in_the_air(
+    unit: Unit, scale: float, spacing_mm: float, manifest: ModelManifest
+) -> None:
+    """In Bq/ml, and in grey values, the noise in air lies where tissue would in SUV."""
+    rng = np.random.default_rng(0)
+    array = rng.lognormal(np.log(0.02), 0.4, (30, 30, 30))
+    array[:, 8:22, 8:22] = rng.lognormal(np.log(0.7), 0.4, (30, 14, 14))
+    volume = Volume((scale * array).astype(np.float32), Geometry(array.shape, (spacing_mm,) * 3), unit)
+    share = manifest.preprocessing.body_threshold
+    assert body_threshold_of(volume, share) == pytest.approx(scale * share * 0.7, rel=0.1)
 
 
 @settings(max_examples=200, deadline=None)

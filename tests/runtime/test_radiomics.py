@@ -64,12 +64,12 @@ PUBLISHED = {
 
 
 @pytest.fixture(scope="module")
-def phantom() -> dict[str, float]:
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     rows = np.array([line.split() for line in PHANTOM.strip().splitlines()], float)
     array = rows.reshape(4, 4, 5).transpose(1, 0, 2).astype(np.float32)  # (y, z, x) to (z, y, x)
     volume = Volume(array, Geometry(array.shape, (2.0, 2.0, 2.0)), Unit.SUVBW)
     settings = RadiomicsSettings(spacing_mm=None, bin_width=1.0, intensities=(1.0, 6.0))
-    (features,) = radiomic_features(volume, (array > 0).astype(np.uint32), settings)
+    (features,) = radiomic_features(volume, (array > 0).astype(np.uint32), tmp_path_factory.mktemp("lent"), settings)
     return features
 
 
@@ -101,37 +101,39 @@ def test_a_row_a_lesion_and_the_settings_in_the_record(known_model: Path, tmp_pa
     assert json.loads((out / "scan_run.json").read_text())["settings"]["radiomics"]["spacing_mm"] == 4.0
 
 
-def test_a_lesion_too_small_to_resample_has_no_features() -> None:
+def test_a_lesion_too_small_to_resample_has_no_features(tmp_path: Path) -> None:
     array = np.ones((12, 12, 12), np.float32)
     labels = np.zeros(array.shape, np.uint32)
     labels[2:8, 2:8, 2:8] = 1
     labels[10, 10, 10] = 2
     volume = Volume(array, Geometry(array.shape, (1.0, 1.0, 1.0)), Unit.SUVBW)
-    large, small = radiomic_features(volume, labels)
+    large, small = radiomic_features(volume, labels, tmp_path)
     assert len(large) > 100
+    assert not any(tmp_path.iterdir())
     assert small == {"lesion": 2}
     assert unmeasured([large, small]).startswith("mirp could not measure lesion 2: too small")
     assert not unmeasured([large])
 
 
-def test_where_nothing_is_resampled_the_maximum_is_that_of_the_scan() -> None:
+def test_where_nothing_is_resampled_the_maximum_is_that_of_the_scan(tmp_path: Path) -> None:
     array = np.random.default_rng(0).random((12, 12, 12), np.float32) + 1
     labels = np.zeros(array.shape, np.uint32)
     labels[2:10, 2:10, 2:10] = 1
-    (features,) = radiomic_features(Volume(array, Geometry(array.shape, (4.0, 4.0, 4.0)), Unit.SUVBW), labels)
+    volume = Volume(array, Geometry(array.shape, (4.0, 4.0, 4.0)), Unit.SUVBW)
+    (features,) = radiomic_features(volume, labels, tmp_path)
     inside = array[labels > 0]
     assert features["stat_max"] == pytest.approx(inside.max(), rel=1e-6)
     assert features["stat_mean"] == pytest.approx(inside.mean(), rel=1e-6)
 
 
-def test_a_full_disk_of_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_of_temporary_files_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise RuntimeError("is not whole")
 
     monkeypatch.setattr(petseg_runtime.outputs.radiomics, "write_image", full)
     array = np.ones((4, 4, 4), np.float32)
-    with pytest.raises(UsageError, match="Set TMPDIR"):
-        radiomic_features(Volume(array, Geometry(array.shape, (4.0, 4.0, 4.0))), array.astype(np.uint32))
+    with pytest.raises(UsageError, match="Choose another --output"):
+        radiomic_features(Volume(array, Geometry(array.shape, (4.0, 4.0, 4.0))), array.astype(np.uint32), tmp_path)
 
 
 def test_without_the_extra_it_says_what_to_install(known_model, tmp_path, monkeypatch, capsys) -> None:

@@ -72,7 +72,7 @@ def test_without_resume_everything_is_done_again(batch: Path, run, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "change", ["input", "settings", "a file is gone", "a file is empty", "record is damaged", "record of old"]
+    "change", ["input", "settings", "a file is gone", "a file is empty", "record is blank", "record of old"]
 )
 def test_what_changed_is_done_again(change: str, batch: Path, run, tmp_path: Path) -> None:
     run(batch)
@@ -90,7 +90,7 @@ def test_what_changed_is_done_again(change: str, batch: Path, run, tmp_path: Pat
         record = tmp_path / "out/1/scan3_run.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"statistics": []}))
     else:
-        (tmp_path / "out/1/scan3_run.json").write_text("{")
+        (tmp_path / "out/1/scan3_run.json").write_bytes(bytes(100))  # as a power cut may leave it
     assert run(batch, "--resume", *extra)[0] == 0
     after = modified(tmp_path / "out")
     again = {name.split("_")[0] for name in after if after[name] != before.get(name)}
@@ -107,6 +107,39 @@ def test_a_run_that_writes_less_leaves_nothing_of_the_one_before(
     (out / "scan0_notes.txt").write_text("of somebody else")
     assert main([*arguments, "--threshold", "0.9"]) == 0
     assert set(files_in(out)) == {"scan0_petseg.nii.gz", "scan0_run.json", "scan0_notes.txt"}
+
+
+@pytest.mark.parametrize("record", ['{"foo": 1}', "// reviewed\n{}", "{"])
+def test_beside_a_record_that_is_none_nothing_is_written_over(record: str, run, tmp_path: Path) -> None:
+    """Whoever wrote it may have corrected the mask, too."""
+    scan = save(body_array(SMALL), tmp_path / "scan.nii.gz")
+    run(scan)
+    (tmp_path / "out/scan_petseg.nii.gz").write_bytes(b"corrected by hand")
+    (tmp_path / "out/scan_run.json").write_text(record)
+    before = files_in(tmp_path / "out")
+    for again in ((), ("--resume",)):
+        code, _, said = run(scan, *again)
+        assert code == 2
+        assert "was not written by a run before" in " ".join(said.split())
+        assert files_in(tmp_path / "out") == before
+        assert (tmp_path / "out/scan_petseg.nii.gz").read_bytes() == b"corrected by hand"
+    assert run(scan, "--overwrite")[0] == 0
+
+
+def test_a_mask_that_is_corrected_while_its_scan_is_done_again_is_kept(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, mask = save(body_array(SMALL), tmp_path / "scan.nii.gz"), tmp_path / "out/scan_petseg.nii.gz"
+    run(scan)
+    segment = Segmenter.segment
+
+    def meanwhile(*arguments: object, **options: object) -> Segmentation:
+        mask.write_bytes(b"corrected by hand")
+        return segment(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Segmenter, "segment", meanwhile)
+    assert run(scan)[0] == 2
+    assert mask.read_bytes() == b"corrected by hand"
 
 
 @pytest.mark.parametrize("whose", ["somebody's", "ours, changed since", "ours, of the same size", "ours, record gone"])

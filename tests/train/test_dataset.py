@@ -15,7 +15,15 @@ from petseg_runtime.preprocessing import preprocess, resample_mask
 from petseg_runtime.volume import Geometry, Volume
 from petseg_train.augmentation import Augmentation
 from petseg_train.cohort import TrainingCase
-from petseg_train.dataset import PatchDataset, PatchSampler, cut_around_tumour, cut_to_a_stretch, with_other_uptake
+from petseg_train.dataset import (
+    PatchDataset,
+    PatchSampler,
+    cut_around_tumour,
+    cut_to_a_stretch,
+    with_hot_spot,
+    with_other_hot_organ,
+    with_other_uptake,
+)
 
 PREPROCESSING = PreprocessingSpec(spacing_mm=(2.0, 4.0, 4.0), body_threshold=0.2, body_margin_mm=20.0)
 PLAIN = Augmentation(probability=0.0)
@@ -316,3 +324,92 @@ def test_a_share_of_the_patches_shows_another_uptake() -> None:
 def test_a_case_without_tumour_has_no_uptake_to_change() -> None:
     healthy = replace(case(), mask=np.zeros((24, 20, 28), np.uint8))
     assert with_other_uptake(healthy, PREPROCESSING, np.random.default_rng(0)) is healthy
+    assert with_other_hot_organ(healthy, PREPROCESSING, np.random.default_rng(0)) is healthy
+
+
+def test_a_case_in_which_nothing_outshines_the_tumour_has_no_organ_to_change() -> None:
+    plain = case()
+    plain.image[plain.mask == 0] = np.minimum(plain.image[plain.mask == 0], 8.0)
+    assert with_other_hot_organ(plain, PREPROCESSING, np.random.default_rng(0)) is plain
+
+
+@pytest.fixture
+def pelvis() -> tuple[TrainingCase, np.ndarray, np.ndarray]:
+    """A case, and where its tumour (SUV 4) and its two brighter organs are (SUV 12, the one four times the other)."""
+    rng = np.random.default_rng(0)
+    activity = np.zeros((80, 40, 40), np.float32)
+    activity[:, 4:36, 4:36] = rng.uniform(0.5, 1.5, (80, 32, 32))
+    mask, organs = np.zeros(activity.shape, np.uint8), np.zeros(activity.shape, np.uint8)
+    mask[40:52, 12:20, 12:18] = 1
+    organs[40:56, 12:20, 22:30] = 1  # 16 mm from the tumour
+    organs[10:14, 12:20, 22:30] = 2
+    activity[mask > 0], activity[organs > 0] = 4.0, 12.0
+    whole = preprocess(volume(activity), PREPROCESSING)
+    assert whole.array.shape == activity.shape
+    return TrainingCase("one", whole.array, mask, whole.air, "centre"), mask > 0, organs
+
+
+def activity_on_one_scale(before: TrainingCase, after: TrainingCase) -> tuple[np.ndarray, np.ndarray]:
+    """Of both, such that the tissue at the feet is 1 in the median."""
+    both = [case.image - np.float32(case.air) for case in (before, after)]
+    return both[0] / np.median(both[0][:5, 5:35, 5:35]), both[1] / np.median(both[1][:5, 5:35, 5:35])
+
+
+def test_one_organ_that_outshines_the_tumour_takes_up_half_to_ten_times_as_much(
+    pelvis: tuple[TrainingCase, np.ndarray, np.ndarray],
+) -> None:
+    before, tumour, organs = pelvis
+    image, scales, drawn = before.image.copy(), [], []
+    for seed in range(60):
+        after = with_other_hot_organ(before, PREPROCESSING, np.random.default_rng(seed))
+        np.testing.assert_array_equal(before.image, image)
+        np.testing.assert_array_equal(after.mask, before.mask)
+        was, changed = activity_on_one_scale(before, after)
+        np.testing.assert_allclose(changed[tumour], was[tumour], rtol=1e-3)
+        scale = [((changed[organs == n] - 1) / (was[organs == n] - 1)).mean() for n in (1, 2)]
+        drawn.append(int(np.argmax(np.abs(np.log(scale)))))
+        assert scale[1 - drawn[-1]] == pytest.approx(1, abs=1e-3)
+        scales.append(scale[drawn[-1]])
+        body = changed[changed > 0.2]
+        np.testing.assert_allclose(after.image, (changed - body.mean()) / body.std(), atol=0.01)
+    assert 0.45 < min(scales) < 0.7
+    assert 7 < max(scales) < 10.1
+    assert 0.65 < np.mean(np.array(drawn) == 0) < 0.95  # the larger of the two has four fifths of their voxels
+
+
+def test_a_hot_spot_lies_anywhere_but_at_the_tumour(pelvis: tuple[TrainingCase, np.ndarray, np.ndarray]) -> None:
+    before, tumour, _ = pelvis
+    image, left_out, peaks, extents = before.image.copy(), 0, [], []
+    for seed in range(100):
+        after = with_hot_spot(before, PREPROCESSING, np.random.default_rng(seed))
+        np.testing.assert_array_equal(before.image, image)
+        if after is before:
+            left_out += 1
+            continue
+        was, changed = activity_on_one_scale(before, after)
+        added = changed - was
+        np.testing.assert_allclose(added[tumour], 0, atol=0.02 * added.max())
+        peaks.append(added.max())
+        across = np.argwhere(added > added.max() / 2)
+        extents.append((np.ptp(across, axis=0) + 1) * PREPROCESSING.spacing_mm)
+        body = changed[changed > 0.2]
+        np.testing.assert_allclose(after.image, (changed - body.mean()) / body.std(), atol=0.02)
+    assert 0 < left_out < 30
+    assert 9 < min(peaks) < 40
+    assert 200 < max(peaks) < 405
+    assert 25 < np.max(extents) < 24 + 2 * 4 + 4  # a ball of 24 mm, its blurred edge, and a voxel
+
+
+def test_a_share_of_the_patches_shows_another_hot_organ_or_spot() -> None:
+    plain = case((40, 32, 32))
+    plain.image[20:30, 20:28, 2:8] = 12.0
+    same = []
+    for share in (0.0, 0.5, 1.0):
+        patches = PatchDataset(
+            [plain], (40, 32, 32), PREPROCESSING, PLAIN, 7, tumour_share=1.0, fit_multiple=4, hot_share=share
+        )
+        held = (patches[epoch, 0] for epoch in range(60))
+        same.append(np.mean([float(one["image"][one["mask"] > 0].max()) == 9.0 for one in held]))
+    assert same[0] == 1.0
+    assert 0.3 < same[1] < 0.7
+    assert same[2] < 0.2  # but for spots that would have lain at the tumour
