@@ -18,6 +18,8 @@ from petseg_runtime.itk import itk_direction, itk_image
 from petseg_runtime.manifest import PreprocessingSpec
 from petseg_runtime.volume import Box, FloatArray, Geometry, MaskArray, Shape, Triple, Unit, Volume, bounding_box
 
+# Raised whenever `preprocess` makes something else of a scan, so that nothing takes what was kept of before for it.
+VERSION = 2
 # The body's threshold and its median define each other; this many rounds settle them on every scan seen.
 _THRESHOLD_ROUNDS = 20
 # By what share the thresholds after the second mostly fall below it at most.

@@ -23,11 +23,12 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from petseg_runtime import __version__, read_volume
+from petseg_runtime import read_volume
 from petseg_runtime.errors import InputError
 from petseg_runtime.io.images import read_mask
 from petseg_runtime.manifest import PreprocessingSpec
 from petseg_runtime.outputs.files import prepare_folder, whole_file
+from petseg_runtime.preprocessing import VERSION as PREPROCESSING_VERSION
 from petseg_runtime.preprocessing import preprocess, resample_mask
 from petseg_runtime.volume import FloatArray, MaskArray, Volume
 
@@ -358,8 +359,8 @@ def load_training_cases(
 ) -> list[TrainingCase]:
     """Read and preprocess each case, with the runtime's own preprocessing. Shows a progress bar.
 
-    `cache` is a folder that keeps what was preprocessed, under the digest of the files and of the settings: a second
-    run on the same cases reads it from there, and a changed file or setting is never mistaken for the old one.
+    `cache` is a folder that keeps what was preprocessed, under the digest of the files, the settings and the version of
+    the preprocessing: a second run on the same cases reads it from there, and nothing changed is mistaken for the old.
     """
     shown = track(list(cases), description="Preprocessing", transient=True)
     if cache is None:
@@ -369,7 +370,7 @@ def load_training_cases(
 
 
 def _cached(case: Case, spec: PreprocessingSpec, folder: Path) -> TrainingCase:
-    key = json.dumps([__version__, asdict(spec), _content_digest(case)])
+    key = json.dumps([PREPROCESSING_VERSION, asdict(spec), _content_digest(case)])
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent or damaged: made again
         arrays = np.load(path)

@@ -201,7 +201,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         voxels = self._voxels_to_show(case, rng.random())
         patch = np.array(window)
         room = np.array(case.image.shape) - patch
-        # Up to a quarter of a window outside the scan, as far as a shifted grid of windows reaches.
+        # Up to a quarter of a window outside the scan, half as far as the test of window invariance shifts its grids.
         lowest, highest = np.minimum(room, 0) - patch // 4, np.maximum(room, 0) + patch // 4
         if len(voxels):
             start = np.clip(voxels[rng.integers(len(voxels))] - rng.integers(0, patch), lowest, highest)

@@ -55,7 +55,8 @@ def run_study(
     about = {
         "Cohort": f"{len(cases)} simulated patients (seed {simulated_with})" if simulated else f"{len(cases)} patients",
         "Training": f"{config.epochs} epochs, batch {config.batch_size}, patches {config.patch_size} (z, y, x), "
-        f"network {config.network_settings}; the same for both networks",
+        f"network {config.network_settings}, {config.precision} or, where the machine would emulate it, 32-true; the "
+        "same for both networks",
         "Budget": _budget(config, cases),
         "Truth": "FLAB in a volume of interest without the bladder, reviewed" if simulated else "the cohort's masks",
         "Files": "`results.csv` a row a case and model, `summary.json`, `splits.json` config and folds",

@@ -305,7 +305,8 @@ def _train(module: SegmentationModule, data: PatchDataModule, trainer: lightning
         raise ModelError(f"{checkpoint.name} is damaged. Remove it to train from the start.") from error
     if trainer.is_global_zero:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        write_json({"epochs": trainer.current_epoch, "metrics": metrics}, checkpoint.with_name("done.json"))
+        done = {"epochs": trainer.current_epoch, "precision": trainer.precision, "metrics": metrics}
+        write_json(done, checkpoint.with_name("done.json"))
 
 
 def _is_first_process() -> bool:

@@ -14,12 +14,15 @@ def share_of_maximum(volume: Volume, share: float, voi: npt.NDArray[np.bool_] | 
 
     Raises
     ------
-    InputError : if the share is not between 0 and 1, or the VOI is empty.
+    InputError : if the share is not between 0 and 1, the VOI is empty, or there is no uptake in it.
     """
     if not 0 < share < 1:
         raise InputError(f"The share of the maximum is {share}, expected more than 0 and less than 1.")
     inside = _inside(volume, voi)
-    return ((volume.array >= share * volume.array[inside].max()) & inside).astype(np.uint8)
+    maximum = float(volume.array[inside].max())
+    if maximum <= 0:
+        raise InputError(f"The largest value is {maximum:g}, expected more than 0. Draw the VOI round the tumour.")
+    return ((volume.array >= share * maximum) & inside).astype(np.uint8)
 
 
 def fixed_suv(volume: Volume, suv: float, voi: npt.NDArray[np.bool_] | None = None) -> MaskArray:

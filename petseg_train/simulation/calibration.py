@@ -11,6 +11,7 @@ from petseg_train.cohort import Case, read_cohort
 from petseg_train.evaluation import contrast
 from petseg_train.ground_truth.thresholds import t40
 from petseg_train.metrics import dice
+from petseg_train.simulation.truth import SATISFACTORY
 
 
 def calibration(csv: Path) -> pd.DataFrame:
@@ -32,7 +33,7 @@ def calibration(csv: Path) -> pd.DataFrame:
                 "contrast": f"{group['contrast'].mean():.1f} ± {group['contrast'].std():.1f}",
                 "touch": f"{100 * group['touches'].mean():.0f} %",
                 "flab": f"{group['flab'].mean():.2f} ± {group['flab'].std():.2f}",
-                "again": f"{100 * (group['truth'] == 'flab, 3 classes').mean():.0f} %",
+                "again": f"{100 * (~(group['flab'] >= SATISFACTORY)).mean():.0f} %",
                 "edited": f"{100 * (group['truth'] == 'edited').mean():.0f} %",
                 "muscle": f"{group['muscle'].mean():.2f}",
                 "liver": f"{group['liver'].mean():.2f}",

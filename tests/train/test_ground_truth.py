@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,8 @@ def test_thresholds_refuse_what_they_cannot_mean() -> None:
         fixed_suv(small_volume(), 2.5, np.zeros((1, 2, 2), bool))
     with pytest.raises(InputError, match="VOI is empty"):
         share_of_maximum(small_volume(), 0.4, np.zeros((1, 2, 2), bool))
+    with pytest.raises(InputError, match="The largest value is 0"):
+        share_of_maximum(replace(small_volume(), array=np.zeros((1, 2, 2), np.float32)), 0.4)
 
 
 def cube(low: int, high: int) -> np.ndarray:

@@ -22,15 +22,16 @@ from hypothesis import strategies as st
 
 from petseg_runtime import read_volume
 from petseg_runtime.errors import UsageError
-from petseg_runtime.io.images import read_mask
+from petseg_runtime.io.images import read_mask, write_image
 from petseg_runtime.outputs.files import _HOST
-from petseg_runtime.volume import Unit
+from petseg_runtime.volume import Geometry, Unit
 from petseg_train.cli import simulate as simulate_command
 from petseg_train.cohort import read_cohort
 from petseg_train.metrics import dice
 from petseg_train.simulation import cohort as cohort_module
 from petseg_train.simulation.acquisition import Scan, acquire, first_pixel_mm
 from petseg_train.simulation.anatomy import Habitus
+from petseg_train.simulation.calibration import calibration
 from petseg_train.simulation.canvas import Canvas, Label, ellipsoid
 from petseg_train.simulation.centres import (
     BIOGRAPH,
@@ -302,6 +303,26 @@ def test_scans_of_other_pixels_have_other_uids(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(cohort_module, "TRUNK_VERSION", 99)
     made.append(names("trunk version", trunk=True))
     assert len(set.union(*made)) == 5 * len(made)
+
+
+def test_the_calibration_of_a_centre_by_hand(tmp_path: Path) -> None:
+    """Run again is what FLAB's first run did not satisfy in, whichever of the two masks was kept; 2 ml of SUV 8 in 1."""
+    rows = []
+    geometry = Geometry((20, 20, 20), (5.0, 5.0, 5.0))
+    for number, (flab_dsc, truth) in enumerate([(0.9, "flab"), (0.7, "flab"), (0.6, "flab, 3 classes"), ("", "edited")]):
+        array = np.random.default_rng(number).normal(1, 0.01, geometry.shape).astype(np.float32)
+        mask = np.zeros(geometry.shape, np.uint8)
+        array[4:8, 4:8, 4], mask[4:8, 4:8, 4] = 8.0, 1
+        for name, voxels in (("image", array), ("mask", mask)):
+            write_image(voxels, geometry, tmp_path / f"{number}{name}.nii.gz")
+        row = {"case": str(number), "centre": "A", "image": f"{number}image.nii.gz", "mask": f"{number}mask.nii.gz"}
+        noise = {"noise_muscle": 0.1, "noise_liver": 0.2}
+        rows.append(row | noise | {"flab_dsc": flab_dsc, "truth": truth, "touches_bladder": number == 0})
+    pd.DataFrame(rows).to_csv(tmp_path / "cohort.csv", index=False)
+    (calibrated,) = calibration(tmp_path / "cohort.csv").to_dict("records")
+    assert (calibrated["again"], calibrated["edited"], calibrated["touch"]) == ("75 %", "25 %", "25 %")
+    assert (calibrated["ml"], calibrated["contrast"], calibrated["T40"]) == ("2 ± 0", "7.9 ± 0.0", "1.00 ± 0.00")
+    assert (calibrated["flab"], calibrated["muscle"], calibrated["liver"]) == ("0.73 ± 0.15", "0.10", "0.20")
 
 
 def test_a_cohort_of_patients_is_not_overwritten(tmp_path: Path) -> None:
