@@ -177,9 +177,7 @@ class _Worker:
         self.journal.survived(digest)
         return result
 
-    def _note_down(
-        self, result: ScanResult | PetsegError, scan: Scan, named: Scan, digest: str, attempt: str
-    ) -> None:
+    def _note_down(self, result: ScanResult | PetsegError, scan: Scan, named: Scan, digest: str, attempt: str) -> None:
         """Deliver a result, or leave a note of a refusal, and say so in the journal."""
         short = named.name if len(os.fsencode(named.name)) <= _LONGEST_NOTE else digest
         note = self.output / FAILURES / named.folder / f"{short}.json"

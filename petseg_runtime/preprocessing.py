@@ -24,7 +24,7 @@ VERSION = 2
 _THRESHOLD_ROUNDS = 20
 # By what share the thresholds after the second mostly fall below it at most.
 _SLACK = 0.2
-# No tissue of this much in the median is a body, in SUV (it has 0.3 to 1.5); a search that begins at the second finds it.
+# In SUV: more than this in the median is no body, which has 0.3 to 1.5; a search from the second on finds it.
 MAX_BODY_SUV = 3.0
 _BELOW_TISSUE_SUV = 0.5
 # A bladder, a tumour, a vial: what is larger and hot is rather a body in another unit.

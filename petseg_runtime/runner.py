@@ -402,9 +402,7 @@ def _segment(
     )
 
 
-def _write(
-    prepared: _Prepared, segmentation: Segmentation, segmenter: Segmenter, settings: RunSettings
-) -> ScanResult:
+def _write(prepared: _Prepared, segmentation: Segmentation, segmenter: Segmenter, settings: RunSettings) -> ScanResult:
     scan, volume, source, identity = prepared.scan, prepared.volume, prepared.source, prepared.identity
     folder = settings.folder_for(scan)
     started = perf_counter()
@@ -421,6 +419,7 @@ def _write(
     digests, features = prepared.digests, None
     if before.get("input_sha256", digests.content) != digests.content:
         warnings += (REPLACED,)
+
     def check() -> None:
         meanwhile = _check_results(scan, settings).get("input_sha256", digests.content)
         if meanwhile not in (before.get("input_sha256"), digests.content):

@@ -35,8 +35,6 @@ class TrainingConfig:
     weight_averaging : where not 0, the model is the exponential moving average of the weights, with this decay a step.
         It evens out what the last patches of a high learning rate and small batches did; the paper has none.
     cross_entropy_weight : see `petseg_train.losses`; the paper has none.
-    window_consistency : weight of `petseg_train.losses.window_disagreement`; where not 0, each patch is seen through
-        two windows. The paper has none.
     tumour_share, bright_share, uptake_share, hot_share, crop_share, stretch_share, centres_take_turns : see
         `petseg_train.dataset.PatchDataset`.
     precision : Lightning's name, "32-true", "16-mixed" or "bf16-mixed"; the last runs in 32 bits on a CPU that has no
@@ -59,7 +57,6 @@ class TrainingConfig:
     stretch_share: float = 0.0
     centres_take_turns: bool = False
     cross_entropy_weight: float = 0.0
-    window_consistency: float = 0.0
     batch_size: int = 2
     epochs: int = 400
     restart_epochs: int = 25
@@ -95,7 +92,6 @@ class TrainingConfig:
             ("learning_rate", self.learning_rate[0] >= self.learning_rate[1] > 0, "the highest, then the lowest"),
             ("weight_averaging", 0 <= self.weight_averaging < 1, "at least 0 and below 1"),
             ("cross_entropy_weight", self.cross_entropy_weight >= 0, "at least 0"),
-            ("window_consistency", self.window_consistency >= 0, "at least 0"),
             ("bright_share", self.tumour_share + self.bright_share <= 1, "no more than 1 with tumour_share"),
             ("crop_share", self.crop_share + self.stretch_share <= 1, "no more than 1 with stretch_share"),
             ("precision", self.precision in ("32-true", "bf16-mixed", "16-mixed"), "32-true, bf16-mixed or 16-mixed"),

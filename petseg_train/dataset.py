@@ -18,14 +18,9 @@ from petseg_runtime.manifest import PreprocessingSpec
 from petseg_runtime.preprocessing import body_box, body_threshold, normalise
 from petseg_runtime.sliding_window import fitted_window
 from petseg_runtime.volume import Box, FloatArray, MaskArray, Triple, bounding_box
-from petseg_train.augmentation import (
-    Augmentation,
-    Shape,
-    augment_intensity,
-    draw_spatial_transform,
-    extract_patch,
-)
+from petseg_train.augmentation import Shape, augment_intensity, draw_spatial_transform, extract_patch
 from petseg_train.cohort import TrainingCase
+from petseg_train.config import TrainingConfig
 
 # What a scan that was cut around its tumour keeps on each side, as in the real patients of the model's training.
 CROP_MARGIN_MM = (10.0, 50.0)
@@ -68,7 +63,7 @@ class PatchSampler(Sampler[tuple[int, int]]):
 
 
 class PatchDataset(Dataset[dict[str, Tensor]]):
-    """A batch of augmented patches for each key `(epoch, batch)`, of cases that take turns.
+    """A batch of augmented patches for each key `(epoch, batch)`, of cases that take turns, as the config says.
 
     With `centres_take_turns` the centres do, a batch each, and in each centre its cases: a centre of few cases counts
     as much as one of many, as where real patients are trained on beside many more simulated ones. A cohort that only
@@ -77,112 +72,72 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     The patches of a batch are of one size, which holds the largest of its cases: PyTorch computes a lone small patch
     without oneDNN in 32 bits on a CPU, at a third of the speed.
 
-    With `pairs` each patch is seen through two windows that lie up to a quarter of their sides apart.
-
     With probability `tumour_share` the patch holds a tumour voxel, at a random place in it; with `bright_share` one
     outside the tumour that is brighter than its mean, as bladder and brain are, which is what a network marks in error;
     otherwise it lies anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
 
-    With probability `uptake_share` the tumour first gets another uptake (`with_other_uptake`), and with `hot_share`
-    something else does: in one half an organ (`with_other_hot_organ`), in the other a spot (`with_hot_spot`). Then, with
-    probability `crop_share`, the scan is cut around its tumour (`cut_around_tumour`), with `stretch_share` to a part of
-    its length (`cut_to_a_stretch`).
+    With probability `uptake_share` the tumour first gets another uptake (`with_other_uptake`); with `hot_share` something
+    else does, in one half an organ (`with_hotter_organ`), in the other a spot (`with_hot_spot`). Then, with probability
+    `crop_share`, the scan is cut around its tumour (`cut_around_tumour`), with `stretch_share` to a part of its length
+    (`cut_to_a_stretch`).
     """
 
-    def __init__(
-        self,
-        cases: Sequence[TrainingCase],
-        patch_size: Shape,
-        preprocessing: PreprocessingSpec,
-        augmentation: Augmentation,
-        seed: int,
-        patches_per_epoch: int | None = None,
-        batch_size: int = 1,
-        tumour_share: float = 0.67,
-        centres_take_turns: bool = False,
-        fit_multiple: int = 0,
-        pairs: bool = False,
-        crop_share: float = 0.0,
-        stretch_share: float = 0.0,
-        bright_share: float = 0.0,
-        uptake_share: float = 0.0,
-        hot_share: float = 0.0,
-    ) -> None:
+    def __init__(self, cases: Sequence[TrainingCase], config: TrainingConfig) -> None:
+        self.cases, self.config = list(cases), config
         groups: dict[str, list[int]] = {}
-        for index, case in enumerate(cases):
-            groups.setdefault(case.turn if centres_take_turns else "", []).append(index)
+        for index, case in enumerate(self.cases):
+            groups.setdefault(case.turn if config.centres_take_turns else "", []).append(index)
         self._turns = list(groups.values())
-        self.cases = list(cases)
-        self.patch_size, self.fit_multiple = patch_size, fit_multiple
-        self.preprocessing, self.augmentation = preprocessing, augmentation
-        self.seed, self.batch_size = seed, batch_size
-        self.batches_per_epoch = (patches_per_epoch or len(cases)) // batch_size
-        self.tumour_share, self.pairs = tumour_share, pairs
-        self.crop_share, self.stretch_share, self.bright_share = crop_share, stretch_share, bright_share
-        self.uptake_share, self.hot_share = uptake_share, hot_share
+        self.batches_per_epoch = (config.patches_per_epoch or len(self.cases)) // config.batch_size
 
     def __len__(self) -> int:
         return self.batches_per_epoch
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
-        """`image` and `mask`, float32 `(patches, windows, z, y, x)`.
-
-        And `start`, whole numbers `(patches, windows, 3)`: the windows' first voxels in the patch.
-        """
+        """`image` and `mask`, float32 `(patches, z, y, x)`."""
         epoch, batch = key
-        rng = np.random.default_rng([self.seed, epoch, batch])
+        rng = np.random.default_rng([self.config.seed, epoch, batch])
         cases = [self._perhaps_changed(self.cases[number], rng) for number in self.cases_of(epoch, batch)]
         window = self._draw_window(cases, rng)
-        patches = [self._draw_patch(case, window, rng) for case in cases]
-        return {name: torch.stack([patch[name] for patch in patches]) for name in ("image", "mask", "start")}
+        images, masks = zip(*(self._draw_patch(case, window, rng) for case in cases))
+        return {"image": torch.stack(images), "mask": torch.stack(masks)}
 
     def cases_of(self, epoch: int, batch: int) -> list[int]:
         """The cases that a key's patches show: they take turns, in an order drawn anew once all had theirs."""
         turn, group = divmod(epoch * len(self) + batch, len(self._turns))
-        cases, first = self._turns[group], turn * self.batch_size
+        cases, first = self._turns[group], turn * self.config.batch_size
         numbers = []
-        for place in range(first, first + self.batch_size):
+        for place in range(first, first + self.config.batch_size):
             begun, position = divmod(place, len(cases))
-            order = np.random.default_rng([self.seed, group, begun]).permutation(len(cases))
+            order = np.random.default_rng([self.config.seed, group, begun]).permutation(len(cases))
             numbers.append(cases[order[position]])
         return numbers
 
-    def _draw_patch(self, case: TrainingCase, window: Shape, rng: np.random.Generator) -> dict[str, Tensor]:
-        """`image` and `mask` `(windows, z, y, x)` of a case, and their `start`."""
-        starts = np.zeros((1, 3), dtype=np.int64)
-        if self.pairs:
-            starts = rng.integers(0, np.array(window) // 4, size=(2, 3), endpoint=True)
-            starts -= starts.min(axis=0)
-        z, y, x = (np.array(window) + starts.max(axis=0)).tolist()
-        patch = (z, y, x)
-        spacing_mm = self.preprocessing.spacing_mm
-        patch_mm = tuple(side * step for side, step in zip(patch, spacing_mm))
-        transform = draw_spatial_transform(self.augmentation, (patch_mm[0], patch_mm[1], patch_mm[2]), rng)
+    def _draw_patch(self, case: TrainingCase, patch: Shape, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Image and mask `(z, y, x)` of a case."""
+        spacing_mm, augmentation = self.config.preprocessing.spacing_mm, self.config.augmentation
+        z, y, x = (side * step for side, step in zip(patch, spacing_mm))
+        transform = draw_spatial_transform(augmentation, (z, y, x), rng)
         start = self._draw_start(case, patch, rng)
         image, mask = torch.from_numpy(case.image), torch.from_numpy(case.mask).float()
         image, mask = extract_patch(image, mask, start, patch, spacing_mm, transform, case.air)
-        image = augment_intensity(image, self.augmentation, rng)
-        windows = [tuple(slice(a, a + side) for a, side in zip(first, window)) for first in starts.tolist()]
-        return {
-            "image": torch.stack([image[part] for part in windows]),
-            "mask": torch.stack([mask[part] for part in windows]),
-            "start": torch.from_numpy(starts),
-        }
+        return augment_intensity(image, augmentation, rng), mask
 
     def _perhaps_changed(self, case: TrainingCase, rng: np.random.Generator) -> TrainingCase:
         # Nothing is drawn for what is not asked for, so that what is drawn after it stays what it was without.
-        if self.uptake_share and rng.random() < self.uptake_share:
-            case = with_other_uptake(case, self.preprocessing, rng)
-        if self.hot_share and rng.random() < self.hot_share:
-            change = with_other_hot_organ if rng.random() < 0.5 else with_hot_spot
-            case = change(case, self.preprocessing, rng)
-        if not self.crop_share and not self.stretch_share:
+        config, preprocessing = self.config, self.config.preprocessing
+        if config.uptake_share and rng.random() < config.uptake_share:
+            case = with_other_uptake(case, preprocessing, rng)
+        if config.hot_share and rng.random() < config.hot_share:
+            change = with_hotter_organ if rng.random() < 0.5 else with_hot_spot
+            case = change(case, preprocessing, rng)
+        if not config.crop_share and not config.stretch_share:
             return case
         chance = rng.random()
-        if chance < self.crop_share:
-            return cut_around_tumour(case, self.preprocessing, rng)
-        if chance < self.crop_share + self.stretch_share:
-            return cut_to_a_stretch(case, self.preprocessing, rng)
+        if chance < config.crop_share:
+            return cut_around_tumour(case, preprocessing, rng)
+        if chance < config.crop_share + config.stretch_share:
+            return cut_to_a_stretch(case, preprocessing, rng)
         return case
 
     def _draw_window(self, cases: Sequence[TrainingCase], rng: np.random.Generator) -> Shape:
@@ -191,11 +146,12 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         Where windows fit the body, the air in one depends on where the body is taken to end. The instance norm sees
         that air, so the training shows any amount of it.
         """
-        if not self.fit_multiple:
-            return self.patch_size
-        around = rng.integers(0, self.patch_size, endpoint=True) * (rng.random(3) < 0.5)
+        patch_size, multiple = self.config.patch_size, self.config.fit_multiple
+        if not multiple:
+            return patch_size
+        around = rng.integers(0, patch_size, endpoint=True) * (rng.random(3) < 0.5)
         largest = np.max([case.image.shape for case in cases], axis=0)
-        return fitted_window(self.patch_size, self.fit_multiple, tuple((largest + around).tolist()))
+        return fitted_window(patch_size, multiple, tuple((largest + around).tolist()))
 
     def _draw_start(self, case: TrainingCase, window: Shape, rng: np.random.Generator) -> Shape:
         voxels = self._voxels_to_show(case, rng.random())
@@ -211,10 +167,11 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
 
     def _voxels_to_show(self, case: TrainingCase, chance: float) -> npt.NDArray[np.intp]:
         """Voxels `(n, 3)` of which the patch is to hold one; none where it may lie anywhere."""
-        if chance < self.tumour_share:
+        tumour_share, bright_share = self.config.tumour_share, self.config.bright_share
+        if chance < tumour_share:
             return np.argwhere(case.mask)
         tumour = case.mask > 0
-        if chance < self.tumour_share + self.bright_share and tumour.any():
+        if chance < tumour_share + bright_share and tumour.any():
             return np.argwhere((case.image > case.image[tumour].mean()) & ~tumour)
         return np.empty((0, 3), dtype=np.intp)
 
@@ -262,7 +219,7 @@ def with_other_uptake(case: TrainingCase, preprocessing: PreprocessingSpec, rng:
     return _normalised(case, activity, case.mask, threshold, preprocessing)
 
 
-def with_other_hot_organ(case: TrainingCase, preprocessing: PreprocessingSpec, rng: np.random.Generator) -> TrainingCase:
+def with_hotter_organ(case: TrainingCase, preprocessing: PreprocessingSpec, rng: np.random.Generator) -> TrainingCase:
     """The case as if one of what outshines its tumour took up 0.5 to 10 times as much, evenly in its logarithm.
 
     A full bladder may be ten times as bright as most of a cohort's, and the instance norm dims the tumour for it. Of

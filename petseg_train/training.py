@@ -39,7 +39,7 @@ from petseg_runtime.sliding_window import fitted_window, sliding_window_probabil
 from petseg_train.cohort import Case, TrainingCase, check_no_twins, cohort_digest, load_training_cases
 from petseg_train.config import TrainingConfig, claim
 from petseg_train.dataset import PatchDataset, PatchSampler
-from petseg_train.losses import soft_dice_loss, window_disagreement
+from petseg_train.losses import soft_dice_loss
 from petseg_train.metrics import dice
 from petseg_train.networks import NETWORKS, Network
 from petseg_train.networks.exported import network_of_model
@@ -87,13 +87,9 @@ class SegmentationModule(lightning.LightningModule):
         self.log("train/network_share", self._network_s / (self._batch_end - self._epoch_start), sync_dist=True)
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        images, masks = (batch[key].flatten(0, 1)[:, None] for key in ("image", "mask"))
+        images, masks = batch["image"][:, None], batch["mask"][:, None]
         logits = self.network(images.to(memory_format=torch.channels_last_3d)).float()
         loss: Tensor = self.loss(logits, masks)
-        if self.config.window_consistency:
-            disagreement = window_disagreement(logits.unflatten(0, (-1, 2))[:, :, 0], batch["start"])
-            self.log("train/disagreement", disagreement, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
-            loss = loss + self.config.window_consistency * disagreement
         if not torch.isfinite(loss):
             kept = "; last.ckpt is of the epoch before" if self.current_epoch else ""
             raise ModelError(
@@ -137,24 +133,7 @@ class PatchDataModule(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.tuning, self.config = list(tuning), config
-        self.patches = PatchDataset(
-            training,
-            config.patch_size,
-            config.preprocessing,
-            config.augmentation,
-            config.seed,
-            config.patches_per_epoch,
-            config.batch_size,
-            config.tumour_share,
-            config.centres_take_turns,
-            config.fit_multiple,
-            pairs=config.window_consistency > 0,
-            crop_share=config.crop_share,
-            stretch_share=config.stretch_share,
-            bright_share=config.bright_share,
-            uptake_share=config.uptake_share,
-            hot_share=config.hot_share,
-        )
+        self.patches = PatchDataset(training, config)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size

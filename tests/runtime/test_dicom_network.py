@@ -349,7 +349,9 @@ def test_options_of_the_network_are_checked(arguments: list[str], tmp_path: Path
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("option", [["--dicom-port", "0"], ["--http-port", "0"], ["--send-to", "A@127.0.0.1:104"], ["--settle", "3"]])
+@pytest.mark.parametrize(
+    "option", [["--dicom-port", "0"], ["--http-port", "0"], ["--send-to", "A@127.0.0.1:104"], ["--settle", "3"]]
+)
 def test_services_are_for_an_inbox(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["scan.nii.gz", *option])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from petseg_runtime.preprocessing import preprocess, resample_mask
 from petseg_runtime.volume import Geometry, Volume
 from petseg_train.augmentation import Augmentation
 from petseg_train.cohort import TrainingCase
+from petseg_train.config import TrainingConfig
 from petseg_train.dataset import (
     PatchDataset,
     PatchSampler,
     cut_around_tumour,
     cut_to_a_stretch,
     with_hot_spot,
-    with_other_hot_organ,
+    with_hotter_organ,
     with_other_uptake,
 )
 
@@ -43,9 +45,16 @@ def volume(array: np.ndarray) -> Volume:
     return Volume(array, Geometry((z, y, x), PREPROCESSING.spacing_mm))
 
 
-def dataset(**changes: object) -> PatchDataset:
-    settings = {"patch_size": (16, 16, 16), "augmentation": Augmentation(), "seed": 7, **changes}
-    return PatchDataset([case(), case((40, 18, 18))], preprocessing=PREPROCESSING, **settings)  # type: ignore[arg-type]
+def patches_of(*cases: TrainingCase, **changes: Any) -> PatchDataset:
+    """Patches of 16 x 16 x 16, one a batch, that are not augmented, unless the changes say so."""
+    plain = TrainingConfig(
+        preprocessing=PREPROCESSING, augmentation=PLAIN, patch_size=(16, 16, 16), batch_size=1, seed=7
+    )
+    return PatchDataset(cases, replace(plain, **changes))
+
+
+def dataset(**changes: Any) -> PatchDataset:
+    return patches_of(case(), case((40, 18, 18)), **{"augmentation": Augmentation(), **changes})
 
 
 def test_a_batch_follows_from_seed_epoch_and_number() -> None:
@@ -69,10 +78,9 @@ def test_a_batch_holds_patches_of_one_size_that_fit_the_largest_of_its_cases() -
     sizes = set()
     for epoch in range(40):
         batch = both[epoch, 0]
-        patches, windows, *size = batch["image"].shape
-        assert (patches, windows) == (2, 1)
+        patches, *size = batch["image"].shape
+        assert patches == 2
         assert batch["mask"].shape == batch["image"].shape
-        assert batch["start"].shape == (2, 1, 3)
         sizes.add(tuple(size))
     # the cases have 24 x 20 x 28 and 40 x 18 x 18 voxels
     assert min(sizes) == (40, 24, 32)
@@ -81,7 +89,7 @@ def test_a_batch_holds_patches_of_one_size_that_fit_the_largest_of_its_cases() -
 
 def test_each_case_has_its_turn_before_one_has_another_in_an_order_of_its_own() -> None:
     cases = [replace(case(), name=str(number)) for number in range(5)]
-    patches = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 10, batch_size=2)
+    patches = patches_of(*cases, patches_per_epoch=10, batch_size=2)
     drawn = [number for epoch in range(4) for batch in range(5) for number in patches.cases_of(epoch, batch)]
     orders = [tuple(drawn[first : first + 5]) for first in range(0, 40, 5)]
     assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
@@ -91,15 +99,15 @@ def test_each_case_has_its_turn_before_one_has_another_in_an_order_of_its_own() 
 def test_shapes_and_types() -> None:
     sample = dataset()[0, 0]
     for key in ("image", "mask"):
-        assert sample[key].shape == (1, 1, 16, 16, 16)
+        assert sample[key].shape == (1, 16, 16, 16)
         assert sample[key].dtype == torch.float32
     assert set(sample["mask"].unique().tolist()) <= {0.0, 1.0}
 
 
 def test_a_patch_is_as_wide_as_the_body_or_the_body_with_air_around_it() -> None:
     for only, fitted in ((case(), [24, 24, 32]), (case((40, 18, 18)), [40, 24, 24])):
-        patches = PatchDataset([only], (64, 64, 64), PREPROCESSING, Augmentation(), 7, fit_multiple=8)
-        sides = np.array([patches[epoch, 0]["image"].shape[2:] for epoch in range(100)])
+        patches = patches_of(only, augmentation=Augmentation(), patch_size=(64, 64, 64), fit_multiple=8)
+        sides = np.array([patches[epoch, 0]["image"].shape[1:] for epoch in range(100)])
         assert sides.min(axis=0).tolist() == fitted
         assert sides.max(axis=0).tolist() == [64, 64, 64]
         assert not (sides % 8).any()
@@ -116,7 +124,7 @@ def test_patches_hold_tumour_as_often_as_asked() -> None:
 
 def test_the_tumour_lies_anywhere_in_the_patch() -> None:
     always = dataset(augmentation=PLAIN, tumour_share=1.0)
-    centres = np.array([np.argwhere(always[epoch, 0]["mask"][0, 0].numpy()).mean(axis=0) for epoch in range(200)])
+    centres = np.array([np.argwhere(always[epoch, 0]["mask"][0].numpy()).mean(axis=0) for epoch in range(200)])
     assert (centres.min(axis=0) < 4).all()
     assert (centres.max(axis=0) > 11).all()
 
@@ -129,14 +137,14 @@ def test_patches_hold_bright_voxels_outside_the_tumour_as_often_as_asked() -> No
     brightest = float(image[71, 5, 5])
 
     def share_of_bright(**shares: float) -> float:
-        patches = PatchDataset([of], (16, 16, 16), PREPROCESSING, PLAIN, 7, **shares)
+        patches = patches_of(of, **shares)
         return float(np.mean([float(patches[epoch, 0]["image"].max()) == brightest for epoch in range(200)]))
 
     assert share_of_bright(tumour_share=0.0, bright_share=1.0) == 1.0
     assert share_of_bright(tumour_share=1.0) == 0.0
     assert 0.4 < share_of_bright(tumour_share=0.5, bright_share=0.5) < 0.6
     without_tumour = replace(of, mask=np.zeros_like(of.mask))
-    patches = PatchDataset([without_tumour], (16, 16, 16), PREPROCESSING, PLAIN, 7, tumour_share=0.0, bright_share=1.0)
+    patches = patches_of(without_tumour, tumour_share=0.0, bright_share=1.0)
     assert patches[0, 0]["mask"].sum() == 0
 
 
@@ -169,30 +177,13 @@ def test_every_epoch_has_its_own_order() -> None:
 
 def test_centres_may_take_turns_whatever_their_size() -> None:
     cases = [replace(case(), name=str(number), turn="small" if number == 0 else "large") for number in range(4)]
-    plain = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 24)
+    plain = patches_of(*cases, patches_per_epoch=24)
     assert Counter(number for batch in range(24) for number in plain.cases_of(0, batch)) == dict.fromkeys(range(4), 6)
-    balanced = PatchDataset(cases, (16, 16, 16), PREPROCESSING, PLAIN, 0, 24, 2, centres_take_turns=True)
+    balanced = patches_of(*cases, patches_per_epoch=24, batch_size=2, centres_take_turns=True)
     drawn = [balanced.cases_of(0, batch) for batch in range(12)]
     assert drawn[::2] == [[0, 0]] * 6
     assert Counter(chain.from_iterable(drawn[1::2])) == {1: 4, 2: 4, 3: 4}
     assert balanced.cases_of(1, 0) == [0, 0]
-
-
-def test_the_windows_of_a_pair_show_the_same_voxels_where_both_lie() -> None:
-    """Augmentation and noise too: what differs between them is only where they end."""
-    patches = dataset(pairs=True, augmentation=Augmentation(probability=1.0))
-    moved = set()
-    for epoch in range(20):
-        pair = {name: patch[0] for name, patch in patches[epoch, 0].items()}
-        assert pair["image"].shape == pair["mask"].shape == (2, 16, 16, 16)
-        step = pair["start"][1] - pair["start"][0]
-        moved.update(step.abs().tolist())
-        seen = [
-            pair["image"][number][tuple(slice(max(0, sign * n), 16 + min(0, sign * n)) for n in step.tolist())]
-            for number, sign in ((0, 1), (1, -1))
-        ]
-        torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
-    assert moved == {0, 1, 2, 3, 4}  # up to a quarter of 16
 
 
 def test_a_scan_cut_around_its_tumour_is_normalised_as_the_runtime_would_the_cut_file() -> None:
@@ -226,9 +217,9 @@ def test_a_share_of_the_patches_comes_from_scans_cut_around_the_tumour(monkeypat
     # The tumour's box is 4 x 4 x 4 voxels; 50 mm around it are 54 x 28 x 28 at most.
     large = replace(case((160, 80, 80)), name="large")
     for share in (0.0, 0.5, 1.0):
-        patches = PatchDataset([large], (160, 80, 80), PREPROCESSING, PLAIN, 7, fit_multiple=2, crop_share=share)
+        patches = patches_of(large, patch_size=(160, 80, 80), fit_multiple=2, crop_share=share)
         monkeypatch.setattr(patches, "_draw_window", lambda cases, _: cases[0].image.shape)
-        cut = [patches[epoch, 0]["image"].shape[2] <= 54 for epoch in range(60)]
+        cut = [patches[epoch, 0]["image"].shape[1] <= 54 for epoch in range(60)]
         assert np.mean(cut) == pytest.approx(share, abs=0.2 if share == 0.5 else 0.0)
 
 
@@ -311,9 +302,7 @@ def test_a_share_of_the_patches_shows_another_uptake() -> None:
     plain = case((40, 32, 32))
     same = []
     for share in (0.0, 0.5, 1.0):
-        patches = PatchDataset(
-            [plain], (40, 32, 32), PREPROCESSING, PLAIN, 7, tumour_share=1.0, fit_multiple=4, uptake_share=share
-        )
+        patches = patches_of(plain, patch_size=(40, 32, 32), fit_multiple=4, tumour_share=1.0, uptake_share=share)
         held = (patches[epoch, 0] for epoch in range(60))
         same.append(np.mean([float(one["image"][one["mask"] > 0].max()) == 9.0 for one in held]))
     assert same[0] == 1.0
@@ -324,13 +313,13 @@ def test_a_share_of_the_patches_shows_another_uptake() -> None:
 def test_a_case_without_tumour_has_no_uptake_to_change() -> None:
     healthy = replace(case(), mask=np.zeros((24, 20, 28), np.uint8))
     assert with_other_uptake(healthy, PREPROCESSING, np.random.default_rng(0)) is healthy
-    assert with_other_hot_organ(healthy, PREPROCESSING, np.random.default_rng(0)) is healthy
+    assert with_hotter_organ(healthy, PREPROCESSING, np.random.default_rng(0)) is healthy
 
 
 def test_a_case_in_which_nothing_outshines_the_tumour_has_no_organ_to_change() -> None:
     plain = case()
     plain.image[plain.mask == 0] = np.minimum(plain.image[plain.mask == 0], 8.0)
-    assert with_other_hot_organ(plain, PREPROCESSING, np.random.default_rng(0)) is plain
+    assert with_hotter_organ(plain, PREPROCESSING, np.random.default_rng(0)) is plain
 
 
 @pytest.fixture
@@ -361,7 +350,7 @@ def test_one_organ_that_outshines_the_tumour_takes_up_half_to_ten_times_as_much(
     before, tumour, organs = pelvis
     image, scales, drawn = before.image.copy(), [], []
     for seed in range(60):
-        after = with_other_hot_organ(before, PREPROCESSING, np.random.default_rng(seed))
+        after = with_hotter_organ(before, PREPROCESSING, np.random.default_rng(seed))
         np.testing.assert_array_equal(before.image, image)
         np.testing.assert_array_equal(after.mask, before.mask)
         was, changed = activity_on_one_scale(before, after)
@@ -405,9 +394,7 @@ def test_a_share_of_the_patches_shows_another_hot_organ_or_spot() -> None:
     plain.image[20:30, 20:28, 2:8] = 12.0
     same = []
     for share in (0.0, 0.5, 1.0):
-        patches = PatchDataset(
-            [plain], (40, 32, 32), PREPROCESSING, PLAIN, 7, tumour_share=1.0, fit_multiple=4, hot_share=share
-        )
+        patches = patches_of(plain, patch_size=(40, 32, 32), fit_multiple=4, tumour_share=1.0, hot_share=share)
         held = (patches[epoch, 0] for epoch in range(60))
         same.append(np.mean([float(one["image"][one["mask"] > 0].max()) == 9.0 for one in held]))
     assert same[0] == 1.0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 from monai.metrics import compute_dice
 
-from petseg_train.losses import soft_dice_loss, window_disagreement
+from petseg_train.losses import soft_dice_loss
 from petseg_train.metrics import dice, hausdorff95_mm, leakage, precision, recall, surface_dice
 
 
@@ -25,15 +25,6 @@ def test_equation_1_by_hand() -> None:
     # y = (1, 0, 1), p = (0.5, 0.5, 0.9): 1 - (2 (0.5 + 0.9) + 1) / (2 + 0.25 + 0.25 + 0.81 + 1)
     expected = 1 - (2 * 1.4 + 1) / (2 + 1.31 + 1)
     assert soft_dice_loss()(logits([0.5, 0.5, 0.9]), masks([1.0, 0.0, 1.0])).item() == pytest.approx(expected, abs=1e-6)
-
-
-def test_disagreement_of_two_windows_by_hand() -> None:
-    """The second window begins one voxel after the first: (0.5, 0.9) and (0.5, 0.1) lie on the same two voxels."""
-    pair = torch.logit(torch.tensor([[0.2, 0.5, 0.9], [0.5, 0.1, 0.7]])).reshape(1, 2, 1, 1, 3)
-    starts = torch.tensor([[[0, 0, 0], [0, 0, 1]]])
-    expected = 1 - (2 * (0.25 + 0.09) + 1) / (0.25 + 0.81 + 0.25 + 0.01 + 1)
-    assert window_disagreement(pair, starts).item() == pytest.approx(expected, abs=1e-6)
-    assert window_disagreement(pair[:, [0, 0]], starts * 0).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_an_empty_window_rightly_left_empty_costs_nothing() -> None:

@@ -306,10 +306,11 @@ def test_scans_of_other_pixels_have_other_uids(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_calibration_of_a_centre_by_hand(tmp_path: Path) -> None:
-    """Run again is what FLAB's first run did not satisfy in, whichever of the two masks was kept; 2 ml of SUV 8 in 1."""
+    """Run again is what FLAB's first run did not satisfy in, whichever mask was kept. Tumours of 2 ml, SUV 8 in 1."""
     rows = []
     geometry = Geometry((20, 20, 20), (5.0, 5.0, 5.0))
-    for number, (flab_dsc, truth) in enumerate([(0.9, "flab"), (0.7, "flab"), (0.6, "flab, 3 classes"), ("", "edited")]):
+    reviewed = [(0.9, "flab"), (0.7, "flab"), (0.6, "flab, 3 classes"), ("", "edited")]
+    for number, (flab_dsc, truth) in enumerate(reviewed):
         array = np.random.default_rng(number).normal(1, 0.01, geometry.shape).astype(np.float32)
         mask = np.zeros(geometry.shape, np.uint8)
         array[4:8, 4:8, 4], mask[4:8, 4:8, 4] = 8.0, 1

@@ -625,19 +625,6 @@ def test_the_model_is_the_moving_average_of_the_weights(cohort_csv: Path, tiny_c
         torch.testing.assert_close(tensor, (first[name] + second[name]) / 2)
 
 
-def test_windows_of_a_pair_are_drawn_together(cohort_csv: Path, tiny_config: Path, tmp_path: Path) -> None:
-    """On the same patches, the wish to agree leaves them in less disagreement than training without it does."""
-    cases = read_cohort(cohort_csv)
-
-    def disagreement(weight: float) -> float:
-        config = load_config(str(tiny_config), epochs=8, tuning_every_epochs=9, window_consistency=weight)
-        run = tmp_path / str(weight)
-        fit(cases, config, run)
-        return float(json.loads((run / "done.json").read_text())["metrics"]["train/disagreement"])
-
-    assert disagreement(10.0) < disagreement(1e-9)
-
-
 def test_weights_of_another_network_are_refused(
     trained: Path, cohort_csv: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
