@@ -76,7 +76,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     outside the tumour that is brighter than its mean, as bladder and brain are, which is what a network marks in error;
     otherwise it lies anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
 
-    With probability `uptake_share` the tumour first gets another uptake (`with_other_uptake`). With `hot_share` a hotter
+    With probability `uptake_share` the tumour gets another uptake (`with_other_uptake`). With `hot_share` a hotter
     organ (`with_hotter_organ`) or, as likely, a hot spot (`with_hot_spot`) comes with it. Then, with probability
     `crop_share`, the scan is cut around its tumour (`cut_around_tumour`), with `stretch_share` to a part of its length
     (`cut_to_a_stretch`).
