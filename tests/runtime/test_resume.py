@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,9 +134,9 @@ def test_a_mask_that_is_corrected_while_its_scan_is_done_again_is_kept(
     run(scan)
     segment = Segmenter.segment
 
-    def meanwhile(*arguments: object, **options: object) -> Segmentation:
+    def meanwhile(*arguments: Any, **options: Any) -> Segmentation:
         mask.write_bytes(b"corrected by hand")
-        return segment(*arguments, **options)  # type: ignore[arg-type]
+        return segment(*arguments, **options)
 
     monkeypatch.setattr(Segmenter, "segment", meanwhile)
     assert run(scan)[0] == 2

@@ -298,13 +298,16 @@ def test_another_uptake_scales_what_the_tumour_takes_up_above_its_surroundings_a
     assert 2.3 < max(scales) < 3.1
 
 
+def share_as_it_was(plain: TrainingCase, **changes: float) -> float:
+    """The share of patches in which the tumour's largest value is still what `case` gave it."""
+    patches = patches_of(plain, patch_size=(40, 32, 32), fit_multiple=4, tumour_share=1.0, **changes)
+    held = (patches[epoch, 0] for epoch in range(60))
+    return float(np.mean([float(one["image"][one["mask"] > 0].max()) == 9.0 for one in held]))
+
+
 def test_a_share_of_the_patches_shows_another_uptake() -> None:
     plain = case((40, 32, 32))
-    same = []
-    for share in (0.0, 0.5, 1.0):
-        patches = patches_of(plain, patch_size=(40, 32, 32), fit_multiple=4, tumour_share=1.0, uptake_share=share)
-        held = (patches[epoch, 0] for epoch in range(60))
-        same.append(np.mean([float(one["image"][one["mask"] > 0].max()) == 9.0 for one in held]))
+    same = [share_as_it_was(plain, uptake_share=share) for share in (0.0, 0.5, 1.0)]
     assert same[0] == 1.0
     assert 0.3 < same[1] < 0.7
     assert same[2] == 0.0
@@ -392,11 +395,7 @@ def test_a_hot_spot_lies_anywhere_but_at_the_tumour(pelvis: tuple[TrainingCase, 
 def test_a_share_of_the_patches_shows_another_hot_organ_or_spot() -> None:
     plain = case((40, 32, 32))
     plain.image[20:30, 20:28, 2:8] = 12.0
-    same = []
-    for share in (0.0, 0.5, 1.0):
-        patches = patches_of(plain, patch_size=(40, 32, 32), fit_multiple=4, tumour_share=1.0, hot_share=share)
-        held = (patches[epoch, 0] for epoch in range(60))
-        same.append(np.mean([float(one["image"][one["mask"] > 0].max()) == 9.0 for one in held]))
+    same = [share_as_it_was(plain, hot_share=share) for share in (0.0, 0.5, 1.0)]
     assert same[0] == 1.0
     assert 0.3 < same[1] < 0.7
     assert same[2] < 0.2  # but for spots that would have lain at the tumour
