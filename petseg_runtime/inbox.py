@@ -168,7 +168,7 @@ class _Worker:
         result: ScanResult | PetsegError = _ENDS_THE_PROCESS
         if self.journal.begin(digest) <= MOST_ATTEMPTS:
             warnings = _other_results(self.journal.done_of(_study_digest(scan), digest))
-            if named.name != scan.name and not warnings:
+            if named.name != scan.name and not warnings and self.journal.has_another(digest, scan):
                 warnings = (f"Another scan was done under the name {scan.name} before: these results have another.",)
             try:
                 result = run_scan(replace(named, warnings=warnings), self.segmenter, self.settings, True)
@@ -352,6 +352,11 @@ class Journal:
             (study, DONE, but),
         )
         return [name for (name,) in found]
+
+    def has_another(self, digest: str, scan: Scan) -> bool:
+        """Whether the name and folder of this scan are another's."""
+        query = "SELECT 1 FROM scans WHERE folder = ? AND name = ? AND digest != ?"
+        return self._connection.execute(query, (str(scan.folder), scan.name, digest)).fetchone() is not None
 
     @staticmethod
     def look_up(path: Path, digest: str) -> Entry | None:

@@ -59,7 +59,8 @@ class NetworkInput:
     """Normalised voxels `(z, y, x)` on the network's grid, and the way back.
 
     `air` is no activity on the same scale, and body is what lies above `body_level`; its median, in the scan's unit, is
-    `body_median`. `cut_off` is the share of the scan's sides that is body, 0 where it holds the patient at full width.
+    `body_median`. Something hot, or air, may pass for it where it is `doubtful`. `cut_off` is the share of the scan's
+    sides that is body, 0 where it holds the patient at full width.
     """
 
     array: FloatArray
@@ -67,6 +68,7 @@ class NetworkInput:
     frame: Frame
     body_level: float
     body_median: float
+    doubtful: bool
     cut_off: float
 
 
@@ -87,7 +89,7 @@ def preprocess(volume: Volume, spec: PreprocessingSpec, max_voxels: int = MAX_NE
     if not np.isfinite(volume.array).all():
         raise InputError("The volume holds NaN or infinite voxels. Repair the scan; PETSeg fills no gaps.")
     canonical = geometry.orientation.to_canonical(volume.array)
-    threshold = body_threshold_of(volume, spec.body_threshold)
+    threshold, doubtful = body_threshold_of(volume, spec.body_threshold)
     box = body_box(canonical > threshold, geometry.canonical_spacing_mm, spec.body_margin_mm)
     cut_off = _cut_off_share(canonical, box, threshold)
     if geometry.tilt_degrees > TILTED_DEGREES:
@@ -103,7 +105,7 @@ def preprocess(volume: Volume, spec: PreprocessingSpec, max_voxels: int = MAX_NE
     mean, std = normalise(array, threshold, spec)
     frame = Frame(geometry, straight, box, spec.spacing_mm, shape)
     median = threshold / spec.body_threshold
-    return NetworkInput(array, -mean / std, frame, (threshold - mean) / std, median, cut_off)
+    return NetworkInput(array, -mean / std, frame, (threshold - mean) / std, median, doubtful, cut_off)
 
 
 def _check_room(shape: Shape, where: str, max_voxels: int) -> None:
@@ -182,20 +184,24 @@ def restore(probabilities: FloatArray, frame: Frame) -> FloatArray:
     return onto(scan, frame.straight, frame.geometry)
 
 
-def body_threshold_of(volume: Volume, share: float) -> float:
-    """Intensity that parts body from air, in the scan's own unit, see `body_threshold`.
+def body_threshold_of(volume: Volume, share: float) -> tuple[float, bool]:
+    """Intensity that parts body from air, in the scan's own unit, see `body_threshold`; and whether it is doubtful.
 
     In a scan that was cut around a tumour, a full bladder beside it lifts the mean above all tissue, and what exceeds
     the mean is bladder only. So where a small body is brighter than any tissue, it is looked for once more from below.
-    An unknown unit counts as SUV, where the values do not say otherwise.
+    An unknown unit counts as SUV. Where it is another one, tissue may lie where the bladder would in SUV, and air where
+    tissue would: then nothing in the scan tells which is found.
     """
-    threshold = body_threshold(volume.array, share)
-    if volume.unit is Unit.BQML or threshold <= share * MAX_BODY_SUV:
-        return threshold
+    threshold, in_suv = body_threshold(volume.array, share), volume.unit is Unit.SUVBW
+    if threshold <= share * MAX_BODY_SUV:
+        return threshold, False
     if np.count_nonzero(volume.array > threshold) * volume.geometry.voxel_volume_ml > _MAX_ORGAN_ML:
-        return threshold
+        return threshold, in_suv
+    if volume.unit is Unit.BQML:
+        return threshold, True
     lower = body_threshold(volume.array, share, _BELOW_TISSUE_SUV)
-    return lower if lower <= share * MAX_BODY_SUV else threshold
+    found = lower <= share * MAX_BODY_SUV
+    return (lower if found else threshold), not (found and in_suv)
 
 
 def body_threshold(array: FloatArray, share: float, start: float | None = None) -> float:

@@ -34,6 +34,7 @@ from petseg_runtime.outputs.radiomics import (
 )
 from petseg_runtime.outputs.records import run_record, statistics_from, statistics_record, summary_row, write_csv
 from petseg_runtime.outputs.report import IndexedScan, write_index, write_report
+from petseg_runtime.preprocessing import VERSION as PREPROCESSING_VERSION
 from petseg_runtime.quantification import ScanStatistics
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.segmenter import Segmenter, check_options
@@ -331,19 +332,11 @@ def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
     if _bytes(longest) > _LONGEST_NAME:
         raise InputError(f"The name {longest[:32]}... of a result is too long for a file system. Rename the scan.")
     before = _run_before(results[-1])
-    if settings.overwrite or (not before and _is_blank(results[-1])):
+    if settings.overwrite:
         return before
     own = {results[-1].with_name(name) for name in _outputs(before)}  # removed where this run does not write them
     _check_ours({*results, *own}, before)
     return before
-
-
-def _is_blank(record: Path) -> bool:
-    """Whether it is there, without content or of zeros only, as a power cut leaves a file."""
-    try:
-        return not record.read_bytes().strip(b"\0")
-    except OSError:
-        return False
 
 
 def _check_ours(paths: Iterable[Path], before: dict[str, Any]) -> None:
@@ -500,7 +493,8 @@ def _record(path: Path) -> dict[str, Any]:
 def run_key(scan_sha256: str, segmenter: Segmenter, settings: RunSettings) -> str:
     """Digest of all that a result depends on: the input, the model, what was asked for, and this software."""
     asked = {name: value for name, value in asdict(settings).items() if name not in ("output", "overwrite")}
-    made_by = (segmenter.model_sha256, segmenter.backend_name, __version__)  # the backend's name tells its precision
+    software = (__version__, str(PREPROCESSING_VERSION))
+    made_by = (segmenter.model_sha256, segmenter.backend_name, *software)  # the backend's name tells its precision
     parts = (scan_sha256, *made_by, json.dumps(asked, sort_keys=True, default=str))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -81,15 +81,17 @@ class Case:
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """A case on the network's grid: normalised image, binary mask `(z, y, x)`, and air on the image's scale.
+    """A case on the network's grid: normalised image and binary mask `(z, y, x)`.
 
-    `turn` names those among which it takes turns, where centres do: its centre, or a cohort that only trains.
+    Air is `air` on the image's scale, and body is what lies above `body_level`. `turn` names those among which it takes
+    turns, where centres do: its centre, or a cohort that only trains.
     """
 
     name: str
     image: FloatArray
     mask: MaskArray
     air: float
+    body_level: float
     turn: str = ""
 
 
@@ -374,10 +376,11 @@ def _cached(case: Case, spec: PreprocessingSpec, folder: Path) -> TrainingCase:
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent or damaged: made again
         arrays = np.load(path)
-        return TrainingCase(case.name, arrays["image"], arrays["mask"], float(arrays["air"]), case.centre)
+        air, body_level = float(arrays["air"]), float(arrays["body_level"])
+        return TrainingCase(case.name, arrays["image"], arrays["mask"], air, body_level, case.centre)
     loaded = _load(case, spec)
     with whole_file(path) as temporary:
-        np.savez(temporary, image=loaded.image, mask=loaded.mask, air=loaded.air)
+        np.savez(temporary, image=loaded.image, mask=loaded.mask, air=loaded.air, body_level=loaded.body_level)
     return loaded
 
 
@@ -385,4 +388,5 @@ def _load(case: Case, spec: PreprocessingSpec) -> TrainingCase:
     volume, mask = case.read()
     network_input = preprocess(volume, spec)
     resampled = resample_mask(mask, network_input.frame)
-    return TrainingCase(case.name, network_input.array, resampled, network_input.air, case.centre)
+    air, body_level = network_input.air, network_input.body_level
+    return TrainingCase(case.name, network_input.array, resampled, air, body_level, case.centre)

@@ -35,7 +35,7 @@ class TrainingConfig:
     weight_averaging : where not 0, the model is the exponential moving average of the weights, with this decay a step.
         It evens out what the last patches of a high learning rate and small batches did; the paper has none.
     cross_entropy_weight : see `petseg_train.losses`; the paper has none.
-    tumour_share, bright_share, uptake_share, hot_share, crop_share, stretch_share, centres_take_turns : see
+    tumour_share, bright_share, uptake_share, crop_share, stretch_share, centres_take_turns : see
         `petseg_train.dataset.PatchDataset`.
     precision : Lightning's name, "32-true", "16-mixed" or "bf16-mixed"; the last runs in 32 bits on a CPU that has no
         bf16 instructions, where emulating them takes twice as long.
@@ -52,7 +52,6 @@ class TrainingConfig:
     tumour_share: float = 0.67
     bright_share: float = 0.0
     uptake_share: float = 0.0
-    hot_share: float = 0.0
     crop_share: float = 0.0
     stretch_share: float = 0.0
     centres_take_turns: bool = False
@@ -75,10 +74,10 @@ class TrainingConfig:
         if self.network not in NETWORKS:
             raise UsageError(f"Network {self.network!r} is unknown; there are {', '.join(NETWORKS)}.")
         counts = ("epochs", "batch_size", "restart_epochs", "tuning_every_epochs")
-        of_patches = ("tumour_share", "bright_share", "uptake_share", "hot_share", "crop_share", "stretch_share")
+        shares = ("tumour_share", "bright_share", "uptake_share", "crop_share", "stretch_share", "tuning_share")
         for name, fits, expected in (
             *((name, getattr(self, name) >= 1, "at least 1") for name in counts),
-            *((name, 0 <= getattr(self, name) <= 1, "0 to 1") for name in ("tuning_share", *of_patches)),
+            *((name, 0 <= getattr(self, name) <= 1, "0 to 1") for name in shares),
             ("patches_per_epoch", self.patches_per_epoch is None or self.patches_per_epoch >= 1, "at least 1"),
             ("patch_size", len(self.patch_size) == 3, "three sides (z, y, x)"),
             ("patch_size", max(self.patch_size, default=0) <= MAX_PATCH_SIDE, f"sides up to {MAX_PATCH_SIDE}"),

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.ndimage import distance_transform_edt, label
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -28,11 +28,6 @@ CROP_MARGIN_MM = (10.0, 50.0)
 STRETCH_MM = 150.0
 # How far a tumour's uptake above its surroundings is turned down or up.
 UPTAKE_SCALE = (0.7, 3.0)
-# How far an organ's is that outshines the tumour; urine has an SUV of 5 to 60, and now and then more.
-ORGAN_SCALE = (0.5, 10.0)
-# An injection site, a catheter or a vial: its radius, and its brightness in medians of the body.
-SPOT_RADIUS_MM = (2.0, 12.0)
-SPOT_MEDIANS = (10.0, 400.0)
 # How far activity spills over a tumour's edge: the standard deviation of a clinical PET's blur, some 7 mm of FWHM.
 SPILL_MM = 3.0
 
@@ -76,8 +71,7 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
     outside the tumour that is brighter than its mean, as bladder and brain are, which is what a network marks in error;
     otherwise it lies anywhere that a window can lie, and may hold no tumour, a body edge, or mostly air.
 
-    With probability `uptake_share` the tumour gets another uptake (`with_other_uptake`). With `hot_share` a hotter
-    organ (`with_hotter_organ`) or, as likely, a hot spot (`with_hot_spot`) comes with it. Then, with probability
+    With probability `uptake_share` the tumour gets another uptake (`with_other_uptake`). Then, with probability
     `crop_share`, the scan is cut around its tumour (`cut_around_tumour`), with `stretch_share` to a part of its length
     (`cut_to_a_stretch`).
     """
@@ -128,9 +122,6 @@ class PatchDataset(Dataset[dict[str, Tensor]]):
         config, preprocessing = self.config, self.config.preprocessing
         if config.uptake_share and rng.random() < config.uptake_share:
             case = with_other_uptake(case, preprocessing, rng)
-        if config.hot_share and rng.random() < config.hot_share:
-            change = with_hotter_organ if rng.random() < 0.5 else with_hot_spot
-            case = change(case, preprocessing, rng)
         if not config.crop_share and not config.stretch_share:
             return case
         chance = rng.random()
@@ -215,76 +206,27 @@ def with_other_uptake(case: TrainingCase, preprocessing: PreprocessingSpec, rng:
     activity = case.image - np.float32(case.air)  # proportional to it, and zero in air
     scale = np.exp(rng.uniform(*np.log(UPTAKE_SCALE)))
     _scale_uptake(activity, case.mask > 0, float(scale), preprocessing.spacing_mm)
-    threshold = body_threshold(activity, preprocessing.body_threshold)
-    return _normalised(case, activity, case.mask, threshold, preprocessing)
+    return _normalised(case, activity, case.mask, case.body_level - case.air, preprocessing)
 
 
-def with_hotter_organ(case: TrainingCase, preprocessing: PreprocessingSpec, rng: np.random.Generator) -> TrainingCase:
-    """The case as if one of what outshines its tumour took up 0.5 to 10 times as much, evenly in its logarithm.
-
-    A full bladder may be ten times as bright as most of a cohort's, and the instance norm dims the tumour for it. Of
-    the pieces that are brighter than the tumour's mean one is drawn, the larger the likelier. Where there is none the
-    case comes back as it is.
-    """
-    tumour = case.mask > 0
-    if not tumour.any():
-        return case
-    pieces, _ = label((case.image > case.image[tumour].mean()) & ~tumour)
-    voxels = np.flatnonzero(pieces)
-    if not len(voxels):
-        return case
-    organ = pieces == pieces.flat[voxels[rng.integers(len(voxels))]]
-    activity = case.image - np.float32(case.air)
-    threshold = body_threshold(activity, preprocessing.body_threshold)  # a median, which no organ moves
-    scale = np.exp(rng.uniform(*np.log(ORGAN_SCALE)))
-    _scale_uptake(activity, organ, float(scale), preprocessing.spacing_mm)
-    return _normalised(case, activity, case.mask, threshold, preprocessing)
-
-
-def with_hot_spot(case: TrainingCase, preprocessing: PreprocessingSpec, rng: np.random.Generator) -> TrainingCase:
-    """The case with a ball of 4 to 24 mm somewhere, 10 to 400 times as bright as the body, which is not a tumour.
-
-    As an injection site, a catheter or a vial of the tracer is. One that would lie at the tumour is left out: which of
-    the two its rim belongs to, nobody could tell.
-    """
-    spacing_mm, radius_mm = preprocessing.spacing_mm, rng.uniform(*SPOT_RADIUS_MM)
-    centre = rng.integers(0, case.image.shape)
-    medians = np.exp(rng.uniform(*np.log(SPOT_MEDIANS)))
-    reach_mm = radius_mm + 3 * SPILL_MM
-    to_tumour_mm = (np.argwhere(case.mask) - centre) * spacing_mm
-    if len(to_tumour_mm) and np.linalg.norm(to_tumour_mm, axis=1).min() < reach_mm:
-        return case
-    activity = case.image - np.float32(case.air)
-    threshold = body_threshold(activity, preprocessing.body_threshold)
-    far = np.ceil(reach_mm / np.array(spacing_mm)).astype(int)
-    first, end = np.maximum(centre - far, 0), np.minimum(centre + far + 1, activity.shape)
-    z, y, x = (slice(*ends) for ends in zip(first, end))
-    squares = [((np.arange(*ends) - at) * step) ** 2 for *ends, at, step in zip(first, end, centre, spacing_mm)]
-    distance_mm = np.sqrt(sum(np.ix_(*squares)))
-    spot = np.exp(-0.5 * (np.maximum(0, distance_mm - radius_mm) / SPILL_MM) ** 2)
-    activity[z, y, x] += (medians * threshold / preprocessing.body_threshold * spot).astype(np.float32)
-    return _normalised(case, activity, case.mask, threshold, preprocessing)
-
-
-def _scale_uptake(activity: FloatArray, part: npt.NDArray[np.bool_], scale: float, spacing_mm: Triple) -> None:
-    """Multiply, in place, what a part of the body takes up above its surroundings; it spills over as in a PET."""
-    near = bounding_box(part, [math.ceil(4 * SPILL_MM / step) for step in spacing_mm])
-    inside, shown = part[near], activity[near]
+def _scale_uptake(activity: FloatArray, tumour: npt.NDArray[np.bool_], scale: float, spacing_mm: Triple) -> None:
+    """Multiply, in place, what a tumour takes up above its surroundings; it spills over as in a PET."""
+    near = bounding_box(tumour, [math.ceil(4 * SPILL_MM / step) for step in spacing_mm])
+    inside, shown = tumour[near], activity[near]
     distance_mm = distance_transform_edt(~inside, sampling=spacing_mm)
     around = (distance_mm > 2 * SPILL_MM) & (distance_mm <= 4 * SPILL_MM)
     surroundings = np.median(shown[around]) if around.any() else 0.0
-    # What is brighter than the part beyond its edge is not of it: beside a tumour perhaps a bladder.
+    # What is brighter than the tumour beyond its edge is not of it, but perhaps a bladder.
     uptake = np.clip(np.where(inside, shown, np.minimum(shown, shown[inside].mean())) - surroundings, 0, None)
-    share = np.exp(-0.5 * (distance_mm / SPILL_MM) ** 2)  # 1 in the part
+    share = np.exp(-0.5 * (distance_mm / SPILL_MM) ** 2)  # 1 in the tumour
     shown += ((scale - 1) * share * uptake).astype(np.float32)
 
 
 def _cut(case: TrainingCase, box: Box, preprocessing: PreprocessingSpec) -> TrainingCase:
     """A part of the case as the runtime sees it: cut to its body, and normalised over that, see `_normalised`."""
-    activity = case.image - np.float32(case.air)  # proportional to it, and zero in air
-    # In a small part a bladder may lift the mean above all tissue, from which the search for the body would start.
-    median = body_threshold(activity, preprocessing.body_threshold) / preprocessing.body_threshold
-    activity = activity[box]
+    activity = case.image[box] - np.float32(case.air)  # proportional to it, and zero in air
+    # In a small part a bladder may lift the mean above all tissue, so the search for the body starts below tissue.
+    median = (case.body_level - case.air) / preprocessing.body_threshold
     threshold = body_threshold(activity, preprocessing.body_threshold, median / 2)
     body = body_box(activity > threshold, preprocessing.spacing_mm, preprocessing.body_margin_mm)
     return _normalised(
@@ -303,4 +245,4 @@ def _normalised(
         mean, std = normalise(activity, threshold, preprocessing)
     except InputError:
         return case
-    return replace(case, image=activity, mask=mask, air=-mean / std)
+    return replace(case, image=activity, mask=mask, air=-mean / std, body_level=(threshold - mean) / std)

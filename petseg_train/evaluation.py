@@ -79,7 +79,8 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
 def body_intensities(volume: Volume) -> FloatArray:
     """The scan's values within the body, which is where preprocessing finds it."""
-    values: FloatArray = volume.array[volume.array > body_threshold_of(volume, PREPROCESSING.body_threshold)]
+    threshold, _ = body_threshold_of(volume, PREPROCESSING.body_threshold)
+    values: FloatArray = volume.array[volume.array > threshold]
     return values
 
 

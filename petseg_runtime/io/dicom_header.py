@@ -308,12 +308,21 @@ def _contradiction(slices: list[Header], frames: int | None, pixels: _PixelEleme
 
 def _foreign(path: Path, begin: bytes) -> list[Header]:
     """A file that is no DICOM: damaged, if its name or its zeros (of a copy that broke off) say that it was one."""
-    named, blank = path.suffix.lower() in _DICOM_SUFFIXES, not any(begin)
-    numbered = any(letter.isdigit() for letter in path.name)  # as slices are, and locks and marks are not
-    if not named and not (blank and numbered):
+    named, blank = is_named_as_dicom(path.name), not any(begin)
+    if not named and not (blank and is_numbered(path.name)):
         return []
     damage = f"{path.name} is no DICOM file{', it is blank' if blank else ''}. Get it again, or remove it."
     return [Header(path, damage=damage, blank=not named)]
+
+
+def is_named_as_dicom(name: str) -> bool:
+    """Whether a file of this name says that it is DICOM."""
+    return name.lower().endswith(_DICOM_SUFFIXES)
+
+
+def is_numbered(name: str) -> bool:
+    """As slices are, and locks and marks are not."""
+    return any(letter.isdigit() for letter in name)
 
 
 def _transfer_syntax(dataset: FileDataset) -> str:

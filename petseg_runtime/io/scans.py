@@ -88,8 +88,10 @@ class Scan:
         """What it is read from, each file with its state when it was found."""
         if self.image is not None:
             return {self.image: self.image_state}
-        pet = [header for header in self.dicom if header.modality in ("", "PT")]
-        return {header.path: header.state for header in pet or self.dicom}
+        # What has no modality is damaged, and may be a slice of the PET.
+        has_pet = any(header.modality == "PT" for header in self.dicom)
+        read = [header for header in self.dicom if not has_pet or header.modality in ("", "PT")]
+        return {header.path: header.state for header in read}
 
     def check_unchanged(self) -> None:
         """Refuse a scan whose files are others than when it was found.
@@ -292,11 +294,16 @@ def _files_in(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _OF_THE_DISK)
-        found += [Path(root) / name for name in names if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not is_passed_over(name))
+        found += [Path(root) / name for name in names if not is_passed_over(name)]
     found = [file for file in found if not file.name.endswith(RESULT_SUFFIXES)]
     # A link to an image that is gone stays: it is refused by its name, not passed over.
     return sorted(file for file in found if file.is_file() or (image_suffix(file) and file.is_symlink()))
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or of the disk's own."""
+    return name.startswith(".") or name in _OF_THE_DISK
 
 
 def _study(headers: list[Header], root: Path) -> Scan:

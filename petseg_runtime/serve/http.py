@@ -32,7 +32,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.inbox import AGAIN, FAILED, JOURNAL, SUBMITTED, TAKEN, Entry, Journal
-from petseg_runtime.io.scans import scans_in
+from petseg_runtime.io.dicom_header import is_named_as_dicom, is_numbered
+from petseg_runtime.io.scans import is_passed_over, scans_in
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings, scratch_folder, sync
 
 Format = Literal["nii", "nii.gz", "mha", "nrrd", "dicom.zip"]
@@ -40,6 +41,8 @@ Format = Literal["nii", "nii.gz", "mha", "nrrd", "dicom.zip"]
 # Of one scan, as it is sent and as it is unpacked; a whole-body study has well below 1 GiB.
 MOST_BYTES = 4 * 2**30
 _MOST_FILES = 100_000
+# A digest without digits.
+_IN_LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 _SHORTEST_TOKEN = 16
 
@@ -275,7 +278,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     unpacked = 0
     try:
         with zipfile.ZipFile(archive) as source:
-            members = [member for member in source.infolist() if not _is_passed_over(member)]
+            members = [member for member in source.infolist() if not _passes_over(member)]
             if len(members) > _MOST_FILES:
                 raise HTTPException(413, f"The archive has {len(members)} files, expected at most {_MOST_FILES}.")
             for number, member in enumerate(members):
@@ -287,20 +290,29 @@ def _unpack(archive: Path, folder: Path) -> None:
                 temporary = folder / str(number)
                 with source.open(member) as packed, temporary.open("wb") as stream:
                     shutil.copyfileobj(packed, stream, 2**20)  # at most file_size bytes, or zipfile refuses
-                with temporary.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                temporary.replace(folder / digest)  # no suffix: it may be a note beside the slices
+                temporary.replace(folder / _own_name(PurePosixPath(member.filename).name, temporary))
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise InputError(
             "The upload is not a ZIP archive that can be unpacked. Send the files of one study."
         ) from error
 
 
-def _is_passed_over(member: zipfile.ZipInfo) -> bool:
-    """What a folder of scans would not be looked into, or no slice for its name, which it has no more when unpacked."""
-    name = PurePosixPath(member.filename).name
-    is_mark = not member.file_size and not any(letter.isdigit() for letter in name)
-    return member.is_dir() or name.startswith(".") or is_mark
+def _passes_over(member: zipfile.ZipInfo) -> bool:
+    return member.is_dir() or any(is_passed_over(part) for part in PurePosixPath(member.filename).parts)
+
+
+def _own_name(name: str, file: Path) -> str:
+    """The digest of a file of an archive, which as a name says of it what its own did.
+
+    A file that is no DICOM is a damaged slice by its suffix or its digits, and otherwise a note beside the slices.
+    """
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        stream.seek(0)
+        is_dicom = stream.read(132)[128:] == b"DICM"
+    if not is_dicom and is_named_as_dicom(name):
+        return f"{digest}.dcm"
+    return digest if is_dicom or is_numbered(name) else digest.translate(_IN_LETTERS)
 
 
 def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:

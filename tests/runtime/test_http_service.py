@@ -22,7 +22,7 @@ from runtime.watched import Watched, put_scan, save_dicom, wait_until
 
 import petseg_runtime.serve.http as service
 from petseg_runtime import Segmenter
-from petseg_runtime.errors import UsageError
+from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.inbox import JOURNAL
 from petseg_runtime.io.dicom import read_headers
 from petseg_runtime.runner import ScanResult
@@ -344,11 +344,30 @@ def test_results_that_were_removed_are_gone(client: Client, watched: Watched, sc
 def test_marks_and_hidden_files_in_an_archive_are_no_slices(client: Client, tmp_path: Path) -> None:
     """Unpacked, each is called by its digest: an empty one was a blank slice, and the study refused."""
     files = save_dicom(tmp_path / "study")
-    for name in ("COMPLETE", ".IM0001"):
-        (tmp_path / "study" / name).touch()
-    marks = [tmp_path / "study" / name for name in ("COMPLETE", ".IM0001")]
+    marks = [tmp_path / "study" / name for name in ("COMPLETE", ".IM0001", "lock", ".Trash-1/IM5", "lost+found/IM1")]
+    for mark in marks:
+        mark.parent.mkdir(exist_ok=True)
+        mark.write_bytes(bytes(512) if mark.name == "lock" else b"")
     plain, marked = (zipped(tmp_path, several) for several in (files, [*files, *marks]))
     assert client.submit(marked, "dicom.zip")["id"] == client.submit(plain, "dicom.zip")["id"]
+
+
+@pytest.mark.parametrize("name", ["last.dcm", "last.IMA", "IM0099", "IM0099.dcm"])
+@pytest.mark.parametrize("content", [b"", bytes(512), b"half a slice"])
+def test_a_damaged_slice_in_an_archive_refuses_its_study_as_in_a_folder(
+    name: str, content: bytes, client: Client, watched: Watched, tmp_path: Path
+) -> None:
+    files = save_dicom(tmp_path / "study")
+    slice_ = tmp_path / "study" / name
+    slice_.write_bytes(content)
+    identifier = client.submit(zipped(tmp_path, [*files, slice_]), "dicom.zip")["id"]
+    refused = any(header.damage for header in read_headers([slice_]))
+    assert refused == (name != "IM0099" or not any(content))
+    with watched:
+        watched.wait_for(1)
+    ((_, outcome),) = watched.reported
+    assert isinstance(outcome, InputError) == refused
+    assert client.state(identifier)["state"] == ("failed" if refused else "done")
 
 
 def test_what_was_partly_removed_is_put_back_where_it_is_submitted_again(

@@ -59,11 +59,17 @@ def test_what_arrives_is_done_once_also_after_a_restart(new: Callable[[], Watche
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
-def test_studies_without_a_pet_are_refused_one_by_one(new: Callable[[], Watched], tmp_path: Path) -> None:
+@pytest.mark.parametrize("blank_slice", [False, True])
+def test_studies_without_a_pet_are_refused_one_by_one(
+    blank_slice: bool, new: Callable[[], Watched], tmp_path: Path
+) -> None:
     """All of them were one to the journal, and the second was passed over in silence."""
     with new() as watched:
         for number, ward in enumerate("ab"):
-            write(ct_series(study=f"1.2.{number}"), watched.inbox / ward / "study")
+            files = write(ct_series(study=f"1.2.{number}"), tmp_path / ward / "study")
+            if blank_slice:
+                (files[0].parent / "IM0099").touch()
+            files[0].parent.parent.rename(watched.inbox / ward)
             watched.wait_for(number + 1)
     assert all(isinstance(outcome, InputError) for _, outcome in watched.reported)
     assert sorted(path.parent.name for path in watched.output.rglob("failed/*/study.json")) == ["a", "b"]
@@ -78,6 +84,9 @@ def test_what_is_moved_while_it_waits_keeps_the_place_of_its_results(tmp_path: P
             assert journal.take(digest, scan, "", "", tmp_path, False) == (scan, TAKEN)
         elsewhere = replace(scans[1], folder=Path("p17"))
         assert journal.take("d1", elsewhere, "", "", tmp_path, False) == (scans[1], TAKEN)
+        assert journal.has_another("d1", elsewhere)
+        assert not journal.has_another("d1", scans[1])
+        assert not journal.has_another("d1", replace(scans[1], name="renamed"))
 
 
 def test_a_copy_of_what_was_done_is_not_done_again(new: Callable[[], Watched]) -> None:

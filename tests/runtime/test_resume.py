@@ -73,9 +73,11 @@ def test_without_resume_everything_is_done_again(batch: Path, run, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "change", ["input", "settings", "a file is gone", "a file is empty", "record is blank", "record of old"]
+    "change", ["input", "settings", "preprocessing", "a file is gone", "a file is empty", "record of old"]
 )
-def test_what_changed_is_done_again(change: str, batch: Path, run, tmp_path: Path) -> None:
+def test_what_changed_is_done_again(
+    change: str, batch: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(batch)
     before = modified(tmp_path / "out")
     extra: tuple[str, ...] = ()
@@ -83,19 +85,20 @@ def test_what_changed_is_done_again(change: str, batch: Path, run, tmp_path: Pat
         save(body_array(SMALL, seed=77), batch / "1/scan3.nii.gz")
     elif change == "settings":
         extra = ("--threshold", "0.4")
+    elif change == "preprocessing":
+        monkeypatch.setattr("petseg_runtime.runner.PREPROCESSING_VERSION", 99)
     elif change == "a file is gone":
         (tmp_path / "out/1/scan3_petseg.nii.gz").unlink()
     elif change == "a file is empty":
         (tmp_path / "out/1/scan3_petseg.nii.gz").write_bytes(b"")
-    elif change == "record of old":
+    else:
         record = tmp_path / "out/1/scan3_run.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"statistics": []}))
-    else:
-        (tmp_path / "out/1/scan3_run.json").write_bytes(bytes(100))  # as a power cut may leave it
     assert run(batch, "--resume", *extra)[0] == 0
     after = modified(tmp_path / "out")
     again = {name.split("_")[0] for name in after if after[name] != before.get(name)}
-    assert again == ({f"{number % 2}/scan{number}" for number in range(SCANS)} if extra else {"1/scan3"})
+    of_all = change in ("settings", "preprocessing")
+    assert again == ({f"{number % 2}/scan{number}" for number in range(SCANS)} if of_all else {"1/scan3"})
 
 
 def test_a_run_that_writes_less_leaves_nothing_of_the_one_before(
@@ -110,7 +113,7 @@ def test_a_run_that_writes_less_leaves_nothing_of_the_one_before(
     assert set(files_in(out)) == {"scan0_petseg.nii.gz", "scan0_run.json", "scan0_notes.txt"}
 
 
-@pytest.mark.parametrize("record", ['{"foo": 1}', "// reviewed\n{}", "{"])
+@pytest.mark.parametrize("record", ['{"foo": 1}', "// reviewed\n{}", "{", "", "\0" * 100])
 def test_beside_a_record_that_is_none_nothing_is_written_over(record: str, run, tmp_path: Path) -> None:
     """Whoever wrote it may have corrected the mask, too."""
     scan = save(body_array(SMALL), tmp_path / "scan.nii.gz")

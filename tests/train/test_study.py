@@ -345,13 +345,15 @@ def test_a_bad_row_is_named_before_any_work(cohort_csv: Path, tmp_path: Path, sp
         check_study_cohort(read_cohort(tmp_path / "cohort.csv"))
 
 
-def test_preprocessed_cases_are_kept_and_a_changed_file_is_not_mistaken(cohort_csv: Path, tmp_path: Path) -> None:
+def test_preprocessed_cases_are_kept_and_a_changed_file_is_not_mistaken(
+    cohort_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cases = read_cohort(cohort_csv)[:1]
     first = load_training_cases(cases, PREPROCESSING, tmp_path / "cache")[0]
     kept = list((tmp_path / "cache").iterdir())
     again = load_training_cases(cases, PREPROCESSING, tmp_path / "cache")[0]
     np.testing.assert_array_equal(first.image, again.image)
-    assert (first.air, first.name) == (again.air, again.name)
+    assert (first.air, first.body_level, first.name) == (again.air, again.body_level, again.name)
     assert list((tmp_path / "cache").iterdir()) == kept
     volume, mask = cases[0].read()
     changed = tmp_path / "changed.nii.gz"
@@ -362,6 +364,10 @@ def test_preprocessed_cases_are_kept_and_a_changed_file_is_not_mistaken(cohort_c
     assert not np.array_equal(other[0].mask, first.mask)
     kept[0].write_bytes(b"damaged")
     np.testing.assert_array_equal(load_training_cases(cases, PREPROCESSING, tmp_path / "cache")[0].image, first.image)
+    before = set((tmp_path / "cache").iterdir())
+    monkeypatch.setattr("petseg_train.cohort.PREPROCESSING_VERSION", 99)
+    load_training_cases(cases, PREPROCESSING, tmp_path / "cache")
+    assert len(set((tmp_path / "cache").iterdir()) - before) == 1
 
 
 def test_scores_hold_leakage_and_the_exact_truth_where_the_cohort_has_them(

@@ -58,7 +58,9 @@ def test_a_run_leaves_its_settings_logs_and_metrics(trained: Path) -> None:
     run = json.loads((trained.parent / "run.json").read_text())
     assert len(run["splits"]["tuning"]) == 1
     assert len(run["splits"]["training"]) == 3
-    metrics = json.loads((trained.parent / "done.json").read_text())["metrics"]
+    done = json.loads((trained.parent / "done.json").read_text())
+    assert (done["epochs"], done["precision"]) == (run["config"]["epochs"], "32-true")
+    metrics = done["metrics"]
     assert metrics.keys() == {"train/loss", "train/network_share", "tune/dsc"}
     assert 0 < metrics["train/network_share"] < 1
     assert list((trained.parent / "lightning_logs").glob("events.out.tfevents.*"))
