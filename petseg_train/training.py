@@ -44,7 +44,6 @@ from petseg_train.metrics import dice
 from petseg_train.networks import NETWORKS, Network
 from petseg_train.networks.exported import network_of_model
 
-
 # The logit of 2 %: most voxels are no tumour, and a network that begins so spends no epochs on learning it (Lin et al.,
 # Focal loss for dense object detection, ICCV 2017, section 4.1).
 _FIRST_LOGIT = -4.0
@@ -161,7 +160,7 @@ def build_network(config: TrainingConfig) -> Network:
         torch.manual_seed(config.seed)
         try:
             network = NETWORKS[config.network](**config.network_settings)
-            torch.nn.init.constant_(network.head.bias, _FIRST_LOGIT)
+            torch.nn.init.constant_(network.head.get_parameter("bias"), _FIRST_LOGIT)
         except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
             raise UsageError(f"network_settings do not fit {config.network}: {error}") from error
     if config.fit_multiple % network.factor:

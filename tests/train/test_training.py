@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from petseg_export.to_onnx import export_onnx, write_model
 
 from petseg_runtime.errors import InputError, ModelError, UsageError
 from petseg_runtime.io.images import read_image, write_image
+from petseg_runtime.manifest import read_model
+from petseg_runtime.segmenter import BUNDLED_MODEL
 from petseg_train.cli import evaluate as evaluate_command
 from petseg_train.cli import fit as fit_command
 from petseg_train.cohort import TrainingCase, read_cohort
@@ -32,6 +35,7 @@ from petseg_train.cross_validation import cross_validate
 from petseg_train.evaluation import evaluate, summarise
 from petseg_train.ground_truth.thresholds import t40
 from petseg_train.inference import TorchBackend, make_manifest, torch_segmenter
+from petseg_train.networks import NETWORKS
 from petseg_train.training import (
     PatchDataModule,
     SegmentationModule,
@@ -288,6 +292,24 @@ def test_the_first_weights_follow_from_the_seed(tiny_config: Path) -> None:
     one, other = build_network(config), build_network(config)
     for left, right in zip(one.parameters(), other.parameters()):
         torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_begins_by_marking_nothing(network: str) -> None:
+    untrained = build_network(load_config("cpu", network=network, network_settings={"base_filters": 4}))
+    with torch.inference_mode():
+        probabilities = torch.sigmoid(untrained(torch.randn(1, 1, 32, 32, 32)))
+    assert 0.005 < float(probabilities.mean()) < 0.06  # 2 %, but for what chance weights add
+
+
+def test_what_goes_on_from_the_bundled_model_treats_scans_as_it_does() -> None:
+    models = files("petseg_runtime") / "models"
+    manifest = read_model(Path(str(models / BUNDLED_MODEL))).manifest
+    config = load_config(str(models / BUNDLED_MODEL.replace(".onnx", ".config.json")))
+    for name in ("preprocessing", "patch_size", "fit_multiple", "overlap", "threshold"):
+        assert getattr(config, name) == getattr(manifest, name)
+    network = {"name": config.network} | config.network_settings
+    assert network.items() <= dict(manifest.training["network"]).items()
 
 
 def test_the_learning_rate_restarts_every_25_epochs() -> None:
