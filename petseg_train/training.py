@@ -375,7 +375,7 @@ def load_module(checkpoint: Path, accelerator: str = "cpu") -> SegmentationModul
 
     Raises
     ------
-    ModelError : if the file does not exist or is not a PETSeg checkpoint.
+    ModelError : if the file does not exist, is not a PETSeg checkpoint, or is of a version with other settings.
     UsageError : if it is to be on a GPU and there is none.
     """
     if accelerator == "gpu" and not torch.cuda.is_available():
@@ -385,6 +385,8 @@ def load_module(checkpoint: Path, accelerator: str = "cpu") -> SegmentationModul
     device = "cuda" if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()) else "cpu"
     try:
         module = SegmentationModule.load_from_checkpoint(checkpoint, map_location=device, weights_only=True)
+    except UsageError as error:
+        raise ModelError(f"{checkpoint.name} is of another version. {error} Use it with that version.") from error
     except Exception as error:  # torch raises many kinds on a foreign file
         raise ModelError(
             f"{checkpoint.name} is not a checkpoint of petseg-train fit, or damaged. Pass its last.ckpt."

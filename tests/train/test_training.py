@@ -359,6 +359,14 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
         load_module(tmp_path / "absent.ckpt")
 
 
+def test_a_checkpoint_with_settings_of_another_version_says_so(trained: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained, weights_only=True)
+    checkpoint["hyper_parameters"]["config"]["window_consistency"] = 0.0
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(ModelError, match=r"^old.ckpt is of another version. .*'window_consistency'"):
+        load_module(tmp_path / "old.ckpt")
+
+
 def test_evaluation_scores_the_model_beside_its_rivals(trained: Path, cohort_csv: Path) -> None:
     cases = read_cohort(cohort_csv)[:2]
     results = evaluate(torch_segmenter(load_module(trained)), cases, "tiny", invariance_seed=0)
