@@ -299,14 +299,12 @@ def _warnings(network_input: NetworkInput, unit: Unit, manifest: ModelManifest) 
             f"The scan cuts the body off at its side, of which {100 * cut_off:.0f} % are body: the model is "
             "for whole bodies, and may mark much that is no tumour, or miss it. Pass the scan at its full width."
         )
-    if network_input.doubtful and unit is not Unit.SUVBW:
+    if network_input.doubtful:
         found.append(
             "The body in the scan is small, and in a unit other than SUV something very hot may pass for it: the mask "
             "may be wrong. Pass the scan in SUV with --unit suvbw, or the whole scan."
-        )
-    elif network_input.doubtful:
-        found.append(
-            f"What passes for the body has an SUV of {network_input.body_median:.1f} in the median, expected "
+            if unit is not Unit.SUVBW
+            else f"What passes for the body has an SUV of {network_input.body_median:.1f} in the median, expected "
             f"{MAX_BODY_SUV:g} at most: something very hot hides it, and the mask may be wrong. Pass the whole scan."
         )
     return tuple(found)

@@ -31,7 +31,7 @@ PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
 # Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, see `dicom_frames`.
 _ENHANCED = "1.2.840.10008.5.1.4.1.1.130"
 ENHANCED_PET_STORAGE = frozenset({_ENHANCED, LEGACY_CONVERTED})
-_PREAMBLE = 132  # bytes, of which the last four say DICM
+PREAMBLE = 132  # bytes, of which the last four say DICM
 _BEGIN = 1024  # bytes, in which almost every file tells its transfer syntax
 _TRANSFER_SYNTAX = b"\x02\0\x10\0"  # the tag
 _MOST_INFLATED = 2**29
@@ -206,7 +206,7 @@ def _read_headers(path: Path) -> list[Header]:
             stream.seek(0)
             dataset = _dataset(stream, begin)
             if dataset is None:
-                return _foreign(path, begin[:_PREAMBLE])
+                return _foreign(path, begin[:PREAMBLE])
             end_of_header = stream.tell()  # where the pixels begin, or the end of the file
             pixels = _PixelElement.of(stream.read(_ELEMENT))
             file_bytes = stream.seek(0, os.SEEK_END)
@@ -224,7 +224,7 @@ def _read_headers(path: Path) -> list[Header]:
 
 def _dataset(stream: BinaryIO, begin: bytes) -> FileDataset | None:
     """The data set of a DICOM file, with the preamble of one or without; None of anything else."""
-    bare = begin[128:_PREAMBLE] != b"DICM"
+    bare = not has_preamble(begin)
     # Without it, it begins with a low element of group 0002 or 0008.
     if bare and not (begin[:2] in (b"\x02\0", b"\x08\0") and begin[3:4] == b"\0"):
         return None
@@ -313,6 +313,11 @@ def _foreign(path: Path, begin: bytes) -> list[Header]:
         return []
     damage = f"{path.name} is no DICOM file{', it is blank' if blank else ''}. Get it again, or remove it."
     return [Header(path, damage=damage, blank=not named)]
+
+
+def has_preamble(begin: bytes) -> bool:
+    """Whether a file that begins so is DICOM by its preamble (PS3.10 7.1)."""
+    return begin[128:PREAMBLE] == b"DICM"
 
 
 def is_named_as_dicom(name: str) -> bool:

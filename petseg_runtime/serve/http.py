@@ -32,7 +32,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.inbox import AGAIN, FAILED, JOURNAL, SUBMITTED, TAKEN, Entry, Journal
-from petseg_runtime.io.dicom_header import is_named_as_dicom, is_numbered
+from petseg_runtime.io.dicom_header import PREAMBLE, has_preamble, is_named_as_dicom, is_numbered
 from petseg_runtime.io.scans import is_passed_over, scans_in
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings, scratch_folder, sync
 
@@ -309,7 +309,7 @@ def _own_name(name: str, file: Path) -> str:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         stream.seek(0)
-        is_dicom = stream.read(132)[128:] == b"DICM"
+        is_dicom = has_preamble(stream.read(PREAMBLE))
     if not is_dicom and is_named_as_dicom(name):
         return f"{digest}.dcm"
     return digest if is_dicom or is_numbered(name) else digest.translate(_IN_LETTERS)
