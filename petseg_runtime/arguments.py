@@ -49,6 +49,12 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--report", action="store_true", help="write a page for the physician as HTML")
     parser.add_argument("--save-probabilities", action="store_true", help="write the probabilities as well")
     parser.add_argument("--unit", choices=["suvbw", "bqml"], help="what a NIfTI, MHA or NRRD file holds")
+    parser.add_argument(
+        "--series",
+        type=_series,
+        metavar="WHICH",
+        help="of a study's PET series, by its number or a part of its description; needed where several fit",
+    )
     parser.add_argument("--threshold", type=float, help="probability from which a voxel is tumour; default the model's")
     parser.add_argument("--overlap", type=float, help="overlap of the windows, 0 to 0.9; default the model's")
     parser.add_argument("--tta", action="store_true", help="average over mirrored copies; four times the work")
@@ -100,6 +106,12 @@ def _path(text: str) -> Path:
     if not text:  # an unset variable of a script: it would stand for the current folder
         raise argparse.ArgumentTypeError("the path is empty")
     return Path(text)
+
+
+def _series(text: str) -> str:
+    if not text.strip():  # it would be a part of every description
+        raise argparse.ArgumentTypeError("the number or description is empty")
+    return text.strip()
 
 
 def _moment(text: str) -> datetime:

@@ -255,6 +255,7 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
         output=options.output,
         unit=Unit(options.unit or "unknown"),
         overrides=_overrides(options),
+        series=options.series or "",
         output_types=tuple(dict.fromkeys(options.output_type or ["nifti"])),
         statistics=options.statistics,
         preview=options.preview,

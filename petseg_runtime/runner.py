@@ -67,6 +67,7 @@ class RunSettings:
     output : folder of the results; beside each scan where None.
     unit : what the numbers of NIfTI, MHA and NRRD files mean.
     overrides : what the user says of one patient in place of the header.
+    series : which PET series of a DICOM study, see `petseg_runtime.io.dicom.choose_pet_series`; of the only one nothing.
     output_types : how the mask is written, of `OUTPUT_TYPES`; the probabilities follow it.
     statistics, preview, report, radiomics, save_probabilities : further outputs beside the mask and the record.
     threshold, overlap : in place of the model's.
@@ -79,6 +80,7 @@ class RunSettings:
     output: Path | None = None
     unit: Unit = Unit.UNKNOWN
     overrides: SuvOverrides = NO_OVERRIDES
+    series: str = ""
     output_types: tuple[str, ...] = ("nifti",)
     statistics: bool = False
     preview: bool = False
@@ -308,7 +310,8 @@ def _read(scan: Scan, settings: RunSettings, budget: MemoryBudget | None) -> _Pr
     digests = scan.digests()
     started = perf_counter()
     try:
-        volume = scan.read(settings.unit, settings.overrides, MAX_VOXELS if budget is None else budget.scan_voxels())
+        most_voxels = MAX_VOXELS if budget is None else budget.scan_voxels()
+        volume = scan.read(settings.unit, settings.overrides, settings.series, most_voxels)
     except InputError as error:
         if before.get("input_sha256", digests.content) == digests.content:
             raise
@@ -405,6 +408,7 @@ def _write(prepared: _Prepared, segmentation: Segmentation, segmenter: Segmenter
         "unit": volume.unit.value,
         **settings.inference(segmenter.manifest),
         "given_by_user": list(settings.overrides.options),
+        **({"series": settings.series} if settings.series else {}),
         **({"radiomics": asdict(RadiomicsSettings())} if settings.radiomics else {}),
     }
     record = f"{scan.name}_run.json"

@@ -44,7 +44,7 @@ _PADDING_NOTE = "Pixels of PixelPaddingValue (0028,0120), which stand for no ima
 Vector = npt.NDArray[np.float64]
 
 
-def read_pet_series(files: Sequence[Path], overrides: SuvOverrides = NO_OVERRIDES) -> Volume:
+def read_pet_series(files: Sequence[Path], overrides: SuvOverrides = NO_OVERRIDES, wanted: str = "") -> Volume:
     """Read the PET of one study as a volume in SUVbw.
 
     Parameters
@@ -52,6 +52,7 @@ def read_pet_series(files: Sequence[Path], overrides: SuvOverrides = NO_OVERRIDE
     files : of one study, in any order and under any names; other series and files that are not DICOM may be
         among them.
     overrides : what the user says of weight, dose and the like in place of the header.
+    wanted : number or description of the series, see `choose_pet_series`.
 
     Returns
     -------
@@ -68,14 +69,17 @@ def read_pet_series(files: Sequence[Path], overrides: SuvOverrides = NO_OVERRIDE
     ----------
     PS3.3 C.7.6.2.1.1 (position and orientation), C.8.9 (PET).
     """
-    return pet_volume(read_headers(files), overrides)
+    return pet_volume(read_headers(files), overrides, wanted)
 
 
 def pet_volume(
-    headers: Sequence[Header], overrides: SuvOverrides = NO_OVERRIDES, max_voxels: int = MAX_VOXELS
+    headers: Sequence[Header],
+    overrides: SuvOverrides = NO_OVERRIDES,
+    wanted: str = "",
+    max_voxels: int = MAX_VOXELS,
 ) -> Volume:
     """The same from headers that have been read."""
-    series, choice = choose_pet_series(_only_study(headers))
+    series, choice = choose_pet_series(_only_study(headers), wanted)
     series, copies = _without_copies(series)
     warnings: tuple[str, ...] = ()
     if series[0].attenuation_corrected is None:

@@ -58,7 +58,7 @@ _PRIVATE = {0x0009: (0x0D, 0x8C), 0x0071: (0x22,), 0x7053: (0x00, 0x09)}
 # Every element that is read, so that pydicom skips the rest.
 _TAGS = (
     *(0x00080008, 0x00080016, 0x00080021, 0x00080022, 0x0008002A, 0x00080031, 0x00080032, 0x00080060, 0x00080070),
-    *(_TIME_ZONE, 0x00100020, 0x00100040, 0x00101020, 0x00101030, 0x00181242),
+    *(0x0008103E, _TIME_ZONE, 0x00100020, 0x00100040, 0x00101020, 0x00101030, 0x00181242),
     *(0x0020000D, 0x0020000E, 0x00080020, 0x00209163),
     *(0x00200011, 0x00200032, 0x00200037, 0x00200052, 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011),
     *(0x00280030, 0x00280051, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121),
@@ -101,6 +101,8 @@ class Header:
     Attributes
     ----------
     patient, study, series : PatientID, StudyInstanceUID, SeriesInstanceUID; kept out of every message.
+    series_number, series_description : SeriesNumber (0020,0011), SeriesDescription (0008,103E); the latter is kept out of
+        every message as well, people write names into it.
     attenuation_corrected : CorrectedImage (0028,0051) lists ATTN, and nothing else in the header denies it; None where
         the header does not say.
     orientation, position_mm, pixel_spacing_mm : ImageOrientationPatient (0020,0037), ImagePositionPatient
@@ -125,6 +127,7 @@ class Header:
     study: str = field(default="", repr=False)
     series: str = field(default="", repr=False)
     series_number: int | None = None
+    series_description: str = field(default="", repr=False)
     sop_class: str = ""
     transfer_syntax: str = ""
     image_type: tuple[str, ...] = ()
@@ -349,6 +352,7 @@ def _parse(header: Header, elements: Elements) -> Header:
         patient=elements.text(0x00100020),
         study=elements.text(0x0020000D),
         series=elements.text(0x0020000E),
+        series_description=elements.text(0x0008103E),
         sop_class=elements.text(0x00080016),
     )
     try:

@@ -79,7 +79,7 @@ def _is_per_time(header: Header) -> bool:
     return any(kind in header.series_type for kind in _PER_TIME)
 
 
-def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
+def choose_pet_series(headers: Sequence[Header], wanted: str = "") -> tuple[list[Header], str]:
     """The PET series of a study that is to be segmented, and a sentence that says which it is and what was left out.
 
     Files form a series if they agree in SeriesInstanceUID (which may be absent), modality, series number,
@@ -90,6 +90,8 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
     Parameters
     ----------
     headers : of one study, in any order; other modalities are named in the sentence and otherwise ignored.
+    wanted : which PET series are considered: those of this SeriesNumber (0020,0011) if it is a number, else those with
+        this text in their SeriesDescription (0008,103E), in whatever case; all where it is empty.
 
     Raises
     ------
@@ -105,10 +107,13 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
             f"There is no PET series here (Modality (0008,0060) PT), only {_listed(everything)}. "
             "Pass the PET of the study."
         )
-    volumes = [series for series in pet if not _flaw(series.first)]
+    considered = [series for series in pet if _is_wanted(series.first, wanted)]
+    if not considered:
+        raise InputError(f"No PET series here has {_asked(wanted)}: {_listed(pet)}. Pass --series with what one has.")
+    volumes = [series for series in considered if not _flaw(series.first)]
     if not volumes:
         raise InputError(
-            f"There is no PET series of slices (PET Image Storage, or Enhanced) here, only {_listed(pet)}. "
+            f"There is no PET series of slices (PET Image Storage, or Enhanced) here, only {_listed(considered)}. "
             "Pass the reconstructed slices."
         )
     _refuse_mixture([series for series in volumes if series.first.attenuation_corrected is not False])
@@ -122,7 +127,19 @@ def choose_pet_series(headers: Sequence[Header]) -> tuple[list[Header], str]:
         )
     chosen = _the_one(corrected)
     _refuse_slices_left_out(chosen, pet)
-    return list(chosen.headers), _note(chosen, everything)
+    return list(chosen.headers), _note(chosen, everything, wanted)
+
+
+def _is_wanted(header: Header, wanted: str) -> bool:
+    if wanted.isdecimal():
+        return header.series_number == int(wanted)
+    return wanted.casefold() in header.series_description.casefold()
+
+
+def _asked(wanted: str) -> str:
+    if wanted.isdecimal():
+        return f"the SeriesNumber (0020,0011) {wanted}"
+    return f"{wanted!r} in its SeriesDescription (0008,103E)"
 
 
 def _group(headers: Sequence[Header]) -> list[_Series]:
@@ -160,7 +177,7 @@ def _the_one(corrected: list[_Series]) -> _Series:
     if len(candidates) > 1:
         raise InputError(
             f"{len(candidates)} PET series here may be segmented, and nothing says which to segment: "
-            f"{_listed(candidates)}. Pass the files of one of them."
+            f"{_listed(candidates)}. Choose with --series, or pass the files of one of them."
         )
     return candidates[0]
 
@@ -215,11 +232,12 @@ def _difference(one: _Series, two: _Series) -> str:
     return f"{name} is {look(one.first)} in {one.count} and {look(two.first)} in {two.count}"
 
 
-def _note(chosen: _Series, everything: list[_Series]) -> str:
+def _note(chosen: _Series, everything: list[_Series], wanted: str) -> str:
     if len(everything) == 1:
         return f"Took {chosen}, the only series."
     others = [series for series in everything if series is not chosen]
-    return f"Took {chosen} out of {len(everything)} series; left out: {_listed(others)}."
+    why = ", which --series asks for," if wanted else ""
+    return f"Took {chosen}{why} out of {len(everything)} series; left out: {_listed(others)}."
 
 
 def _listed(series: list[_Series]) -> str:

@@ -109,21 +109,27 @@ class Scan:
                 )
 
     def read(
-        self, unit: Unit = Unit.UNKNOWN, overrides: SuvOverrides = NO_OVERRIDES, max_voxels: int = MAX_VOXELS
+        self,
+        unit: Unit = Unit.UNKNOWN,
+        overrides: SuvOverrides = NO_OVERRIDES,
+        series: str = "",
+        max_voxels: int = MAX_VOXELS,
     ) -> Volume:
-        """Read it; DICOM says its unit itself, and `unit` speaks for the other formats.
+        """Read it; DICOM says its unit itself, and `unit` speaks for the other formats; `series` as in `read_volume`.
 
         Raises
         ------
         MemoryBudgetError : if it has more voxels than `max_voxels`.
-        InputError : if the scan is refused or its files changed since it was found, or an override has no use for it.
+        InputError : if the scan is refused or its files changed since it was found, or what was said of it has no use.
         """
         if self.image is None:
             from petseg_runtime.io.dicom import pet_volume
 
-            volume = pet_volume(self.dicom, overrides, max_voxels)
+            volume = pet_volume(self.dicom, overrides, series, max_voxels)
             self.check_unchanged()
             return volume
+        if series:
+            raise InputError(f"--series came with {self.image.name}, which is not DICOM. Leave it out.")
         volume = read_image(self.image, unit, max_voxels)
         self.check_unchanged()
         if unit is not Unit.UNKNOWN:
@@ -135,16 +141,22 @@ class Scan:
         return replace(volume, warnings=(*volume.warnings, *odd))
 
 
-def read_volume(path: Path | str, unit: Unit | str = Unit.UNKNOWN, overrides: SuvOverrides = NO_OVERRIDES) -> Volume:
+def read_volume(
+    path: Path | str,
+    unit: Unit | str = Unit.UNKNOWN,
+    overrides: SuvOverrides = NO_OVERRIDES,
+    series: str = "",
+) -> Volume:
     """Read one PET scan: a .nii, .nii.gz, .mha or .nrrd file, or a folder with one DICOM study.
 
     DICOM comes back in SUVbw. Other formats do not say what their numbers mean: pass `unit` where you know it.
     `overrides` stand in for what a DICOM header says of weight, dose and the like; with a weight and a dose, a file in
-    Bq/ml comes back in SUVbw, for a dose as of the moment that its Bq/ml are corrected to.
+    Bq/ml comes back in SUVbw, for a dose as of the moment that its Bq/ml are corrected to. `series` chooses between the
+    PET series of a study: a SeriesNumber (0020,0011), or a part of a SeriesDescription (0008,103E).
 
     Raises
     ------
-    InputError : if there is no scan, more than one, or it is refused; or an override has no use for it.
+    InputError : if there is no scan, more than one, or it is refused; or what was said of it has no use.
     UsageError : if `unit` is none of "suvbw", "bqml" and "unknown".
     """
     if unit not in tuple(Unit):
@@ -152,7 +164,7 @@ def read_volume(path: Path | str, unit: Unit | str = Unit.UNKNOWN, overrides: Su
     scans = find_scans(Path(path))
     if len(scans) > 1:
         raise InputError(f"{Path(path).name} holds {len(scans)} scans, expected one. Pass one of them.")
-    return scans[0].read(Unit(unit), overrides)
+    return scans[0].read(Unit(unit), overrides, series)
 
 
 def find_scans(path: Path) -> list[Scan]:

@@ -705,6 +705,43 @@ def test_the_patient_of_a_dicom_scan_may_be_told(run, tmp_path: Path) -> None:
     assert any("70 kg / 350 MBq" in decision for decision in record["decisions"])
 
 
+def test_a_study_with_two_reconstructions_is_done_once_one_is_chosen(run, tmp_path: Path) -> None:
+    save_dicom(tmp_path / "in" / "first")
+    for file in save_dicom(tmp_path / "in" / "second"):
+        dataset = dcmread(file)
+        dataset.SeriesInstanceUID, dataset.SeriesNumber = "1.2.3.99", 5
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{dataset.SOPInstanceUID}.5"
+        dataset.SeriesDescription = "Doe Jane EARL"
+        dataset.save_as(file)
+    code, _, err = run(tmp_path / "in")
+    assert code == 3
+    assert "Choose with --series" in err[0]
+    code, _, err = run(tmp_path / "in", "--series", "earl", "--output-type", "dicom-seg")
+    assert code == 0
+    text = (tmp_path / "out/in_run.json").read_text()
+    record = json.loads(text)
+    assert record["settings"]["series"] == "earl"
+    assert any("Took PET series 5" in decision for decision in record["decisions"])
+    assert "Doe" not in text
+    assert dcmread(tmp_path / "out/in_seg.dcm").ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3.99"
+    # What was done for one is not there for the other.
+    code, out, _ = run(tmp_path / "in", "--series", "1", "--output-type", "dicom-seg", "--resume")
+    assert code == 0
+    assert json.loads((tmp_path / "out/in_run.json").read_text())["settings"]["series"] == "1"
+
+
+def test_a_file_that_is_no_dicom_has_no_series(run, scan: Path) -> None:
+    code, _, err = run(scan, "--series", "4")
+    assert code == 3
+    assert err == ["petseg-run: --series came with scan.nii.gz, which is not DICOM. Leave it out."]
+
+
+def test_a_series_is_named(scan: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(scan), "--series", " "])
+    assert stopped.value.code == 2
+
+
 @pytest.mark.parametrize(
     "given",
     [("bqml", "--patient-weight-kg", "1", "--injected-dose-mbq", "1"), ("suvbw",)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -334,6 +335,37 @@ def test_a_second_series_that_is_no_rival_is_left_out(
     assert f"left out: PET series 2 (4 slices, {said}" in volume.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "number"), [("1", 1), ("5", 5), ("earl", 5), ("WB", 1), ("Whole body earl 2", 5)]
+)
+def test_one_of_two_reconstructions_is_chosen_by_number_or_description(
+    wanted: str, number: int, tmp_path: Path
+) -> None:
+    earl = edited(pet_series(number=5, stored=np.full((4, 2, 3), 9)), put(SeriesDescription="Whole body EARL 2"))
+    volume = read_pet_series(write(pet_series() + earl + ct_series(3), tmp_path), wanted=wanted)
+    assert volume.array.max() == pytest.approx((9 if number == 5 else 123) * FACTOR)
+    assert volume.notes[0].startswith(f"Took PET series {number} (4 slices, attenuation corrected, BQML), which --series")
+    assert "left out: PET series" in volume.notes[0]
+    assert "WB" not in volume.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ("6", "No PET series here has the SeriesNumber (0020,0011) 6: PET series 1 (4 slices"),
+        ("2", "No PET series here has the SeriesNumber (0020,0011) 2"),  # that of the CT
+        ("tof", "No PET series here has 'tof' in its SeriesDescription (0008,103E): PET series 1 (4 slices"),
+        ("Doe", "2 PET series here may be segmented"),
+        ("7", "No PET series here is corrected for attenuation"),
+    ],
+)
+def test_a_choice_that_leaves_none_or_several_is_refused(wanted: str, says: str, tmp_path: Path) -> None:
+    uncorrected = edited(pet_series(number=7), put(CorrectedImage=["NORM", "DECY"], SeriesDescription="NAC"))
+    files = write(pet_series() + pet_series(number=5) + uncorrected + ct_series(3), tmp_path)
+    with pytest.raises(InputError, match=re.escape(says)):
+        read_pet_series(files, wanted=wanted)
+
+
 def test_activity_goes_before_an_suv_of_another_size(tmp_path: Path) -> None:
     lean = put(Units="GML", SUVType="LBM", PatientSize="1.75", PatientSex="M")
     write(pet_series(), tmp_path, "A")
@@ -495,6 +527,7 @@ def test_a_series_without_attenuation_correction_is_refused(tmp_path: Path) -> N
 def test_two_corrected_series_are_refused_with_a_list(tmp_path: Path) -> None:
     message = refusal_of(pet_series() + pet_series(number=5), tmp_path)
     assert "PET series 1 (4 slices, attenuation corrected, BQML), PET series 5 (4 slices" in message
+    assert "--series" in message
 
 
 def test_two_studies_are_refused(tmp_path: Path) -> None:
