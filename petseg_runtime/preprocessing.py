@@ -27,6 +27,8 @@ _SLACK = 0.2
 # In SUV: more than this in the median is no body, which has 0.3 to 1.5; a search from the second on finds it.
 MAX_BODY_SUV = 3.0
 _BELOW_TISSUE_SUV = 0.5
+# Without a unit: where the search for another body begins, and by how much that is darker.
+_LOW_PERCENTILE, _ANOTHER_BODY = 10, 2.0
 # A bladder, a tumour, a vial: what is larger and hot is rather a body in another unit.
 _MAX_ORGAN_ML = 1000.0
 # A body of fewer voxels than this gives no meaningful mean and standard deviation.
@@ -190,17 +192,21 @@ def body_threshold_of(volume: Volume, share: float) -> tuple[float, bool]:
     In a scan that was cut around a tumour, a full bladder beside it lifts the mean above all tissue, and what exceeds
     the mean is bladder only. So where a small body is brighter than any tissue, it is looked for once more from below.
     An unknown unit counts as SUV. Where it is another one, tissue may lie where the bladder would in SUV, and air where
-    tissue would: then nothing in the scan tells which is found.
+    tissue would: then nothing in the scan tells which is found, unless there is nothing else to be found in it.
     """
-    threshold, in_suv = body_threshold(volume.array, share), volume.unit is Unit.SUVBW
-    if threshold <= share * MAX_BODY_SUV:
+    array, in_suv, most = volume.array, volume.unit is Unit.SUVBW, share * MAX_BODY_SUV
+    threshold = body_threshold(array, share)
+    if in_suv and threshold <= most:
         return threshold, False
-    if np.count_nonzero(volume.array > threshold) * volume.geometry.voxel_volume_ml > _MAX_ORGAN_ML:
+    if np.count_nonzero(array > threshold) * volume.geometry.voxel_volume_ml > _MAX_ORGAN_ML:
         return threshold, in_suv
     if volume.unit is Unit.BQML:
         return threshold, True
-    lower = body_threshold(volume.array, share, _BELOW_TISSUE_SUV)
-    found = lower <= share * MAX_BODY_SUV
+    if threshold <= most:
+        lower = body_threshold(array, share, float(np.percentile(array, _LOW_PERCENTILE)))
+        return threshold, lower < threshold / _ANOTHER_BODY
+    lower = body_threshold(array, share, _BELOW_TISSUE_SUV)
+    found = lower <= most
     return (lower if found else threshold), not (found and in_suv)
 
 

@@ -17,6 +17,7 @@ from petseg_runtime.backends.base import PlansMemory
 from petseg_runtime.commissioning import Record, kept, precision_of, user_folder
 from petseg_runtime.engine import ENGINE_SUFFIX, EngineFile, check_origin, read_engine
 from petseg_runtime.errors import BackendError, CancelledError, ModelError, PetsegError, UsageError
+from petseg_runtime.io.suv_attributes import DOSE, OPTIONS, WEIGHT
 from petseg_runtime.manifest import MAX_OVERLAP, THRESHOLD_RANGE, ModelFile, ModelManifest, is_threshold, read_model
 from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
@@ -300,14 +301,27 @@ def _warnings(network_input: NetworkInput, unit: Unit, manifest: ModelManifest) 
             "for whole bodies, and may mark much that is no tumour, or miss it. Pass the scan at its full width."
         )
     if network_input.doubtful:
-        found.append(
-            "The body in the scan is small, and in a unit other than SUV something very hot may pass for it: the mask "
-            "may be wrong. Pass the scan in SUV with --unit suvbw, or the whole scan."
-            if unit is not Unit.SUVBW
-            else f"What passes for the body has an SUV of {network_input.body_median:.1f} in the median, expected "
-            f"{MAX_BODY_SUV:g} at most: something very hot hides it, and the mask may be wrong. Pass the whole scan."
-        )
+        found.append(_doubt(unit, network_input.body_median))
     return tuple(found)
+
+
+def _doubt(unit: Unit, body_median: float) -> str:
+    """Why what was taken for the body may be something else, and what to do."""
+    if unit is Unit.SUVBW:
+        return (
+            f"What passes for the body has an SUV of {body_median:.1f} in the median, expected {MAX_BODY_SUV:g} at most: "
+            "something very hot hides it, or the numbers are no SUV, and the mask may be wrong. Check them, or pass the "
+            "whole scan."
+        )
+    to_do = (
+        f"Pass {OPTIONS[WEIGHT]} and {OPTIONS[DOSE]}, which make SUV of it"
+        if unit is Unit.BQML
+        else "Pass --unit where you know it"
+    )
+    return (
+        "The body in the scan is small, and without SUV something very hot, or air, may pass for it: the mask may be "
+        f"wrong. {to_do}, or pass the whole scan."
+    )
 
 
 def check_options(overlap: float | None, threshold: float | None) -> None:

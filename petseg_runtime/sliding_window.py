@@ -37,6 +37,12 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
     return [round(i * (size - window) / steps) for i in range(steps + 1)] if steps else [0]
 
 
+def window_places(shape: tuple[int, ...], window: Shape, overlap: float) -> list[Box]:
+    """Where the windows lie in an array of `shape`, no side of which is less than the window's; see `window_starts`."""
+    starts = product(*(window_starts(size, side, overlap) for size, side in zip(shape, window)))
+    return [(slice(z, z + window[0]), slice(y, y + window[1]), slice(x, x + window[2])) for z, y, x in starts]
+
+
 def gaussian_importance(window: Shape) -> FloatArray:
     """Weight `(z, y, x)` of each voxel of a window: 1 in the middle, falling towards the faces, never 0."""
     profiles = []
@@ -102,8 +108,7 @@ def sliding_window_probabilities(
     float32 `(z, y, x)` of the shape of `array`.
     """
     padded, inside = pad_to_window(array, window, air)
-    starts = product(*(window_starts(size, side, overlap) for size, side in zip(padded.shape, window)))
-    places = [(slice(z, z + window[0]), slice(y, y + window[1]), slice(x, x + window[2])) for z, y, x in starts]
+    places = window_places(padded.shape, window, overlap)
     importance = gaussian_importance(window)
     total = np.zeros(padded.shape, dtype=np.float32)
     seen = [here for here in places if padded[here].max() > body_level]

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from petseg_runtime.manifest import ModelManifest
 from petseg_runtime.preprocessing import preprocess, restore
 from petseg_runtime.segmenter import Segmenter
+from petseg_runtime.sliding_window import fitted_window, window_places
 from petseg_runtime.volume import Volume
 from petseg_train.metrics import BoolArray, dice
 
@@ -23,7 +25,8 @@ OVERLAPS = (0.25, 0.5, 0.625)
 class WindowInvariance:
     """DSC between the mask on the standard window grid and those on shifted grids and at other overlaps.
 
-    All NaN where no grid finds anything: masks that are empty agree, and say nothing.
+    Overlaps that put the windows of this scan where another does are not among these. All NaN where no grid finds
+    anything: masks that are empty agree, and say nothing.
     """
 
     shifted: tuple[float, ...]
@@ -63,9 +66,20 @@ def window_invariance(
 
     reference = mask(no_air, manifest.overlap)
     shifted = [mask(draw(), manifest.overlap) for _ in range(shifts)]
-    others = [mask(no_air, overlap) for overlap in OVERLAPS if overlap != manifest.overlap]
+    others = [mask(no_air, overlap) for overlap in _other_overlaps(manifest, network_input.array.shape)]
     if not reference.any() and not any(found.any() for found in shifted + others):
         return WindowInvariance((np.nan,) * len(shifted), (np.nan,) * len(others))
     return WindowInvariance(
         tuple(dice(found, reference) for found in shifted), tuple(dice(found, reference) for found in others)
     )
+
+
+def _other_overlaps(manifest: ModelManifest, shape: tuple[int, ...]) -> list[float]:
+    """Of `OVERLAPS` those that make a grid of their own.
+
+    Windows are spread evenly, so two overlaps may put them at the same places, and such masks agree whatever the model.
+    """
+    window = fitted_window(manifest.patch_size, manifest.fit_multiple, shape)
+    padded = tuple(max(size, side) for size, side in zip(shape, window))
+    grids = [window_places(padded, window, overlap) for overlap in (manifest.overlap, *OVERLAPS)]
+    return [overlap for number, overlap in enumerate(OVERLAPS, 1) if grids[number] not in grids[:number]]

@@ -25,6 +25,7 @@ from petseg_export.to_onnx import export_onnx, write_model
 from petseg_runtime.errors import InputError, ModelError, UsageError
 from petseg_runtime.io.images import read_image, write_image
 from petseg_runtime.manifest import read_model
+from petseg_runtime.preprocessing import preprocess
 from petseg_runtime.segmenter import BUNDLED_MODEL
 from petseg_train.cli import evaluate as evaluate_command
 from petseg_train.cli import fit as fit_command
@@ -453,17 +454,36 @@ def test_finding_nothing_is_not_invariance(known_model: Path, axial_volume) -> N
     assert np.isnan(window_invariance(Segmenter(known_model), cold, np.random.default_rng(0)).mean)
 
 
+class WindowMean:
+    """A backend that looks at the window as a whole: what is above its mean is tumour."""
+
+    name = "window mean"
+
+    def predict(self, windows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return ((window > window.mean()).astype(np.float32) for window in windows)
+
+
 def test_a_network_that_looks_at_the_window_is_not(axial_volume, manifest) -> None:
-    class WindowMean:
-        name = "window mean"
-
-        def predict(self, windows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-            return ((window > window.mean()).astype(np.float32) for window in windows)
-
     from petseg_runtime import Segmenter
 
     segmenter = Segmenter.from_backend(manifest, WindowMean())
     assert window_invariance(segmenter, axial_volume, np.random.default_rng(0)).lowest < 0.9
+
+
+def test_only_other_grids_of_windows_are_compared(axial_volume, manifest) -> None:
+    """Windows are spread evenly, so overlaps often put them at the same places, where no mask can differ."""
+    from petseg_runtime import Segmenter
+
+    z, y, x = preprocess(axial_volume, manifest.preprocessing).array.shape
+    for patch, overlap, others in (
+        ((8, y, x), 0.5, 2),  # 0.25 and 0.625
+        ((8, y, x), 0.375, 3),
+        ((z, y, x), 0.375, 0),  # one window
+        ((z - 1, y - 1, x - 1), 0.375, 0),  # two on each axis, at 0 and 1
+    ):
+        segmenter = Segmenter.from_backend(replace(manifest, patch_size=patch, overlap=overlap), WindowMean())
+        scored = window_invariance(segmenter, axial_volume, np.random.default_rng(0))
+        assert (len(scored.shifted), len(scored.overlaps)) == (3, others)
 
 
 def test_rivals_by_hand(axial_volume) -> None:
