@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, time
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
 
 import pydicom
@@ -31,7 +31,7 @@ PET_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.128"
 # Enhanced PET, and Legacy Converted Enhanced PET: all slices in one file, see `dicom_frames`.
 _ENHANCED = "1.2.840.10008.5.1.4.1.1.130"
 ENHANCED_PET_STORAGE = frozenset({_ENHANCED, LEGACY_CONVERTED})
-PREAMBLE = 132  # bytes, of which the last four say DICM
+_PREAMBLE = 132  # bytes, of which the last four say DICM
 _BEGIN = 1024  # bytes, in which almost every file tells its transfer syntax
 _TRANSFER_SYNTAX = b"\x02\0\x10\0"  # the tag
 _MOST_INFLATED = 2**29
@@ -194,10 +194,11 @@ def group_by_study(headers: Iterable[Header]) -> list[list[Header]]:
 
 
 def _lie_together(one: Header, damaged: Header) -> bool:
-    return one.path.parent == damaged.path.parent and (not damaged.blank or _kind(one.path) == _kind(damaged.path))
+    alike = kind_by_name(one.path) == kind_by_name(damaged.path)
+    return one.path.parent == damaged.path.parent and (alike or not damaged.blank)
 
 
-def _kind(path: Path) -> str:
+def kind_by_name(path: PurePath) -> str:
     """The suffix, unless it is the end of a UID."""
     return "" if path.suffix[1:].isdigit() else path.suffix.lower()
 
@@ -209,7 +210,7 @@ def _read_headers(path: Path) -> list[Header]:
             stream.seek(0)
             dataset = _dataset(stream, begin)
             if dataset is None:
-                return _foreign(path, begin[:PREAMBLE])
+                return _foreign(path, begin[:_PREAMBLE])
             end_of_header = stream.tell()  # where the pixels begin, or the end of the file
             pixels = _PixelElement.of(stream.read(_ELEMENT))
             file_bytes = stream.seek(0, os.SEEK_END)
@@ -227,7 +228,7 @@ def _read_headers(path: Path) -> list[Header]:
 
 def _dataset(stream: BinaryIO, begin: bytes) -> FileDataset | None:
     """The data set of a DICOM file, with the preamble of one or without; None of anything else."""
-    bare = not has_preamble(begin)
+    bare = not _has_preamble(begin)
     # Without it, it begins with a low element of group 0002 or 0008.
     if bare and not (begin[:2] in (b"\x02\0", b"\x08\0") and begin[3:4] == b"\0"):
         return None
@@ -318,9 +319,9 @@ def _foreign(path: Path, begin: bytes) -> list[Header]:
     return [Header(path, damage=damage, blank=not named)]
 
 
-def has_preamble(begin: bytes) -> bool:
+def _has_preamble(begin: bytes) -> bool:
     """Whether a file that begins so is DICOM by its preamble (PS3.10 7.1)."""
-    return begin[128:PREAMBLE] == b"DICM"
+    return begin[128:_PREAMBLE] == b"DICM"
 
 
 def is_named_as_dicom(name: str) -> bool:

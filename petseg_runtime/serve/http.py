@@ -32,8 +32,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.inbox import AGAIN, FAILED, JOURNAL, SUBMITTED, TAKEN, Entry, Journal
-from petseg_runtime.io.dicom_header import PREAMBLE, has_preamble, is_named_as_dicom, is_numbered
-from petseg_runtime.io.scans import is_passed_over, scans_in
+from petseg_runtime.io.dicom_header import is_named_as_dicom, is_numbered, kind_by_name, read_headers
+from petseg_runtime.io.scans import RESULT_SUFFIXES, is_passed_over, scans_in
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings, scratch_folder, sync
 
 Format = Literal["nii", "nii.gz", "mha", "nrrd", "dicom.zip"]
@@ -236,7 +236,7 @@ def _take_in(scratch: Path, form: Format, inbox: Path) -> str:
         raise InputError("The upload is empty. Send a scan, or a ZIP archive of one study.")
     whole.mkdir()
     if form == "dicom.zip":
-        _unpack(upload, whole)
+        unpack(upload, whole)
     else:
         upload.rename(whole / f"scan.{form}")
     scans = scans_in(whole)
@@ -273,46 +273,69 @@ def _say_again(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
     return _state(identifier, inbox, output)
 
 
-def _unpack(archive: Path, folder: Path) -> None:
-    """Put the files of an archive into a folder, under names of our own."""
-    unpacked = 0
+def unpack(archive: Path, folder: Path) -> None:
+    """Put the files of an archive into an empty folder, under names of our own.
+
+    Raises
+    ------
+    InputError : if it is no ZIP archive, is damaged, or needs another method than stored and deflated.
+    HTTPException : 413, if it holds or unpacks to more than a scan has.
+    """
+    unpacked, files = 0, dict[Path, PurePosixPath]()
     try:
         with zipfile.ZipFile(archive) as source:
-            members = [member for member in source.infolist() if not _passes_over(member)]
+            members = _members(source)
             if len(members) > _MOST_FILES:
                 raise HTTPException(413, f"The archive has {len(members)} files, expected at most {_MOST_FILES}.")
-            for number, member in enumerate(members):
+            for number, (path, member) in enumerate(members):
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise NotImplementedError  # the others unpack into the memory without a limit
                 unpacked += member.file_size
                 if unpacked > MOST_BYTES:
                     raise HTTPException(413, f"The archive unpacks to more than {MOST_BYTES} bytes.")
-                temporary = folder / str(number)
-                with source.open(member) as packed, temporary.open("wb") as stream:
+                file = folder / str(number)
+                with source.open(member) as packed, file.open("wb") as stream:
                     shutil.copyfileobj(packed, stream, 2**20)  # at most file_size bytes, or zipfile refuses
-                temporary.replace(folder / _own_name(PurePosixPath(member.filename).name, temporary))
+                files[file] = path
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         raise InputError(
             "The upload is not a ZIP archive that can be unpacked. Send the files of one study."
         ) from error
+    _name_by_digest(files)
 
 
-def _passes_over(member: zipfile.ZipInfo) -> bool:
-    return member.is_dir() or any(is_passed_over(part) for part in PurePosixPath(member.filename).parts)
+def _members(source: zipfile.ZipFile) -> list[tuple[PurePosixPath, zipfile.ZipInfo]]:
+    """The files of an archive with their paths, but for those that are passed over in a folder.
 
-
-def _own_name(name: str, file: Path) -> str:
-    """The digest of a file of an archive, which as a name says of it what its own did.
-
-    A file that is no DICOM is a damaged slice by its suffix or its digits, and otherwise a note beside the slices.
+    What all of it lies in may be called anything, as the folder of a scan may.
     """
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        stream.seek(0)
-        is_dicom = has_preamble(stream.read(PREAMBLE))
-    if not is_dicom and is_named_as_dicom(name):
-        return f"{digest}.dcm"
-    return digest if is_dicom or is_numbered(name) else digest.translate(_IN_LETTERS)
+    members = [member for member in source.infolist() if not member.is_dir()]
+    files = [(PurePosixPath(member.filename.lstrip("/")), member) for member in members]
+    depth = len(PurePosixPath(os.path.commonpath([path.parent for path, _ in files])).parts) if files else 0
+
+    def is_left_out(path: PurePosixPath) -> bool:
+        within = path.parts[depth:]
+        return path.name.endswith(RESULT_SUFFIXES) or any(is_passed_over(part) for part in within if part != "..")
+
+    return [(path, member) for path, member in files if not is_left_out(path)]
+
+
+def _name_by_digest(files: dict[Path, PurePosixPath]) -> None:
+    """Give the files of an archive their digests as names, which say of them what their own did.
+
+    What is no DICOM is a damaged slice if its path would make it one in a folder: by a suffix of DICOM or, if it is
+    blank, as one of the files there that have digits and the suffix of slices. Otherwise it is a note beside them.
+    """
+    dicom = {file for file in files if any(not header.blank for header in read_headers([file]))}
+    kinds = {(path.parent, kind_by_name(path)) for file, path in files.items() if file in dicom}
+    for file, path in files.items():
+        with file.open("rb") as stream:
+            name = hashlib.file_digest(stream, "sha256").hexdigest()
+        if file not in dicom and is_named_as_dicom(path.name):
+            name += ".dcm"
+        elif file not in dicom and not (is_numbered(path.name) and (path.parent, kind_by_name(path)) in kinds):
+            name = name.translate(_IN_LETTERS)
+        file.replace(file.with_name(name))
 
 
 def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
