@@ -67,7 +67,7 @@ class RunSettings:
     output : folder of the results; beside each scan where None.
     unit : what the numbers of NIfTI, MHA and NRRD files mean.
     overrides : what the user says of one patient in place of the header.
-    series : which PET series of a DICOM study, see `petseg_runtime.io.dicom.choose_pet_series`; of the only one nothing.
+    series : which PET series of a study, see `petseg_runtime.io.dicom.choose_pet_series`; empty where there is one.
     output_types : how the mask is written, of `OUTPUT_TYPES`; the probabilities follow it.
     statistics, preview, report, radiomics, save_probabilities : further outputs beside the mask and the record.
     threshold, overlap : in place of the model's.

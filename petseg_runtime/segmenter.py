@@ -309,9 +309,9 @@ def _doubt(unit: Unit, body_median: float) -> str:
     """Why what was taken for the body may be something else, and what to do."""
     if unit is Unit.SUVBW:
         return (
-            f"What passes for the body has an SUV of {body_median:.1f} in the median, expected {MAX_BODY_SUV:g} at most: "
-            "something very hot hides it, or the numbers are no SUV, and the mask may be wrong. Check them, or pass the "
-            "whole scan."
+            f"What passes for the body has an SUV of {body_median:.1f} in the median, expected {MAX_BODY_SUV:g} at "
+            "most: something very hot hides it, or the numbers are no SUV, and the mask may be wrong. Check them, or "
+            "pass the whole scan."
         )
     to_do = (
         f"Pass {OPTIONS[WEIGHT]} and {OPTIONS[DOSE]}, which make SUV of it"

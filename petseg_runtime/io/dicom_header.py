@@ -101,8 +101,8 @@ class Header:
     Attributes
     ----------
     patient, study, series : PatientID, StudyInstanceUID, SeriesInstanceUID; kept out of every message.
-    series_number, series_description : SeriesNumber (0020,0011), SeriesDescription (0008,103E); the latter is kept out of
-        every message as well, people write names into it.
+    series_number, series_description : SeriesNumber (0020,0011), SeriesDescription (0008,103E); the latter is kept out
+        of every message as well, as people write names into it.
     attenuation_corrected : CorrectedImage (0028,0051) lists ATTN, and nothing else in the header denies it; None where
         the header does not say.
     orientation, position_mm, pixel_spacing_mm : ImageOrientationPatient (0020,0037), ImagePositionPatient

@@ -239,6 +239,30 @@ def test_a_scan_under_a_name_that_was_used_before_gets_one_of_its_own(new: Calla
     assert "under the name scan before" in second.warnings[0]
 
 
+def test_a_study_that_is_renamed_while_it_waits_keeps_its_first_name_and_nothing_is_said_of_another(
+    new: Callable[[], Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, real = new(), petseg_runtime.inbox.run_scan
+
+    def run_scan(scan: Scan, *others: object) -> ScanResult:
+        if not watched.reported:
+            raise UsageError("The results cannot be written now.")
+        return real(scan, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(petseg_runtime.inbox, "run_scan", run_scan)
+    study = watched.inbox / "study"
+    save_dicom(study)
+    with watched:
+        watched.wait_for(1)
+        study.rename(watched.inbox / "renamed")
+        watched.wait_for(2)
+    (_, waiting), (_, result) = watched.reported
+    assert isinstance(waiting, UsageError)
+    assert isinstance(result, ScanResult)
+    assert result.name == "study"
+    assert not any("under the name" in warning for warning in result.warnings)
+
+
 def test_a_study_that_is_corrected_while_it_waits_is_done_as_it_is_then(
     new: Callable[[], Watched], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
