@@ -1,4 +1,4 @@
-"""Training settings: two presets, and any of their fields changed by a JSON file."""
+"""Training settings: three presets, and any of their fields changed by a JSON file."""
 
 from __future__ import annotations
 
@@ -114,6 +114,8 @@ class TrainingConfig:
         UsageError : if a field is unknown or its value refused.
         """
         fields = dict(fields)
+        if unknown := fields.keys() - TrainingConfig.__dataclass_fields__.keys():
+            raise UsageError(f"The training configuration has fields that are unknown: {', '.join(sorted(unknown))}.")
         try:
             for name, kind in (("preprocessing", PreprocessingSpec), ("augmentation", Augmentation)):
                 if name in fields:

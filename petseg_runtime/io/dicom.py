@@ -21,6 +21,7 @@ from petseg_runtime.io.identity import content_digest
 from petseg_runtime.io.plausible import MAX_VOXELS, check_activity, check_grid, check_uptake
 from petseg_runtime.io.suv import merge_attributes, suvbw_factors
 from petseg_runtime.io.suv_attributes import CORRECTED_IMAGE, NO_OVERRIDES, SuvOverrides
+from petseg_runtime.io.tracer import foreign_tracer
 from petseg_runtime.volume import FloatArray, Geometry, Unit, Volume
 
 __all__ = ["Header", "choose_pet_series", "group_by_study", "pet_volume", "read_headers", "read_pet_series"]
@@ -97,6 +98,7 @@ def pet_volume(
     array = _read_voxels(ordered, geometry, factors.per_frame)
     weight_kg = overrides.weight_kg or attributes.weight_kg
     warnings += check_activity(array, geometry.voxel_volume_ml, weight_kg, "The PET series")
+    warnings += foreign_tracer(attributes.radionuclide, attributes.half_life_s)
     warnings += (_SHIFTED,) if any(header.intercept for header in ordered) else ()
     padded = any(header.pixels.padding for header in ordered)
     notes = (choice, factors.note, *((_PADDING_NOTE,) if padded else ()))

@@ -21,7 +21,6 @@ be meant in MBq and dates that anonymisation moved or removed; a note or a warni
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -66,6 +65,13 @@ from petseg_runtime.io.suv_timing import (
     scan_start,
     unlike_decay_factors_s,
 )
+from petseg_runtime.io.tracer import (
+    HALF_LIFE_RANGE_S,
+    HALF_LIFE_TOLERANCE,
+    HALF_LIVES_S,
+    OTHER_HALF_LIFE_TOLERANCE,
+    nuclide_of,
+)
 
 __all__ = [
     "Frame",
@@ -92,40 +98,6 @@ UCI_ABOVE = 3000.0
 HEIGHT_RANGE_M = (0.4, 2.6)
 # Philips' two factors agree but for their rounding and the residue in the syringe.
 PHILIPS_TOLERANCE = 0.05
-
-F18 = "F-18"
-# Half-lives in s (ENSDF), by which one is caught that is of another nuclide, as where a console left that of F-18.
-HALF_LIVES_S = {
-    F18: 6586.2,
-    "C-11": 1221.8,
-    "N-13": 597.9,
-    "O-15": 122.2,
-    "Cu-64": 45_724.0,
-    "Ga-68": 4062.6,
-    "Rb-82": 75.5,
-    "Zr-89": 282_276.0,
-    "I-124": 360_806.0,
-}
-# Vendors write 6586 to 6600 s for F-18; 1 % changes SUV by less than 0.5 % after an hour. Of the others the literature
-# itself differs by one or two.
-HALF_LIFE_TOLERANCE = {F18: 0.01}
-OTHER_HALF_LIFE_TOLERANCE = 0.03
-# No tracer for patients has a shorter one than Rb-82; a phantom may have a longer one than I-124.
-HALF_LIFE_RANGE_S = (60.0, 600_000.0)
-# PS3.16 CID 4020, in SRT and in SNOMED CT, and the element's name.
-_NUCLIDES = {
-    F18: ("C-111A1", "77004003", "fluorine"),
-    "C-11": ("C-105A1", "40565003", "carbon"),
-    "N-13": ("C-107A1", "21576001", "nitrogen"),
-    "O-15": ("C-B1038", "129504001", "oxygen"),
-    "Cu-64": ("C-127A2", "3932008", "copper"),
-    "Ga-68": ("C-131A3", "35337001", "gallium"),
-    "Rb-82": ("C-159A2", "79197006", "rubidium"),
-    "Zr-89": ("C-168A4", "63360001", "zirconium"),
-    "I-124": ("C-114A5", "40937006", "iodine"),
-}
-# In the names of tracers of F-18, where nothing says the nuclide by itself.
-_F18_TRACERS = ("18f", "f18", "18fluor", "fluorine18", "fdg", "fluorodeoxyglucose", "fludeoxyglucose")
 
 
 class SuvFactors(NamedTuple):
@@ -404,7 +376,7 @@ def _check_half_life(attributes: SuvAttributes) -> None:
             "with the half-life in s",
             HALF_LIFE,
         )
-    nuclide = _nuclide(attributes.radionuclide)
+    nuclide = nuclide_of(attributes.radionuclide)
     if nuclide is None:
         return
     expected_s = HALF_LIVES_S[nuclide]
@@ -414,17 +386,6 @@ def _check_half_life(attributes: SuvAttributes) -> None:
             "in which they agree",
             HALF_LIFE,
         )
-
-
-def _nuclide(names: tuple[str, ...]) -> str | None:
-    """Which nuclide the names say: one that is a nuclide's code or name and nothing more goes before a tracer's."""
-    plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in names]
-    for nuclide, (srt, snomed, element) in _NUCLIDES.items():
-        symbol, mass = nuclide.lower().split("-")
-        known = (srt, snomed, mass + symbol, symbol + mass, mass + element, element + mass)
-        if any(name in known for name in (*names, *plain)):
-            return nuclide
-    return F18 if any(known in name for known in _F18_TRACERS for name in plain) else None
 
 
 def _weight_kg(attributes: SuvAttributes) -> float:
