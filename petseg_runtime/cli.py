@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run petseg-run; returns its exit code (see `petseg_runtime.errors`)."""
     parser = command_line()
     options = parser.parse_args(arguments)
+    if sys.platform == "win32":  # which locks files and syncs folders otherwise than what is written here
+        parser.error("PETSeg runs on Linux: on Windows, in its Subsystem for Linux (WSL) or in Docker")
     _check(options, parser)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail

@@ -736,6 +736,16 @@ def test_a_file_that_is_no_dicom_has_no_series(run, scan: Path) -> None:
     assert err == ["petseg-run: --series came with scan.nii.gz, which is not DICOM. Leave it out."]
 
 
+def test_windows_itself_is_refused(
+    scan: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as stopped:
+        main([str(scan)])
+    assert stopped.value.code == 2
+    assert "PETSeg runs on Linux" in capsys.readouterr().err
+
+
 def test_a_series_is_named(scan: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([str(scan), "--series", " "])
