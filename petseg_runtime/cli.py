@@ -63,8 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run petseg-run; returns its exit code (see `petseg_runtime.errors`)."""
     parser = command_line()
     options = parser.parse_args(arguments)
-    if sys.platform == "win32":  # which locks files and syncs folders otherwise than what is written here
-        parser.error("PETSeg runs on Linux: on Windows, in its Subsystem for Linux (WSL) or in Docker")
     _check(options, parser)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
@@ -171,7 +169,9 @@ _OF_WATCH = {"settle", "bind", "dicom_port", "dicom_title", "dicom_caller", "sen
 
 
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Refuse options that do not go together."""
+    """Refuse a system that PETSeg does not run on, and options that do not go together."""
+    if sys.platform == "win32":  # which locks files and syncs folders otherwise than what is written here
+        parser.error("PETSeg runs on Linux: on Windows, in its Subsystem for Linux (WSL) or in Docker")
     if options.self_test == bool(options.input):
         parser.error("--self-test takes no input" if options.input else "the following arguments are required: input")
     given = {name for name, value in vars(options).items() if value != parser.get_default(name)} - {"input"}
