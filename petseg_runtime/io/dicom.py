@@ -98,7 +98,7 @@ def pet_volume(
     array = _read_voxels(ordered, geometry, factors.per_frame)
     weight_kg = overrides.weight_kg or attributes.weight_kg
     warnings += check_activity(array, geometry.voxel_volume_ml, weight_kg, "The PET series")
-    warnings += foreign_tracer(attributes.radionuclide, attributes.half_life_s)
+    warnings += foreign_tracer(attributes.radionuclide, overrides.half_life_s or attributes.half_life_s)
     warnings += (_SHIFTED,) if any(header.intercept for header in ordered) else ()
     padded = any(header.pixels.padding for header in ordered)
     notes = (choice, factors.note, *((_PADDING_NOTE,) if padded else ()))

@@ -353,7 +353,7 @@ def _parse(header: Header, elements: Elements) -> Header:
         patient=elements.text(0x00100020),
         study=elements.text(0x0020000D),
         series=elements.text(0x0020000E),
-        series_description=elements.text(0x0008103E),
+        series_description="\\".join(if_sound(lambda: elements.all_decoded(0x0008103E)) or elements.texts(0x0008103E)),
         sop_class=elements.text(0x00080016),
     )
     try:

@@ -43,8 +43,14 @@ _ELEMENTS = "C|N|O|F|Na|K|Sc|Ti|Mn|Fe|Cu|Zn|Ga|Ge|As|Se|Br|Rb|Y|Zr|Nb|Tc|I|Tb"
 _NUCLIDE_IN_NAME = re.compile(
     rf"(?<![A-Za-z0-9])(?:(\d{{2,3}})m?\^?-?({_ELEMENTS})|({_ELEMENTS})[-^]?(\d{{2,3}})m?\^?)(?![A-Za-z0-9])"
 )
-_FDG = ("fdg", "gluco", "gluko")
+_FDG = ("fdg", "gluco", "gluko", "gluscan", "flucis", "steripet", "efdege")
 _FDG_CODES = ("C-B1031", "35321007")  # in SRT and in SNOMED CT
+# What stands beside the nuclide and says no tracer.
+_NO_TRACER = re.compile(r"fluorine|fluor(?!i)|18|injection|solution|standard")
+# The abbreviations of other tracers of F-18, which are parts of other words too.
+_ABBREVIATED = frozenset(
+    {"naf", "flt", "fet", "fes", "fch", "fec", "fmiso", "faza", "facbc", "axumin", "pylarify", "pyl"}
+)
 # Of tracers that are not FDG, as they stand in names without the nuclide.
 _OTHER_TRACERS = (
     *("psma", "dcfpyl", "piflufolastat", "choline", "fluciclovine", "dotat", "dotano", "edotreotide", "fapi"),
@@ -71,14 +77,13 @@ def nuclide_of(names: Sequence[str]) -> str | None:
 def foreign_tracer(names: Sequence[str], half_life_s: float | None) -> tuple[str, ...]:
     """A warning where a series says that its tracer is not FDG, by its names or its half-life; else nothing.
 
-    No name is repeated: somebody may have written anything there.
+    The nuclide goes before the tracer: a console keeps FDG as the tracer where nobody changes it. No name is
+    repeated: somebody may have written anything there.
     """
-    plain, nuclide = [_plain(name) for name in names], nuclide_of(names)
-    if any(name in _FDG_CODES for name in names) or any(known in name for known in _FDG for name in plain):
-        return ()
+    nuclide = nuclide_of(names)
     if nuclide not in (None, F18):
         said = f"The series names {nuclide}"
-    elif any(map(_is_other_tracer, names)):
+    elif not any(map(_is_fdg, names)) and any(map(_is_other_tracer, names)):
         said = "The series names a tracer that is not FDG"
     elif half_life_s and abs(half_life_s / HALF_LIVES_S[F18] - 1) > _F18_WITHIN:
         said = f"The half-life is {half_life_s:g} s, which is not that of F-18"
@@ -87,12 +92,19 @@ def foreign_tracer(names: Sequence[str], half_life_s: float | None) -> tuple[str
     return (f"{said}: a model for FDG, as the bundled one is, may mark anything in it.",)
 
 
+def _is_fdg(name: str) -> bool:
+    return name in _FDG_CODES or any(known in _plain(name) for known in _FDG)
+
+
 def _is_other_tracer(name: str) -> bool:
+    plain = _plain(name)
+    if any(known in plain for known in _OTHER_TRACERS) or re.sub("18f|f18", "", plain) in _ABBREVIATED:
+        return True
     found = _NUCLIDE_IN_NAME.search(name)
     if found is None:
-        return any(known in _plain(name) for known in _OTHER_TRACERS)
+        return False
     mass, element, element_first, mass_last = found.groups()
-    rest = _plain(name.replace(found.group(), "")).replace("fluorine", "")
+    rest = _NO_TRACER.sub("", _plain(name.replace(found.group(), "")))
     return (element or element_first, mass or mass_last) != ("F", "18") or bool(rest)
 
 

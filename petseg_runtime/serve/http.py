@@ -6,6 +6,7 @@ It only puts files into the inbox and reads its journal, so it may end and start
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import hmac
 import json
@@ -297,7 +298,9 @@ def unpack(archive: Path, folder: Path) -> None:
                 with source.open(member) as packed, file.open("wb") as stream:
                     shutil.copyfileobj(packed, stream, 2**20)  # at most file_size bytes, or zipfile refuses
                 files[file] = path
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # such as a full disk: no fault of the archive
+            raise
         raise InputError(
             "The upload is not a ZIP archive that can be unpacked. Send the files of one study."
         ) from error
@@ -309,7 +312,7 @@ def _members(source: zipfile.ZipFile) -> list[tuple[PurePosixPath, zipfile.ZipIn
 
     What all of it lies in may be called anything, as the folder of a scan may.
     """
-    members = [member for member in source.infolist() if not member.is_dir()]
+    members = [member for member in source.infolist() if member.filename and not member.is_dir()]
     files = [(PurePosixPath(member.filename.lstrip("/")), member) for member in members]
     depth = len(PurePosixPath(os.path.commonpath([path.parent for path, _ in files])).parts) if files else 0
 

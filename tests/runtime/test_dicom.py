@@ -348,6 +348,24 @@ def test_one_of_two_reconstructions_is_chosen_by_number_or_description(
 
 
 @pytest.mark.parametrize(
+    ("character_set", "description", "wanted"),
+    [
+        ("ISO_IR 192", "Ganzkörper EARL", "ganzkörper"),
+        ("ISO_IR 100", "Ganzkörper EARL", "GANZKÖRPER"),
+        (["", "ISO 2022 IR 87"], "全身 EARL", "全身"),
+        ("ISO_IR 192", ["Thorax", "EARL"], "earl"),  # of one value by the standard, and not by everyone
+    ],
+    ids=str,
+)
+def test_a_description_is_read_in_its_character_set(
+    character_set: str | list[str], description: str | list[str], wanted: str, tmp_path: Path
+) -> None:
+    earl = edited(pet_series(number=5), put(SpecificCharacterSet=character_set, SeriesDescription=description))
+    volume = read_pet_series(write(pet_series() + earl, tmp_path), wanted=wanted)
+    assert volume.notes[0].startswith("Took PET series 5 ")
+
+
+@pytest.mark.parametrize(
     ("wanted", "says"),
     [
         ("6", "No PET series here has the SeriesNumber (0020,0011) 6: PET series 1 (4 slices"),

@@ -275,6 +275,28 @@ def test_a_damaged_archive_or_one_that_unpacks_without_limit_is_refused(client: 
         assert b"whole" not in answer
 
 
+def test_an_archive_that_points_before_its_beginning_is_refused(client: Client) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("slice", b"content")
+    body = content.getvalue()
+    directory = body.rfind(b"PK\x05\x06") + 16  # APPNOTE.TXT 4.3.16: offset of start of central directory
+    status, answer = client.ask("/scans?format=dicom.zip", body[:directory] + b"\xff\xff\0\0" + body[directory + 4 :])
+    assert status == 422
+    assert b"not a ZIP archive that can be unpacked" in answer
+
+
+def test_a_file_without_a_name_does_not_stop_an_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        archive.writestr("slice", b"content")
+        archive.writestr("QQQ", b"nameless")
+    named = (tmp_path / "study.zip").read_bytes()
+    (tmp_path / "study.zip").write_bytes(named.replace(b"QQQ", b"\0QQ"))
+    (tmp_path / "unpacked").mkdir()
+    unpack(tmp_path / "study.zip", tmp_path / "unpacked")
+    assert [file.read_bytes() for file in (tmp_path / "unpacked").iterdir()] == [b"content"]
+
+
 def test_an_upload_that_ends_early_leaves_nothing(client: Client, watched: Watched, capfd) -> None:
     with socket.create_connection(("127.0.0.1", client.port)) as peer:
         head = f"POST /scans?format=nii HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000"

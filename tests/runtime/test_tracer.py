@@ -9,6 +9,7 @@ from pydicom.sr.codedict import codes
 from runtime.dicom_factory import injection, pet_series, write
 
 from petseg_runtime.io.dicom import read_pet_series
+from petseg_runtime.io.suv_attributes import SuvOverrides
 from petseg_runtime.io.tracer import HALF_LIVES_S, foreign_tracer
 
 F18_S = HALF_LIVES_S["F-18"]
@@ -37,6 +38,9 @@ def test_every_tracer_of_the_standard_but_fdg_is_foreign(code) -> None:
         ("[18F]FDG",),
         ("F-18 Desoxyglukose",),
         ("35321007", "2-deoxy-2-[18F]fluoro-D-glucose"),
+        ("F-18 Injection",),
+        ("F18 (Fluorine-18)",),
+        ("Gluscan F-18",),
     ],
     ids=str,
 )
@@ -56,6 +60,15 @@ def test_fdg_and_what_says_no_tracer_are_not(names: tuple[str, ...]) -> None:
         (("F-18 PSMA-1007",), F18_S, "a tracer that is not FDG:"),
         (("PSMA",), F18_S, "a tracer that is not FDG:"),
         (("Sodium Fluoride",), F18_S, "a tracer that is not FDG:"),
+        (("NaF",), F18_S, "a tracer that is not FDG:"),
+        (("F-18 FET",), F18_S, "a tracer that is not FDG:"),
+        (("18F-FES",), F18_S, "a tracer that is not FDG:"),
+        (
+            ("Fluorodeoxyglucose", "C-131A3", "^68^Gallium"),
+            4062.6,
+            "names Ga-68:",
+        ),  # a console's default beside what was given
+        (("F-DG",), 4062.6, "half-life is 4062.6 s, which is not that of F-18:"),
         ((), 4062.6, "half-life is 4062.6 s, which is not that of F-18:"),
         (("Solution",), 1221.8, "half-life is 1221.8 s"),
     ],
@@ -74,3 +87,16 @@ def test_a_series_of_another_tracer_is_read_and_warned_of(tmp_path: Path) -> Non
     warnings = read_pet_series(write(slices, tmp_path)).warnings
     assert [warning for warning in warnings if "not FDG" in warning]
     assert not any("Doe" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(("in_header", "given", "expected"), [(4062.6, F18_S, False), (None, 4062.6, True)])
+def test_the_half_life_that_the_user_gives_tells_the_tracer(
+    in_header: float | None, given: float, expected: bool, tmp_path: Path
+) -> None:
+    slices = pet_series()
+    for dataset in slices:
+        injection(dataset).Radiopharmaceutical = "Solution"
+        injection(dataset).RadionuclideHalfLife = in_header
+        del injection(dataset).RadionuclideCodeSequence
+    warnings = read_pet_series(write(slices, tmp_path), SuvOverrides(half_life_s=given)).warnings
+    assert any("not that of F-18" in warning for warning in warnings) == expected
