@@ -27,8 +27,8 @@ _SLACK = 0.2
 # In SUV: more than this in the median is no body, which has 0.3 to 1.5; a search from the second on finds it.
 MAX_BODY_SUV = 3.0
 _BELOW_TISSUE_SUV = 0.5
-# Without a unit: where the search for another body begins, and by how much that is darker.
-_LOW_PERCENTILE, _ANOTHER_BODY = 10, 2.0
+# Without a unit: what share of a scan that is darker than the body may itself be the body.
+_ANOTHER_BODY = 0.1
 # A bladder, a tumour, a vial: what is larger and hot is rather a body in another unit.
 _MAX_ORGAN_ML = 1000.0
 # A body of fewer voxels than this gives no meaningful mean and standard deviation.
@@ -203,8 +203,8 @@ def body_threshold_of(volume: Volume, share: float) -> tuple[float, bool]:
     if volume.unit is Unit.BQML:
         return threshold, True
     if threshold <= most:
-        lower = body_threshold(array, share, float(np.percentile(array, _LOW_PERCENTILE)))
-        return threshold, lower < threshold / _ANOTHER_BODY
+        darker = int(np.count_nonzero(array <= threshold))
+        return threshold, darker > _ANOTHER_BODY * array.size
     lower = body_threshold(array, share, _BELOW_TISSUE_SUV)
     found = lower <= most
     return (lower if found else threshold), not (found and in_suv)

@@ -143,6 +143,11 @@ class Elements:
             moment += _offset(local[1], local[2]) - _offset(match[3], match[4])
         return moment
 
+    def undecoded(self, tag: int) -> tuple[bytes, tuple[str, ...]]:
+        """A text as it is written, and the SpecificCharacterSet (0008,0005) that it is in, for `decoded_text`."""
+        value = self._dataset.get("SpecificCharacterSet") or ()
+        return self._bytes(tag), (value,) if isinstance(value, str) else tuple(map(str, value))
+
     def decoded(self, tag: int) -> str:
         """A text of one value in Unicode, by the SpecificCharacterSet (0008,0005) of the data set.
 
@@ -196,6 +201,17 @@ class Elements:
             return element.value or b""
         # pydicom converts an empty element on the way, and what it has to know itself.
         return b"" if element is None or element.value is None else str(element.value).encode("latin-1", "replace")
+
+
+def decoded_text(raw: bytes, character_sets: tuple[str, ...]) -> str:
+    """A text in Unicode; as Latin-1 where it is in none of its character sets.
+
+    pydicom warns through Python's `warnings` then, so this is for what the user asks of a text only.
+    """
+    try:
+        return decode_bytes(raw, convert_encodings(list(character_sets) or None), TEXT_VR_DELIMS)
+    except (LookupError, UnicodeError, ValueError):
+        return raw.decode("latin-1")
 
 
 def if_sound(read: Callable[[], T | None], otherwise: T | None = None) -> T | None:

@@ -101,8 +101,8 @@ class Header:
     Attributes
     ----------
     patient, study, series : PatientID, StudyInstanceUID, SeriesInstanceUID; kept out of every message.
-    series_number, series_description : SeriesNumber (0020,0011), SeriesDescription (0008,103E); the latter is kept out
-        of every message as well, as people write names into it.
+    series_number, series_description : SeriesNumber (0020,0011), SeriesDescription (0008,103E) for `decoded_text`; the
+        latter is kept out of every message as well, as people write names into it.
     attenuation_corrected : CorrectedImage (0028,0051) lists ATTN, and nothing else in the header denies it; None where
         the header does not say.
     orientation, position_mm, pixel_spacing_mm : ImageOrientationPatient (0020,0037), ImagePositionPatient
@@ -127,7 +127,7 @@ class Header:
     study: str = field(default="", repr=False)
     series: str = field(default="", repr=False)
     series_number: int | None = None
-    series_description: str = field(default="", repr=False)
+    series_description: tuple[bytes, tuple[str, ...]] = field(default=(b"", ()), repr=False)
     sop_class: str = ""
     transfer_syntax: str = ""
     image_type: tuple[str, ...] = ()
@@ -353,7 +353,7 @@ def _parse(header: Header, elements: Elements) -> Header:
         patient=elements.text(0x00100020),
         study=elements.text(0x0020000D),
         series=elements.text(0x0020000E),
-        series_description="\\".join(if_sound(lambda: elements.all_decoded(0x0008103E)) or elements.texts(0x0008103E)),
+        series_description=elements.undecoded(0x0008103E),
         sop_class=elements.text(0x00080016),
     )
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from petseg_runtime.errors import InputError
+from petseg_runtime.io.dicom_elements import decoded_text
 from petseg_runtime.io.dicom_header import PET_IMAGE_STORAGE, Header
 from petseg_runtime.io.suv import is_convertible, is_direct
 from petseg_runtime.io.suv_attributes import CORRECTED_IMAGE, UNITS
@@ -91,7 +92,8 @@ def choose_pet_series(headers: Sequence[Header], wanted: str = "") -> tuple[list
     ----------
     headers : of one study, in any order; other modalities are named in the sentence and otherwise ignored.
     wanted : which PET series are considered: those of this SeriesNumber (0020,0011) if it is a number, else those with
-        this text in their SeriesDescription (0008,103E), in whatever case; all where it is empty.
+        this SeriesDescription (0008,103E), or if there is none with this text in it, in whatever case; all where it is
+        empty. What it leaves must be one that can be segmented.
 
     Raises
     ------
@@ -107,7 +109,8 @@ def choose_pet_series(headers: Sequence[Header], wanted: str = "") -> tuple[list
             f"There is no PET series here (Modality (0008,0060) PT), only {_listed(everything)}. "
             "Pass the PET of the study."
         )
-    considered = [series for series in pet if _is_wanted(series.first, wanted)]
+    wanted = str(wanted).strip()
+    considered = _considered(pet, wanted)
     if not considered:
         raise InputError(f"No PET series here has {_asked(wanted)}: {_listed(pet)}. Pass --series with what one has.")
     volumes = [series for series in considered if not _flaw(series.first)]
@@ -125,21 +128,28 @@ def choose_pet_series(headers: Sequence[Header], wanted: str = "") -> tuple[list
             "AttenuationCorrectionMethod (0054,1101) nor a flag of GE that denies it), so SUV cannot be computed: "
             f"{_listed(volumes)}. Pass the attenuation-corrected series."
         )
-    chosen = _the_one(corrected)
+    chosen = _the_one(corrected, wanted)
     _refuse_slices_left_out(chosen, pet)
     return list(chosen.headers), _note(chosen, everything, wanted)
 
 
-def _is_wanted(header: Header, wanted: str) -> bool:
+def _considered(pet: list[_Series], wanted: str) -> list[_Series]:
+    if not wanted:
+        return pet
     if wanted.isdecimal():
-        return header.series_number == int(wanted)
-    return wanted.casefold() in header.series_description.casefold()
+        return [series for series in pet if series.first.series_number == int(wanted)]
+    text, said = (
+        wanted.casefold(),
+        [decoded_text(*series.first.series_description).strip(" \0").casefold() for series in pet],
+    )
+    exact = [series for series, description in zip(pet, said) if description == text]
+    return exact or [series for series, description in zip(pet, said) if text in description]
 
 
 def _asked(wanted: str) -> str:
     if wanted.isdecimal():
         return f"the SeriesNumber (0020,0011) {wanted}"
-    return f"{wanted!r} in its SeriesDescription (0008,103E)"
+    return f"{wanted!r} in the SeriesDescription (0008,103E)"
 
 
 def _group(headers: Sequence[Header]) -> list[_Series]:
@@ -163,21 +173,31 @@ def _is_parallel(one: Header, two: Header) -> bool:
     return len(first) == len(second) and all(abs(a - b) < SAME_ORIENTATION for a, b in zip(first, second, strict=True))
 
 
-def _the_one(corrected: list[_Series]) -> _Series:
-    """Narrow the candidates, each time only if something is left; what remains must be one."""
-    wanted: tuple[Callable[[_Series], bool], ...] = (
+def _the_one(corrected: list[_Series], wanted: str) -> _Series:
+    """Narrow the candidates, each time only if something is left; what remains must be one.
+
+    Of several that the user asked for none is preferred: it may be another than was meant.
+    """
+    usable: list[Callable[[_Series], bool]] = [
         lambda series: len(series.headers) > 1,
         lambda series: is_convertible(series.first.suv),
+    ]
+    preferred: list[Callable[[_Series], bool]] = [
         lambda series: is_direct(series.first.suv),
         lambda series: not _is_per_time(series.first),
-    )
+    ]
     candidates = corrected
-    for is_wanted in wanted:
-        candidates = [series for series in candidates if is_wanted(series)] or candidates
+    for fits in usable + (preferred if not wanted else []):
+        candidates = [series for series in candidates if fits(series)] or candidates
+    if len(candidates) > 1 and wanted:
+        raise InputError(
+            f"{len(candidates)} PET series here have {_asked(wanted)}: {_listed(candidates)}. "
+            "Pass --series with what only one has, or its files."
+        )
     if len(candidates) > 1:
         raise InputError(
             f"{len(candidates)} PET series here may be segmented, and nothing says which to segment: "
-            f"{_listed(candidates)}. Choose with --series, or pass the files of one of them."
+            f"{_listed(candidates)}. Pass the files of one of them, or choose with --series of petseg-run."
         )
     return candidates[0]
 

@@ -39,11 +39,14 @@ _NUCLIDES = {
 # In the names of tracers of F-18, where nothing says the nuclide by itself.
 _F18_TRACERS = ("18f", "f18", "18fluor", "fluorine18", "fdg", "fluorodeoxyglucose", "fludeoxyglucose")
 _ELEMENTS = "C|N|O|F|Na|K|Sc|Ti|Mn|Fe|Cu|Zn|Ga|Ge|As|Se|Br|Rb|Y|Zr|Nb|Tc|I|Tb"
+# As PS3.16 CID 4020 writes a nuclide.
+_SPELLED = re.compile(r"\^(\d{2,3})m?\^([A-Z][a-z]+)")
 # A nuclide in a longer name: PSMA-11 Ga^68^, Rituximab ^89^Zr, [68Ga]Ga-PSMA, C-11 choline.
 _NUCLIDE_IN_NAME = re.compile(
     rf"(?<![A-Za-z0-9])(?:(\d{{2,3}})m?\^?-?({_ELEMENTS})|({_ELEMENTS})[-^]?(\d{{2,3}})m?\^?)(?![A-Za-z0-9])"
 )
-_FDG = ("fdg", "gluco", "gluko", "gluscan", "flucis", "steripet", "efdege")
+_FDG = ("fdg", "gluco", "gluko", "glicos", "oxyglc", "gluscan", "flucis", "steripet", "efdege")
+_NO_FDG = "fdgal"  # fluorodeoxygalactose
 _FDG_CODES = ("C-B1031", "35321007")  # in SRT and in SNOMED CT
 # What stands beside the nuclide and says no tracer.
 _NO_TRACER = re.compile(r"fluorine|fluor(?!i)|18|injection|solution|standard")
@@ -54,7 +57,31 @@ _ABBREVIATED = frozenset(
 # Of tracers that are not FDG, as they stand in names without the nuclide.
 _OTHER_TRACERS = (
     *("psma", "dcfpyl", "piflufolastat", "choline", "fluciclovine", "dotat", "dotano", "edotreotide", "fapi"),
-    *("dopa", "tyrosin", "thymidine", "misonidazole", "estradiol", "fluoride", "florbeta", "flutemetamol", "flortau"),
+    *(
+        "flurpiridaz",
+        "flotufolastat",
+        "vizamyl",
+        "amyvid",
+        "neuraceq",
+        "tauvid",
+        "cerianna",
+        "mk6240",
+        "av1451",
+        "av45",
+    ),
+    *(
+        "pi2620",
+        _NO_FDG,
+        "dopa",
+        "tyrosin",
+        "thymidine",
+        "misonidazole",
+        "estradiol",
+        "fluoride",
+        "florbeta",
+        "flutemetamol",
+        "flortau",
+    ),
 )
 # Half-lives are written with errors of up to a hundredth; the next nuclide's is far off.
 _F18_WITHIN = 0.05
@@ -77,13 +104,13 @@ def nuclide_of(names: Sequence[str]) -> str | None:
 def foreign_tracer(names: Sequence[str], half_life_s: float | None) -> tuple[str, ...]:
     """A warning where a series says that its tracer is not FDG, by its names or its half-life; else nothing.
 
-    The nuclide goes before the tracer: a console keeps FDG as the tracer where nobody changes it. No name is
-    repeated: somebody may have written anything there.
+    One name of another goes before one of FDG, which a console keeps where nobody changes it. No name is repeated:
+    somebody may have written anything there.
     """
     nuclide = nuclide_of(names)
     if nuclide not in (None, F18):
         said = f"The series names {nuclide}"
-    elif not any(map(_is_fdg, names)) and any(map(_is_other_tracer, names)):
+    elif any(_is_other_tracer(name) and not _is_fdg(name) for name in names):
         said = "The series names a tracer that is not FDG"
     elif half_life_s and abs(half_life_s / HALF_LIVES_S[F18] - 1) > _F18_WITHIN:
         said = f"The half-life is {half_life_s:g} s, which is not that of F-18"
@@ -93,19 +120,22 @@ def foreign_tracer(names: Sequence[str], half_life_s: float | None) -> tuple[str
 
 
 def _is_fdg(name: str) -> bool:
-    return name in _FDG_CODES or any(known in _plain(name) for known in _FDG)
+    plain = _plain(name)
+    return name in _FDG_CODES or (_NO_FDG not in plain and any(known in plain for known in _FDG))
 
 
 def _is_other_tracer(name: str) -> bool:
     plain = _plain(name)
     if any(known in plain for known in _OTHER_TRACERS) or re.sub("18f|f18", "", plain) in _ABBREVIATED:
         return True
+    if spelled := _SPELLED.fullmatch(name):
+        return spelled.groups() != ("18", "Fluorine")
     found = _NUCLIDE_IN_NAME.search(name)
     if found is None:
         return False
     mass, element, element_first, mass_last = found.groups()
     rest = _NO_TRACER.sub("", _plain(name.replace(found.group(), "")))
-    return (element or element_first, mass or mass_last) != ("F", "18") or bool(rest)
+    return (element or element_first, mass or mass_last) != ("F", "18") or (bool(rest) and name.isascii())
 
 
 def _plain(name: str) -> str:

@@ -285,10 +285,9 @@ def unpack(archive: Path, folder: Path) -> None:
     unpacked, files = 0, dict[Path, PurePosixPath]()
     try:
         with zipfile.ZipFile(archive) as source:
-            members = _members(source)
-            if len(members) > _MOST_FILES:
-                raise HTTPException(413, f"The archive has {len(members)} files, expected at most {_MOST_FILES}.")
-            for number, (path, member) in enumerate(members):
+            if (count := len(source.infolist())) > _MOST_FILES:
+                raise HTTPException(413, f"The archive has {count} files, expected at most {_MOST_FILES}.")
+            for number, (path, member) in enumerate(_members(source)):
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise NotImplementedError  # the others unpack into the memory without a limit
                 unpacked += member.file_size
@@ -312,8 +311,8 @@ def _members(source: zipfile.ZipFile) -> list[tuple[PurePosixPath, zipfile.ZipIn
 
     What all of it lies in may be called anything, as the folder of a scan may.
     """
-    members = [member for member in source.infolist() if member.filename and not member.is_dir()]
-    files = [(PurePosixPath(member.filename.lstrip("/")), member) for member in members]
+    named = [(member.filename.replace("\\", "/"), member) for member in source.infolist()]  # as old ones of Windows
+    files = [(PurePosixPath(name.lstrip("/")), member) for name, member in named if name and not name.endswith("/")]
     depth = len(PurePosixPath(os.path.commonpath([path.parent for path, _ in files])).parts) if files else 0
 
     def is_left_out(path: PurePosixPath) -> bool:

@@ -715,7 +715,7 @@ def test_a_study_with_two_reconstructions_is_done_once_one_is_chosen(run, tmp_pa
         dataset.save_as(file)
     code, _, err = run(tmp_path / "in")
     assert code == 3
-    assert "Choose with --series" in err[0]
+    assert "or choose with --series" in err[0]
     code, _, err = run(tmp_path / "in", "--series", "earl", "--output-type", "dicom-seg")
     assert code == 0
     text = (tmp_path / "out/in_run.json").read_text()

@@ -370,9 +370,10 @@ def test_a_description_is_read_in_its_character_set(
     [
         ("6", "No PET series here has the SeriesNumber (0020,0011) 6: PET series 1 (4 slices"),
         ("2", "No PET series here has the SeriesNumber (0020,0011) 2"),  # that of the CT
-        ("tof", "No PET series here has 'tof' in its SeriesDescription (0008,103E): PET series 1 (4 slices"),
-        ("Doe", "2 PET series here may be segmented"),
+        ("tof", "No PET series here has 'tof' in the SeriesDescription (0008,103E): PET series 1 (4 slices"),
         ("7", "No PET series here is corrected for attenuation"),
+        ("WB", "2 PET series here have 'WB' in the SeriesDescription (0008,103E): PET series 1 (4 slices"),
+        ("", "2 PET series here may be segmented"),
     ],
 )
 def test_a_choice_that_leaves_none_or_several_is_refused(wanted: str, says: str, tmp_path: Path) -> None:
@@ -380,6 +381,34 @@ def test_a_choice_that_leaves_none_or_several_is_refused(wanted: str, says: str,
     files = write(pet_series() + pet_series(number=5) + uncorrected + ct_series(3), tmp_path)
     with pytest.raises(InputError, match=re.escape(says)):
         read_pet_series(files, wanted=wanted)
+
+
+def test_of_several_that_were_asked_for_none_is_preferred(tmp_path: Path) -> None:
+    """Without a choice activity goes before SUV of lean mass: a part of both descriptions is no choice."""
+    lean = put(Units="GML", SUVType="LBM", PatientSize="1.75", PatientSex="M", SeriesDescription="WB EARL1")
+    other = edited(pet_series(number=6), put(SeriesDescription="WB not EARL"))
+    files = write(edited(pet_series(number=5), lean) + other, tmp_path)
+    with pytest.raises(
+        InputError, match=r"2 PET series here have 'EARL' in the SeriesDescription .* Pass --series with"
+    ):
+        read_pet_series(files, wanted="EARL")
+    assert read_pet_series(files, wanted="EARL1").notes[0].startswith("Took PET series 5")
+
+
+def test_a_whole_description_goes_before_a_part_of_one(tmp_path: Path) -> None:
+    files = write(pet_series() + edited(pet_series(number=5), put(SeriesDescription="Doe Jane WB EARL")), tmp_path)
+    assert read_pet_series(files, wanted="doe jane wb").notes[0].startswith("Took PET series 1 ")
+    assert read_pet_series(files, wanted=" doe jane wb earl ").notes[0].startswith("Took PET series 5 ")
+
+
+def test_a_description_in_another_character_set_than_it_says_is_no_fault_of_the_scan(tmp_path: Path) -> None:
+    wrong = edited(pet_series(), put(SpecificCharacterSet="ISO_IR 100", SeriesDescription="Ganzkörper"))
+    files = write(wrong, tmp_path)
+    for file in files:
+        file.write_bytes(file.read_bytes().replace(b"ISO_IR 100", b"ISO_IR 192"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_pet_series(files).array.shape == (4, 2, 3)
 
 
 def test_activity_goes_before_an_suv_of_another_size(tmp_path: Path) -> None:

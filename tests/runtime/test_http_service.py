@@ -286,6 +286,18 @@ def test_an_archive_that_points_before_its_beginning_is_refused(client: Client) 
     assert b"not a ZIP archive that can be unpacked" in answer
 
 
+def test_an_archive_of_an_old_windows_is_what_it_packed(client: Client, tmp_path: Path) -> None:
+    """.NET before 4.6.1 wrote backslashes, and so no directory that ends in a slash."""
+    files = save_dicom(tmp_path / "study")
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("study2024\\", b"")
+        for file in files:
+            archive.write(file, f"study2024\\{file.name}")
+    plain = client.submit(zipped(tmp_path, files), "dicom.zip")
+    assert client.submit(content.getvalue(), "dicom.zip")["id"] == plain["id"]
+
+
 def test_a_file_without_a_name_does_not_stop_an_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
         archive.writestr("slice", b"content")
@@ -381,12 +393,12 @@ def test_the_folder_that_an_archive_was_made_of_may_be_called_anything(
     top: str, client: Client, tmp_path: Path
 ) -> None:
     """`zip -r` keeps the dots of ../study."""
-    files = save_dicom(tmp_path / "study")
+    files, hidden = save_dicom(tmp_path / "study"), save_dicom(tmp_path / "hidden", study="1.2.4")[0]
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for file in files:
             archive.write(file, f"{top}/{file.name}")
-        archive.writestr(f"{top}/.hidden/IM1", b"")
+        archive.write(hidden, f"{top}/.hidden/IM1")
     plain = client.submit(zipped(tmp_path, files), "dicom.zip")
     assert client.submit(content.getvalue(), "dicom.zip")["id"] == plain["id"]
 

@@ -71,17 +71,18 @@ def test_the_body_of_a_scan_cut_around_a_full_bladder_is_its_tissue(
 
 @pytest.mark.parametrize("scale", [0.001, 0.05])
 @pytest.mark.parametrize("bladder_suv", [20.0, 60.0])
+@pytest.mark.parametrize("width", [14, 22])  # 28 % of the scan; and 62 %, which no search tells from the body
 def test_a_bladder_in_small_numbers_without_a_unit_is_doubtful(
-    scale: float, bladder_suv: float, manifest: ModelManifest
+    scale: float, width: int, bladder_suv: float, manifest: ModelManifest
 ) -> None:
     """As where an image was brought to 0 to 1: the bladder is no brighter than tissue may be, and small."""
     tissue = np.random.default_rng(0).lognormal(np.log(0.7), 0.4, (30, 24, 26)).astype(np.float32)
-    tissue[10:25, 5:19, 5:20] = bladder_suv
+    tissue[3:28, 1 : 1 + width, 2:24] = bladder_suv
     geometry, share = Geometry(tissue.shape, (4.0, 4.0, 4.0)), manifest.preprocessing.body_threshold
     _, doubtful = body_threshold_of(Volume(tissue * np.float32(scale), geometry), share)
     assert doubtful
     # A cut that holds tissue only has nothing else that could be the body.
-    tissue[10:25, 5:19, 5:20] = 1.0
+    tissue[3:28, 1 : 1 + width, 2:24] = 1.0
     _, doubtful = body_threshold_of(Volume(tissue * np.float32(scale), geometry), share)
     assert not doubtful
 

@@ -13,6 +13,7 @@ from petseg_runtime.io.suv_attributes import SuvOverrides
 from petseg_runtime.io.tracer import HALF_LIVES_S, foreign_tracer
 
 F18_S = HALF_LIVES_S["F-18"]
+NUCLIDES = [getattr(codes.cid4020, name) for name in codes.cid4020.dir()]
 TRACERS = [getattr(codes.cid4021, name) for name in codes.cid4021.dir()]
 
 
@@ -21,6 +22,12 @@ def test_every_tracer_of_the_standard_but_fdg_is_foreign(code) -> None:
     """PS3.16 CID 4021, as pydicom lists it."""
     warnings = foreign_tracer((code.value, code.meaning), F18_S)
     assert len(warnings) == (code.meaning != "Fluorodeoxyglucose F^18^")
+
+
+@pytest.mark.parametrize("code", NUCLIDES, ids=lambda code: code.meaning)
+def test_every_nuclide_of_the_standard_but_that_of_fdg_is_foreign(code) -> None:
+    """PS3.16 CID 4020. The half-life may be absent, where SUV needs none."""
+    assert len(foreign_tracer(("FDG", code.value, code.meaning), None)) == (code.meaning != "^18^Fluorine")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,9 @@ def test_every_tracer_of_the_standard_but_fdg_is_foreign(code) -> None:
         ("F-18 Injection",),
         ("F18 (Fluorine-18)",),
         ("Gluscan F-18",),
+        ("Fluordesoxiglicose F-18",),
+        ("FDG", "C-B1031", "Fluorodeoxyglucose F^18^"),
+        ("2-[F-18]フルオロ-2-デオキシ-D-グルコース",),
     ],
     ids=str,
 )
@@ -60,6 +70,14 @@ def test_fdg_and_what_says_no_tracer_are_not(names: tuple[str, ...]) -> None:
         (("F-18 PSMA-1007",), F18_S, "a tracer that is not FDG:"),
         (("PSMA",), F18_S, "a tracer that is not FDG:"),
         (("Sodium Fluoride",), F18_S, "a tracer that is not FDG:"),
+        (
+            ("Fluorodeoxyglucose", "C-111A1", "^18^Fluorine", "126752", "PSMA-1007 F^18^"),
+            F18_S,
+            "a tracer that is not FDG:",
+        ),
+        (("Fluorodeoxyglucose", "Sodium fluoride F^18^"), F18_S, "a tracer that is not FDG:"),
+        (("[18F]FDGal",), F18_S, "a tracer that is not FDG:"),
+        (("Vizamyl",), F18_S, "a tracer that is not FDG:"),
         (("NaF",), F18_S, "a tracer that is not FDG:"),
         (("F-18 FET",), F18_S, "a tracer that is not FDG:"),
         (("18F-FES",), F18_S, "a tracer that is not FDG:"),

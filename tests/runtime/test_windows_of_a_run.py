@@ -347,9 +347,13 @@ def test_a_scan_in_which_something_very_hot_hides_the_body_is_warned_of(windowed
     array = np.random.default_rng(0).lognormal(np.log(0.7), 0.1, (64, 12, 16)).astype(np.float32)
     array[:, :, 7:] *= 200  # more than half: no search tells it from the body
     in_suv, elsewhere = "What passes for the body has an SUV of 140.3 in the median", "The body in the scan is small"
-    for unit, expected in ((Unit.SUVBW, in_suv), (Unit.UNKNOWN, elsewhere), (Unit.BQML, elsewhere)):
+    for unit, expected, to_do in (
+        (Unit.SUVBW, in_suv, "or pass the whole scan"),
+        (Unit.UNKNOWN, elsewhere, "Pass --unit where you know it"),
+        (Unit.BQML, elsewhere, "Pass --patient-weight-kg and --injected-dose-mbq"),
+    ):
         said = segmenter.segment(Volume(array, Geometry(array.shape, (2.0, 4.0, 4.0)), unit)).warnings
-        assert [expected in w for w in said if "the mask may be wrong" in w] == [True]
+        assert [expected in w and to_do in w for w in said if "the mask may be wrong" in w] == [True]
 
 
 def test_a_scan_that_cuts_the_body_off_at_its_side_is_warned_of(windowed: ModelManifest) -> None:

@@ -142,12 +142,14 @@ def test_stopped_is_not_success(
     config = json.loads(tiny_config.read_text()) | {"epochs": 500}
     (tmp_path / "long.json").write_text(json.dumps(config))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in the background
-    process = subprocess.Popen(
-        petseg_train("fit", cohort_csv, "-o", tmp_path / "run", "--config", tmp_path / "long.json"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    signal.signal(signal.SIGINT, before)
+    try:
+        process = subprocess.Popen(
+            petseg_train("fit", cohort_csv, "-o", tmp_path / "run", "--config", tmp_path / "long.json"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
