@@ -51,37 +51,13 @@ _FDG_CODES = ("C-B1031", "35321007")  # in SRT and in SNOMED CT
 # What stands beside the nuclide and says no tracer.
 _NO_TRACER = re.compile(r"fluorine|fluor(?!i)|18|injection|solution|standard")
 # The abbreviations of other tracers of F-18, which are parts of other words too.
-_ABBREVIATED = frozenset(
-    {"naf", "flt", "fet", "fes", "fch", "fec", "fmiso", "faza", "facbc", "axumin", "pylarify", "pyl"}
-)
+_ABBREVIATED = ("naf", "flt", "fet", "fes", "fch", "fec", "fmiso", "faza", "facbc", "axumin", "pylarify", "pyl")
 # Of tracers that are not FDG, as they stand in names without the nuclide.
 _OTHER_TRACERS = (
     *("psma", "dcfpyl", "piflufolastat", "choline", "fluciclovine", "dotat", "dotano", "edotreotide", "fapi"),
-    *(
-        "flurpiridaz",
-        "flotufolastat",
-        "vizamyl",
-        "amyvid",
-        "neuraceq",
-        "tauvid",
-        "cerianna",
-        "mk6240",
-        "av1451",
-        "av45",
-    ),
-    *(
-        "pi2620",
-        _NO_FDG,
-        "dopa",
-        "tyrosin",
-        "thymidine",
-        "misonidazole",
-        "estradiol",
-        "fluoride",
-        "florbeta",
-        "flutemetamol",
-        "flortau",
-    ),
+    *("dopa", "tyrosin", "thymidine", "misonidazole", "estradiol", "fluoride", "florbeta", "flutemetamol", "flortau"),
+    *("flurpiridaz", "flotufolastat", "vizamyl", "amyvid", "neuraceq", "tauvid", "cerianna", "av1451", "av45"),
+    *("mk6240", "pi2620", _NO_FDG),
 )
 # Half-lives are written with errors of up to a hundredth; the next nuclide's is far off.
 _F18_WITHIN = 0.05
