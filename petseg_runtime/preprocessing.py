@@ -198,13 +198,13 @@ def body_threshold_of(volume: Volume, share: float) -> tuple[float, bool]:
     threshold = body_threshold(array, share)
     if in_suv and threshold <= most:
         return threshold, False
-    if np.count_nonzero(array > threshold) * volume.geometry.voxel_volume_ml > _MAX_ORGAN_ML:
+    body = int(np.count_nonzero(array > threshold))
+    if body * volume.geometry.voxel_volume_ml > _MAX_ORGAN_ML:
         return threshold, in_suv
     if volume.unit is Unit.BQML:
         return threshold, True
     if threshold <= most:
-        darker = int(np.count_nonzero(array <= threshold))
-        return threshold, darker > _ANOTHER_BODY * array.size
+        return threshold, array.size - body > _ANOTHER_BODY * array.size
     lower = body_threshold(array, share, _BELOW_TISSUE_SUV)
     found = lower <= most
     return (lower if found else threshold), not (found and in_suv)

@@ -81,11 +81,8 @@ def test_fdg_and_what_says_no_tracer_are_not(names: tuple[str, ...]) -> None:
         (("NaF",), F18_S, "a tracer that is not FDG:"),
         (("F-18 FET",), F18_S, "a tracer that is not FDG:"),
         (("18F-FES",), F18_S, "a tracer that is not FDG:"),
-        (
-            ("Fluorodeoxyglucose", "C-131A3", "^68^Gallium"),
-            4062.6,
-            "names Ga-68:",
-        ),  # a console's default beside what was given
+        # A console's default beside what was given.
+        (("Fluorodeoxyglucose", "C-131A3", "^68^Gallium"), 4062.6, "names Ga-68:"),
         (("F-DG",), 4062.6, "half-life is 4062.6 s, which is not that of F-18:"),
         ((), 4062.6, "half-life is 4062.6 s, which is not that of F-18:"),
         (("Solution",), 1221.8, "half-life is 1221.8 s"),
