@@ -23,7 +23,15 @@ from petseg_runtime.io.scans import Digests, Scan
 from petseg_runtime.io.suv_attributes import NO_OVERRIDES, SuvOverrides
 from petseg_runtime.manifest import ModelManifest
 from petseg_runtime.memory import MemoryBudget
-from petseg_runtime.outputs.files import file_sha256, moving_record, prepare_folder, staged, whole_file, write_json
+from petseg_runtime.outputs.files import (
+    file_sha256,
+    moving_record,
+    prepare_folder,
+    remove_leavings,
+    staged,
+    whole_file,
+    write_json,
+)
 from petseg_runtime.outputs.preview import write_preview
 from petseg_runtime.outputs.radiomics import (
     RadiomicsSettings,
@@ -313,7 +321,7 @@ def _read(scan: Scan, settings: RunSettings, budget: MemoryBudget | None) -> _Pr
         most_voxels = MAX_VOXELS if budget is None else budget.scan_voxels()
         volume = scan.read(settings.unit, settings.overrides, settings.series, most_voxels)
     except InputError as error:
-        if before.get("input_sha256", digests.content) == digests.content:
+        if not _is_another(before, digests, settings):
             raise
         raise InputError(f"{error} The results of another scan of this name still lie in the output folder.") from error
     reading_s = perf_counter() - started
@@ -356,6 +364,14 @@ def _check_ours(paths: Iterable[Path], before: dict[str, Any]) -> None:
             raise _would_lose(path, "was not written by a run before")
         if now and now != before.get("sha256", {}).get(path.name, now):
             raise _would_lose(path, "was changed since the run before")
+
+
+def _is_another(before: dict[str, Any], digests: Digests, settings: RunSettings) -> bool:
+    """Whether the run of this record, if any, was of another scan, or of another series of the same study."""
+    if not before:
+        return False
+    of = before.get("input_sha256", digests.content), before.get("settings", {}).get("series", "")
+    return of != (digests.content, settings.series)
 
 
 def _outputs(record: dict[str, Any]) -> list[str]:
@@ -414,7 +430,7 @@ def _write(prepared: _Prepared, segmentation: Segmentation, segmenter: Segmenter
     record = f"{scan.name}_run.json"
     before = prepared.before
     digests, features = prepared.digests, None
-    if before.get("input_sha256", digests.content) != digests.content:
+    if _is_another(before, digests, settings):
         warnings += (REPLACED,)
 
     def check() -> None:
@@ -488,7 +504,7 @@ def _record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         names = record["outputs"]
         sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        sound = sound and isinstance(record.get("sha256", {}), dict)
+        sound = sound and all(isinstance(record.get(name, {}), dict) for name in ("sha256", "settings"))
         return dict(record) if sound else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -534,12 +550,15 @@ def summary_files(folder: Path) -> tuple[Path, Path]:
 def remove_summary(folder: Path, overwrite: bool) -> None:
     """Remove the table and the page of a run before, which speak of results that are about to be replaced.
 
+    And what a run left of them that was killed while it wrote them.
+
     Raises
     ------
     UsageError : if they cannot be removed, or, unless `overwrite`, were not written by a run before, or changed since.
     """
     if not overwrite:
         _check_ours(summary_files(folder), _run_before(folder / _SUMMARY_RECORD))
+    remove_leavings(folder)
     for file in summary_files(folder):
         try:
             file.unlink(missing_ok=True)

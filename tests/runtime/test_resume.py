@@ -326,6 +326,17 @@ def test_leavings_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_pa
         assert not dead.exists()
 
 
+def test_leavings_are_removed_beside_the_scans_and_beside_their_table(batch: Path, run, tmp_path: Path) -> None:
+    from petseg_runtime.outputs.files import staged
+
+    for folder in (tmp_path / "out", tmp_path / "out/0"):
+        folder.mkdir()
+        with staged(folder, "x_run.json") as mine:
+            (folder / mine.name.replace(str(os.getpid()), "999999999")).mkdir()
+    assert run(batch)[0] == 0
+    assert not [*(tmp_path / "out").rglob("*999999999*")]
+
+
 def test_killed_at_any_moment_it_ends_with_the_files_of_an_uninterrupted_run(
     batch: Path, known_model: Path, tmp_path: Path
 ) -> None:
