@@ -22,7 +22,7 @@ from petseg_runtime.manifest import MAX_OVERLAP, THRESHOLD_RANGE, ModelFile, Mod
 from petseg_runtime.memory import MemoryBudget
 from petseg_runtime.postprocessing import label_lesions, threshold_mask
 from petseg_runtime.preprocessing import MAX_BODY_SUV, MAX_NETWORK_VOXELS, NetworkInput, preprocess, restore
-from petseg_runtime.quantification import quantify
+from petseg_runtime.quantification import ScanStatistics, quantify
 from petseg_runtime.segmentation import Segmentation
 from petseg_runtime.signature import check_signature
 from petseg_runtime.sliding_window import Progress, fitted_window, sliding_window_probabilities
@@ -41,6 +41,11 @@ _ROUNDING = 1e-3
 _LONGER = 1.1
 # How much of a side of the scan may be body: an arm that lies beyond it, not a body that was cropped.
 _CUT_OFF = 0.25
+
+# A tumour is brighter than this many medians of the body (the palest of 232 simulated: 2.4, of 38 sarcomas: 1.6), and in
+# whole scans less than this share of the body (of the 232: 1.4 % at most; of images cut around a sarcoma up to 28 %).
+_AS_PALE_AS_NONE = 1.5
+_AS_LARGE_AS_NONE = 0.1
 
 # Axes (z, y, x) mirrored by test-time augmentation: the paper's mirroring in the axial plane.
 _NO_MIRRORING: tuple[tuple[int, ...], ...] = ((),)
@@ -227,6 +232,7 @@ class Segmenter:
         on_network_grid = self.probabilities(network_input, overlap, tta, _cancellable(progress, cancel))
         clock.stop("inference")
         frame, warnings = network_input.frame, _warnings(network_input, volume.unit, self.manifest)
+        body_median = network_input.body_median
         del network_input  # a volume less in memory from here on
         probabilities = restore(on_network_grid, frame)
         del on_network_grid
@@ -234,6 +240,7 @@ class Segmenter:
         lesion_labels = label_lesions(mask)
         clock.stop("postprocessing")
         statistics = quantify(volume, lesion_labels, probabilities)
+        warnings += _odd_mask(volume, statistics, body_median, self.manifest.preprocessing.body_threshold)
         clock.stop("quantification")
         return Segmentation(mask, lesion_labels, probabilities, volume.geometry, statistics, clock.seconds, warnings)
 
@@ -302,6 +309,29 @@ def _warnings(network_input: NetworkInput, unit: Unit, manifest: ModelManifest) 
         )
     if network_input.doubtful:
         found.append(_doubt(unit, network_input.body_median))
+    return tuple(found)
+
+
+def _odd_mask(volume: Volume, statistics: ScanStatistics, body_median: float, share: float) -> tuple[str, ...]:
+    """What no tumour looks like: as pale as the body, or a large part of it. Then what was marked may be an organ.
+
+    Parameters
+    ----------
+    body_median, share : the body is what exceeds this share of its median, in the scan's unit.
+    """
+    found = []
+    mean, tumour_ml = statistics.tumour.intensity_mean, statistics.tumour.mtv_ml
+    if mean is not None and mean < _AS_PALE_AS_NONE * body_median:
+        found.append(
+            f"What is marked has {mean / body_median:.1f} times the uptake of the body (median), less than tumours have: "
+            "it may be none. Look at the mask."
+        )
+    body_ml = np.count_nonzero(volume.array > share * body_median) * volume.geometry.voxel_volume_ml
+    if tumour_ml > _AS_LARGE_AS_NONE * body_ml:
+        found.append(
+            f"What is marked is {100 * tumour_ml / body_ml:.0f} % of the body in the scan, more than tumours are of a "
+            "whole one: it may be an organ, such as the brain. Look at the mask."
+        )
     return tuple(found)
 
 

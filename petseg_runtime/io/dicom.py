@@ -6,6 +6,7 @@ grid, find the SUV factor, read the voxels. Nothing is allocated before the head
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ _UNCOUNTED_NOTE = "NumberOfSlices (0054,0081) is absent, so slices that are miss
 _SHIFTED = (
     "RescaleIntercept (0028,1052) is not 0, as it is in PET (PS3.3 C.8.9.4): it was added to the voxels. Check SUV."
 )
+# Parts of the body (PS3.16 annex L) of which models for abdomen and pelvis know nothing, and what is none.
+_ELSEWHERE = re.compile(r"BRAIN|HEAD|SKULL|NECK|HEART|CHEST|THORAX|PHANTOM")
 _PADDING_NOTE = "Pixels of PixelPaddingValue (0028,0120), which stand for no image, count as no uptake."
 
 Vector = npt.NDArray[np.float64]
@@ -99,6 +102,7 @@ def pet_volume(
     weight_kg = overrides.weight_kg or attributes.weight_kg
     warnings += check_activity(array, geometry.voxel_volume_ml, weight_kg, "The PET series")
     warnings += foreign_tracer(attributes.radionuclide, overrides.half_life_s or attributes.half_life_s)
+    warnings += _foreign_region(series[0])
     warnings += (_SHIFTED,) if any(header.intercept for header in ordered) else ()
     padded = any(header.pixels.padding for header in ordered)
     notes = (choice, factors.note, *((_PADDING_NOTE,) if padded else ()))
@@ -106,6 +110,15 @@ def pet_volume(
     notes += () if any(header.declared_slices for header in series) else (_UNCOUNTED_NOTE,)
     source = tuple(str(header.path) for header in ordered)
     return Volume(array, geometry, Unit.SUVBW, notes, (*warnings, *factors.warnings), source)
+
+
+def _foreign_region(header: Header) -> tuple[str, ...]:
+    """A warning where a series says that it is of what a model for abdomen and pelvis does not know; else nothing."""
+    found = next(filter(None, map(_ELSEWHERE.search, header.body_part)), None)
+    if found is None:
+        return ()
+    said = f"BodyPartExamined (0018,0015) or AnatomicRegionSequence (0008,2218) says {found.group()}"
+    return (f"{said}: a model for abdomen and pelvis, as the bundled one is, may mark normal uptake in it.",)
 
 
 def _only_study(headers: Sequence[Header]) -> list[Header]:

@@ -58,7 +58,7 @@ _PRIVATE = {0x0009: (0x0D, 0x8C), 0x0071: (0x22,), 0x7053: (0x00, 0x09)}
 # Every element that is read, so that pydicom skips the rest.
 _TAGS = (
     *(0x00080008, 0x00080016, 0x00080021, 0x00080022, 0x0008002A, 0x00080031, 0x00080032, 0x00080060, 0x00080070),
-    *(0x0008103E, _TIME_ZONE, 0x00100020, 0x00100040, 0x00101020, 0x00101030, 0x00181242),
+    *(0x0008103E, 0x00082218, _TIME_ZONE, 0x00100020, 0x00100040, 0x00101020, 0x00101030, 0x00180015, 0x00181242),
     *(0x0020000D, 0x0020000E, 0x00080020, 0x00209163),
     *(0x00200011, 0x00200032, 0x00200037, 0x00200052, 0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011),
     *(0x00280030, 0x00280051, 0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00280121),
@@ -103,6 +103,8 @@ class Header:
     patient, study, series : PatientID, StudyInstanceUID, SeriesInstanceUID; kept out of every message.
     series_number, series_description : SeriesNumber (0020,0011), SeriesDescription (0008,103E) for `decoded_text`; the
         latter is kept out of every message as well, as people write names into it.
+    body_part : BodyPartExamined (0018,0015) and the meanings in AnatomicRegionSequence (0008,2218), in upper case; as free
+        as texts are, so no message repeats them.
     attenuation_corrected : CorrectedImage (0028,0051) lists ATTN, and nothing else in the header denies it; None where
         the header does not say.
     orientation, position_mm, pixel_spacing_mm : ImageOrientationPatient (0020,0037), ImagePositionPatient
@@ -132,6 +134,7 @@ class Header:
     transfer_syntax: str = ""
     image_type: tuple[str, ...] = ()
     series_type: tuple[str, ...] = ()
+    body_part: tuple[str, ...] = field(default=(), repr=False)
     attenuation_corrected: bool | None = False
     frame_of_reference: str = field(default="", repr=False)
     frames: int | None = None
@@ -370,6 +373,7 @@ def _parse_pet(header: Header, elements: Elements) -> Header:
         header,
         image_type=_upper(elements.texts(0x00080008)),
         series_type=_upper(elements.texts(0x00541000)),
+        body_part=_upper((elements.text(0x00180015), *(item.text(0x00080104) for item in elements.items(0x00082218)))),
         attenuation_corrected=_is_attenuation_corrected(elements),
         frame_of_reference=elements.text(0x00200052),
         frames=elements.whole(0x00280008),

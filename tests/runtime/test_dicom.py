@@ -443,6 +443,31 @@ def test_a_shortfall_of_slices_at_an_end_is_refused(tmp_path: Path) -> None:
         read_pet_series(files)
 
 
+@pytest.mark.parametrize(
+    ("part", "region", "said"),
+    [
+        ("BRAIN", "", "says BRAIN"),
+        ("HEADNECK", "", "says HEAD"),
+        ("", "Entire brain", "says BRAIN"),
+        ("PHANTOM", "", "says PHANTOM"),
+        ("PELVIS", "Pelvis", ""),
+        ("WHOLEBODY", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_a_region_that_models_of_the_pelvis_do_not_know_is_warned_of(
+    part: str, region: str, said: str, tmp_path: Path
+) -> None:
+    def edit(dataset: Dataset) -> None:
+        dataset.BodyPartExamined = part
+        code = Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "1", "99TEST", region
+        dataset.AnatomicRegionSequence = [code] if region else []
+
+    warnings = read_pet_series(write(edited(pet_series(), edit), tmp_path)).warnings
+    assert [warning.startswith("BodyPartExamined") and said in warning for warning in warnings] == [True] * bool(said)
+
+
 def test_choose_pet_series_returns_the_headers(tmp_path: Path) -> None:
     series, note = choose_pet_series(read_headers(write(pet_series() + ct_series(), tmp_path)))
     assert {header.modality for header in series} == {"PT"}

@@ -366,6 +366,39 @@ def test_a_scan_that_cuts_the_body_off_at_its_side_is_warned_of(windowed: ModelM
     assert segmenter.segment(Volume(array, Geometry(array.shape, (2.0, 4.0, 4.0)), Unit.SUVBW)).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("side", "uptake", "warned"),
+    [
+        (5, 1.6, []),  # of the 1000 voxels of the body 12.5 % would be too many, were they marked
+        (4, 1.6, []),
+        (4, 1.4, ["1.4 times the uptake of the body"]),
+        (5, 1.6, ["12 % of the body"]),
+        (5, 1.4, ["1.4 times the uptake of the body", "12 % of the body"]),
+    ],
+    ids=["nothing is marked", "a tumour", "pale", "large", "both"],
+)
+def test_a_mask_as_no_tumour_is_warned_of(
+    side: int, uptake: float, warned: list[str], windowed: ModelManifest, request: pytest.FixtureRequest
+) -> None:
+    """A brain of a litre and 0.3 l of an even phantom were called a tumour without a word."""
+    array = np.zeros((30, 30, 34), np.float32)
+    array[10:20, 10:20, 12:22] = np.linspace(0.98, 1.02, 1000).reshape(10, 10, 10)
+    array[12 : 12 + side, 12 : 12 + side, 14 : 14 + side] *= uptake
+    volume = Volume(array, Geometry(array.shape, (2.0, 4.0, 4.0)), Unit.SUVBW)
+    marks = "nothing" not in request.node.name
+
+    def answer(window: np.ndarray) -> np.ndarray:
+        return ((window > 1) & marks).astype(np.float32)  # more than a standard deviation above the body's mean
+
+    segmentation = Segmenter.from_backend(replace(windowed, patch_size=(32, 32, 48)), RecordingBackend(answer)).segment(
+        volume
+    )
+    assert segmentation.mask.sum() == marks * side**3
+    said = segmentation.warnings
+    assert len(said) == len(warned)
+    assert all(expected in warning for expected, warning in zip(warned, said, strict=True))
+
+
 def test_what_to_mind_of_scan_and_model_stands_in_the_record(windowed: ModelManifest, tmp_path: Path) -> None:
     scan = all_body((64, 12, 16))
     write_image(scan.array, scan.geometry, tmp_path / "scan.nii.gz")
