@@ -282,7 +282,7 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
             f"{', '.join(settings.overrides.options)} is of one patient, but {wanted} scans were given. Pass one scan."
         )
     to_write = (path for scan in scans for path in (*settings.results_of(scan), *results_before(scan, settings)))
-    check_inputs_stay(to_write, (file for scan in scans for file in scan.files))
+    check_inputs_stay(to_write, (*options.input, *(file for scan in scans for file in scan.files)))
     if settings.output is not None:
         prepare_folder(settings.output)
     in_folder = any(path.is_dir() for path in options.input) and any(scan.image is not None for scan in scans)

@@ -42,8 +42,8 @@ _LONGER = 1.1
 # How much of a side of the scan may be body: an arm that lies beyond it, not a body that was cropped.
 _CUT_OFF = 0.25
 
-# A tumour is brighter than this many medians of the body (the palest of 232 simulated: 2.4, of 38 sarcomas: 1.6), and in
-# whole scans less than this share of the body (of the 232: 1.4 % at most; of images cut around a sarcoma up to 28 %).
+# A tumour is brighter than this many medians of the body (the palest of 232 simulated: 2.4, of 38 sarcomas: 1.6), and
+# in whole scans less than this share of the body (of the 232: 1.4 % at most; cut around a sarcoma up to 28 %).
 _AS_PALE_AS_NONE = 1.5
 _AS_LARGE_AS_NONE = 0.1
 
@@ -323,8 +323,8 @@ def _odd_mask(volume: Volume, statistics: ScanStatistics, body_median: float, sh
     mean, tumour_ml = statistics.tumour.intensity_mean, statistics.tumour.mtv_ml
     if mean is not None and mean < _AS_PALE_AS_NONE * body_median:
         found.append(
-            f"What is marked has {mean / body_median:.1f} times the uptake of the body (median), less than tumours have: "
-            "it may be none. Look at the mask."
+            f"What is marked has {mean / body_median:.1f} times the uptake of the body (median), less than tumours "
+            "have: it may be none. Look at the mask."
         )
     body_ml = np.count_nonzero(volume.array > share * body_median) * volume.geometry.voxel_volume_ml
     if tumour_ml > _AS_LARGE_AS_NONE * body_ml:

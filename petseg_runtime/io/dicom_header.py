@@ -103,8 +103,8 @@ class Header:
     patient, study, series : PatientID, StudyInstanceUID, SeriesInstanceUID; kept out of every message.
     series_number, series_description : SeriesNumber (0020,0011), SeriesDescription (0008,103E) for `decoded_text`; the
         latter is kept out of every message as well, as people write names into it.
-    body_part : BodyPartExamined (0018,0015) and the meanings in AnatomicRegionSequence (0008,2218), in upper case; as free
-        as texts are, so no message repeats them.
+    body_part : BodyPartExamined (0018,0015) and the meanings in AnatomicRegionSequence (0008,2218), in upper case; no
+        message repeats them, as people write anything there.
     attenuation_corrected : CorrectedImage (0028,0051) lists ATTN, and nothing else in the header denies it; None where
         the header does not say.
     orientation, position_mm, pixel_spacing_mm : ImageOrientationPatient (0020,0037), ImagePositionPatient

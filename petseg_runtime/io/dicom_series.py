@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -69,6 +70,8 @@ def _flaw(header: Header) -> str:
     """Why a PET file is not a slice of a volume; empty if it is one."""
     if header.sop_class != PET_IMAGE_STORAGE and header.frame is None:
         return "not PET Image Storage"
+    if header.pixels.samples not in (None, 1):
+        return "in colour"
     if (header.frames or 1) > 1:
         return "several frames in one file"
     if any(part in value for part in _NOT_SLICES for value in (*header.image_type, *header.series_type)):
@@ -119,6 +122,7 @@ def choose_pet_series(headers: Sequence[Header], wanted: str = "") -> tuple[list
             f"There is no PET series of slices (PET Image Storage, or Enhanced) here, only {_listed(considered)}. "
             "Pass the reconstructed slices."
         )
+    volumes = _without_single_pictures(volumes)
     _refuse_mixture([series for series in volumes if series.first.attenuation_corrected is not False])
     corrected = [series for series in volumes if series.first.attenuation_corrected]
     corrected = corrected or [series for series in volumes if series.first.attenuation_corrected is None]
@@ -200,6 +204,15 @@ def _the_one(corrected: list[_Series], wanted: str) -> _Series:
     return candidates[0]
 
 
+def _without_single_pictures(groups: list[_Series]) -> list[_Series]:
+    """Without series in which no two slices are alike, such as projections all around: they are no volume.
+
+    All of them where there is nothing else. A stray slice of a volume stays: it may be one of its own.
+    """
+    volumes = {group.first.series for group in groups if len(group.headers) > 1}
+    return [group for group in groups if group.first.series in volumes] or groups
+
+
 def _refuse_mixture(candidates: list[_Series]) -> None:
     """Two groups with one UID and one number are halves of one series: taking one would lose slices in silence."""
     seen: dict[tuple[str, int | None], _Series] = {}
@@ -207,7 +220,8 @@ def _refuse_mixture(candidates: list[_Series]) -> None:
         other = seen.setdefault((series.first.series, series.first.series_number), series)
         if other is not series:
             raise InputError(
-                f"{series.name} holds two kinds of slices: {_difference(other, series)}. Pass the slices of one kind."
+                f"{series.name} holds two kinds of slices: {_difference(other, series)}. Pass the slices of one kind, "
+                "or choose another series with --series."
             )
 
 
@@ -259,4 +273,6 @@ def _note(chosen: _Series, everything: list[_Series], wanted: str) -> str:
 
 
 def _listed(series: list[_Series]) -> str:
-    return ", ".join(map(str, series))
+    """Each once: projections all around are a group each, and alike in words."""
+    counted = Counter(map(str, series))
+    return ", ".join(f"{count} times {name}" if count > 1 else name for name, count in counted.items())

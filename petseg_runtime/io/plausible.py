@@ -18,8 +18,10 @@ _FLAT = 0.8  # share of the voxels above 0 whose neighbour is equal
 # Of the dose: more cannot be in a scan but for the errors of its calibration, and far more is in none.
 _MOST_OF_THE_DOSE, _IMPOSSIBLE_SHARE = 1.3, 5.0
 HEAVIEST_KG = 400.0
-# Reconstructions without a positivity constraint go a little below zero; CT goes down to -1000.
+# Reconstructions without a positivity constraint go a little below zero, and filtered back-projection far; CT goes down
+# to -100 in fat, to -1000 in air, and to -3024 beyond its field of view.
 _MOST_NEGATIVE = 0.1
+_CT_LOWEST = (-3100.0, -50.0)
 # And their noise in air cancels. In CT the air outweighs all else, however bright an implant is.
 _MOST_BELOW = 0.5
 
@@ -104,7 +106,8 @@ def check_modality(array: FloatArray, name: str) -> None:
     low, high = float(array.min()), float(array.max())
     if low == high:
         raise InputError(f"{name} holds the same value ({low:g}) in every voxel: there is no uptake in it.")
-    if low < -_MOST_NEGATIVE * high or (low < 0 and _is_mostly_below(array)):
+    is_as_ct = _CT_LOWEST[0] < low < _CT_LOWEST[1] and low < -_MOST_NEGATIVE * high
+    if is_as_ct or (low < 0 and _is_mostly_below(array)):
         raise InputError(
             f"{name} holds values from {low:g} to {high:g}; PET has no such negative uptake. Is it CT? Pass the PET."
         )

@@ -16,6 +16,7 @@ from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.identity import FileState, content_digest, file_identity, file_state
 from petseg_runtime.io.images import IMAGE_SUFFIXES, image_suffix, read_image
 from petseg_runtime.io.plausible import MAX_VOXELS, check_activity
+from petseg_runtime.io.sidecar import check_sidecar
 from petseg_runtime.io.suv import suvbw_of_activity
 from petseg_runtime.io.suv_attributes import DOSE, NO_OVERRIDES, OPTIONS, WEIGHT, SuvOverrides
 from petseg_runtime.volume import Unit, Volume
@@ -28,6 +29,9 @@ _UNIT_NAMES = {Unit.SUVBW: "SUVbw", Unit.BQML: "Bq/ml"}
 # Names that petseg-run itself writes; a second run over the same folder leaves them alone. None ends with another: the
 # results of two scans would have one name.
 RESULT_SUFFIXES = ("_petseg.nii.gz", "_prob.nii.gz", "_seg.dcm", "_probseg.dcm", "_sr.dcm", "_rtstruct.dcm")
+# Of images in formats that others read; an .hdr is one where its .img lies beside it.
+_FOREIGN_IMAGES = (".mhd", ".nhdr", ".mgz", ".mgh")
+_NUMBERED = "Its folder holds several studies, so they are numbered: --identify says whose each is."
 # Folders that a file system keeps for itself.
 _OF_THE_DISK = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
@@ -130,8 +134,10 @@ class Scan:
             return volume
         if series:
             raise InputError(f"--series came with {self.image.name}, which is not DICOM. Leave it out.")
+        warnings = check_sidecar(self.image, _stem(self.image), unit) if ".nii" in image_suffix(self.image) else ()
         volume = read_image(self.image, unit, max_voxels)
         self.check_unchanged()
+        volume = replace(volume, warnings=(*volume.warnings, *warnings))
         if unit is not Unit.UNKNOWN:
             volume = replace(volume, notes=(*volume.notes, f"That the file holds {_UNIT_NAMES[unit]} was given."))
         volume = _in_suv(volume, overrides) if overrides.options else volume
@@ -178,17 +184,21 @@ def find_scans(path: Path) -> list[Scan]:
     InputError : if `path` does not exist, or there is no scan in it.
     """
     try:
-        is_file, is_folder = path.is_file(), path.is_dir()
+        is_there, is_file, is_folder = path.exists(), path.is_file(), path.is_dir()
     except OSError as error:
         raise InputError(f"{path.name} cannot be read: {error.strerror}.") from error
     if is_file:
-        if not image_suffix(path):
+        if path.name.endswith(RESULT_SUFFIXES):
             raise InputError(
-                f"{path.name} is not a {', '.join(IMAGE_SUFFIXES)} file. For DICOM, pass the folder of the series."
+                f"{path.name} has the name of a result of PETSeg, not of a scan. Leave it out, or rename it."
             )
+        if not image_suffix(path):
+            to_do = "Save it as one." if _is_foreign_image(path) else "For DICOM, pass the folder of the series."
+            raise InputError(f"{path.name} is not a {', '.join(IMAGE_SUFFIXES)} file. {to_do}")
         return [Scan(_stem(path), Path(), path.parent, path, image_state=file_state(path))]
     if not is_folder:
-        raise InputError(f"{path.name} does not exist. Pass a scan, a DICOM folder, or a folder of scans.")
+        what = "is a pipe or device" if is_there else "does not exist"
+        raise InputError(f"{path.name} {what}. Pass a scan, a DICOM folder, or a folder of scans.")
 
     scans = scans_in(path)
     if not scans:
@@ -208,12 +218,12 @@ def scans_in(folder: Path, read_headers: Callable[[Iterable[Path]], list[Header]
     InputError : if a folder cannot be read.
     """
     files = _files_in(folder)
-    images = [file for file in files if image_suffix(file)]
+    images = [file for file in files if image_suffix(file) or _is_foreign_image(file)]
     scans = [
         Scan(_stem(file), file.parent.relative_to(folder), file.parent, file, image_state=file_state(file))
         for file in images
     ]
-    others = [file for file in files if not image_suffix(file)]
+    others = sorted({*files} - {*images})
     if others:
         from petseg_runtime.io import dicom  # takes a fifth of a second to import
 
@@ -248,7 +258,8 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
                 number += 1
                 name = f"{scan.name}-{number}"
         taken.add((place(scan), name))
-        unique.append(replace(scan, name=name))
+        numbered = (_NUMBERED,) if number and scan.dicom else ()
+        unique.append(replace(scan, name=name, warnings=(*scan.warnings, *numbered)))
     return unique
 
 
@@ -327,5 +338,11 @@ def _study(headers: list[Header], root: Path) -> Scan:
     return Scan(folder.name, folder.parent.relative_to(root), folder.parent, dicom=dicom)
 
 
+def _is_foreign_image(path: Path) -> bool:
+    """Whether this is an image in a format that PETSeg does not read, which is refused by its name, not passed over."""
+    suffix = path.suffix.lower()
+    return suffix in _FOREIGN_IMAGES or (suffix == ".hdr" and path.with_suffix(".img").exists())
+
+
 def _stem(path: Path) -> str:
-    return path.name[: -len(image_suffix(path))]
+    return path.name[: len(path.name) - len(image_suffix(path))]

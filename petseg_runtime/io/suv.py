@@ -36,6 +36,7 @@ from petseg_runtime.io.suv_attributes import (
     DECAY_FACTOR,
     DOSE,
     FRAME_DURATION,
+    FRAME_REFERENCE_TIME,
     HALF_LIFE,
     HEIGHT,
     INJECTION_DATETIME,
@@ -64,6 +65,7 @@ from petseg_runtime.io.suv_timing import (
     is_usual_delay,
     scan_start,
     unlike_decay_factors_s,
+    unlike_frame_reference_s,
 )
 from petseg_runtime.io.tracer import (
     HALF_LIFE_RANGE_S,
@@ -317,6 +319,11 @@ def _decayed(attributes: SuvAttributes, overrides: SuvOverrides) -> tuple[tuple[
                 f"the one that {DECAY_FACTOR} says. Check SUV, which differs by a factor of "
                 f"{2 ** (abs(apart_s) / half_life_s):.2f}."
             )
+        elif late_s := unlike_frame_reference_s(attributes, start, half_life_s):
+            warnings.append(
+                f"The scan start, from {source}, is {late_s / 60:.1f} min after the one that {FRAME_REFERENCE_TIME} "
+                f"leads to. Check SUV, which differs by a factor of {2 ** (late_s / half_life_s):.2f}."
+            )
         moments, to = [start] * len(attributes.frames), f"the scan start, from {source}"
     else:
         moments = [_average_of(frame, half_life_s) for frame in attributes.frames]
@@ -341,7 +348,8 @@ def _decayed(attributes: SuvAttributes, overrides: SuvOverrides) -> tuple[tuple[
         )
     if not is_usual_delay(min(delays_s), half_life_s):
         warnings.append(
-            f"The injection is {min(delays_s) / 3600:.2f} h before the scan, which is unusual. Check its time, and SUV."
+            f"The injection is {max(0.0, min(delays_s)) / 3600:.2f} h before the scan, which is unusual. Check its "
+            "time, and SUV."
         )
     how = f"decayed over {_range(delays_s, '.0f')} s (half-life {half_life_s:g} s) to {to}"
     return tuple(2.0 ** (-delay_s / half_life_s) for delay_s in delays_s), how, tuple(warnings)

@@ -21,7 +21,8 @@ place. The order here is that of the IBSI SUV manual
    the first AcquisitionTime if SeriesTime is later; the manual refuses, and so does PETSeg beyond a minute, unless
    the DecayFactor of every slice bears it out.
 
-`unlike_decay_factors_s` holds what was found against DecayFactor, by which the scanner says that it scaled the slices.
+`unlike_decay_factors_s` holds what was found against DecayFactor, by which the scanner says that it scaled the slices,
+and `unlike_frame_reference_s` against FrameReferenceTime.
 """
 
 from __future__ import annotations
@@ -295,6 +296,23 @@ def unlike_decay_factors_s(attributes: SuvAttributes, start: datetime, half_life
         if abs(nearest_s - stated_s) > abs(apart_s):
             apart_s = nearest_s - stated_s
     return apart_s if abs(2 ** (apart_s / half_life_s) - 1) > DECAY_FACTOR_TOLERANCE else 0.0
+
+
+def unlike_frame_reference_s(attributes: SuvAttributes, start: datetime, half_life_s: float) -> float:
+    """Seconds by which `start` is later than the one that FrameReferenceTime of the first slices leads back to.
+
+    0 where they agree, where it is absent or leads to a later start, as where it is counted anew for each bed, and
+    where another attribute than a time of day bears `start` out.
+    """
+    told = [frame for frame in attributes.frames if frame.acquisition and frame.frame_reference_s is not None]
+    if not told or attributes.decay_corrected_to or _decay_factors_bear_out(attributes, start, half_life_s):
+        return 0.0
+    first = min(told, key=lambda frame: (frame.acquisition, frame.frame_reference_s))
+    try:
+        apart_s = _seconds(_start_from_frame(first, attributes.manufacturer, half_life_s), start)
+    except InputError:  # what is malformed contradicts nothing
+        return 0.0
+    return apart_s if 2 ** (apart_s / half_life_s) - 1 > DECAY_FACTOR_TOLERANCE else 0.0
 
 
 def acquisition_of(frame: Frame) -> datetime:

@@ -70,11 +70,15 @@ def staged(
             files = sorted(stage.iterdir(), key=lambda file: file.name == last)
             sync(*files)
             stale = [name for name in before if name != last and not (stage / name).exists()]
-            moving = moving_record(folder / last)
+            moving, outputs = moving_record(folder / last), [*stale, *(file.name for file in files)]
             with _alone_in(folder):
                 check()
-                moving.write_text(json.dumps({"outputs": [*stale, *(file.name for file in files)]}), encoding="utf-8")
-                sync(moving)
+                try:
+                    moving.write_text(json.dumps({"outputs": outputs}), encoding="utf-8")
+                    sync(moving)
+                except OSError:
+                    moving.unlink(missing_ok=True)  # nothing has moved
+                    raise
                 for name in (*stale, last):
                     (folder / name).unlink(missing_ok=True)
                 sync(folder)

@@ -468,6 +468,21 @@ def test_a_region_that_models_of_the_pelvis_do_not_know_is_warned_of(
     assert [warning.startswith("BodyPartExamined") and said in warning for warning in warnings] == [True] * bool(said)
 
 
+def test_pictures_beside_a_volume_do_not_stop_it(tmp_path: Path) -> None:
+    """Projections all around are a series in which no two slices are alike; a fused one is in colour."""
+    around = pet_series(number=9)
+    for degrees, dataset in enumerate(around):
+        turn = np.radians(10 * degrees)
+        dataset.ImageOrientationPatient = [f"{value:.6f}" for value in (np.cos(turn), np.sin(turn), 0, 0, 0, -1)]
+    fused = edited(pet_series(number=5), put(SamplesPerPixel=3, PhotometricInterpretation="RGB"))
+    (note, *_) = read_pet_series(write([*pet_series(number=2), *around, *fused], tmp_path / "study")).notes
+    assert note.startswith("Took PET series 2 (4 slices, attenuation corrected, BQML) out of 6 series")
+    assert "PET series 5 (4 slices, in colour)" in note
+    assert "4 times PET series 9 (1 slice, attenuation corrected, BQML)" in note
+    assert "single slice" in refusal_of(around[:1], tmp_path / "alone")
+    assert "holds two kinds of slices" in refusal_of(around, tmp_path / "around")
+
+
 def test_choose_pet_series_returns_the_headers(tmp_path: Path) -> None:
     series, note = choose_pet_series(read_headers(write(pet_series() + ct_series(), tmp_path)))
     assert {header.modality for header in series} == {"PT"}
@@ -656,7 +671,12 @@ SPOILT: list[tuple[str, Callable[[list[Dataset]], list[Dataset]], str]] = [
     ("pixels too short", on_all(put(PixelData=b"\0" * 10)), "is truncated: 10 bytes, expected 12"),
     ("no pixels", on_first(drop("PixelData")), "ends before its pixels, it is truncated"),
     ("float pixels", on_first(float_pixels), "has no PixelData (7FE0,0010)"),
-    ("colour", on_first(put(SamplesPerPixel=3, PhotometricInterpretation="RGB")), "expected MONOCHROME2 and 1"),
+    (
+        "colour",
+        on_first(put(SamplesPerPixel=3, PhotometricInterpretation="RGB")),
+        "of PET series 1 (1 slice, in colour), of which 1 lie",
+    ),
+    ("inverted", on_first(put(PhotometricInterpretation="MONOCHROME1")), "expected MONOCHROME2 and 1"),
     ("bits", on_first(put(BitsAllocated=12)), "BitsAllocated (0028,0100) 12"),
     ("high bit", on_first(put(HighBit=14)), "HighBit (0028,0102) 14"),
     ("no sign", on_first(drop("PixelRepresentation")), "PixelRepresentation (0028,0103) absent, expected 0 or 1"),

@@ -14,6 +14,8 @@ from conftest import body_array
 from runtime.dicom_factory import pet_series, write
 from runtime.watched import put_scan
 
+from petseg_runtime.io.scans import find_scans, with_unique_names
+
 IDENTITY = {
     "PatientID": "SECRET-4711",
     "AccessionNumber": "ACC-SECRET",
@@ -63,3 +65,11 @@ def test_with_identify_the_records_say_it(scans: Path, known_model: Path) -> Non
         rows = {row["scan"]: row for row in csv.DictReader(stream)}
     assert rows["study"]["PatientID"] == IDENTITY["PatientID"]
     assert rows["scan"]["PatientID"] == ""
+
+
+def test_studies_in_one_folder_say_how_to_tell_them_apart(tmp_path: Path) -> None:
+    for study in ("1.2.3", "1.2.4"):
+        write(pet_series(study=study), tmp_path / "in", prefix=study)
+    scans = with_unique_names(find_scans(tmp_path / "in"), lambda scan: scan.folder)
+    assert [scan.name for scan in scans] == ["in-1", "in-2"]
+    assert all("--identify says whose each is" in scan.warnings[-1] for scan in scans)

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from petseg_runtime import InputError, Unit, UsageError, Volume, read_volume
 from petseg_runtime.io.images import read_mask, write_image
 from petseg_runtime.io.nifti import check_nifti
+from petseg_runtime.io.scans import find_scans
 from petseg_runtime.outputs.files import whole_file
 from petseg_runtime.volume import Geometry
 
@@ -227,6 +228,41 @@ def test_ct_is_refused(tmp_path: Path) -> None:
     hounsfield[4:6, 4:6, 4:6] = 14_000  # an implant, on a scale that holds it
     with pytest.raises(InputError, match="CT"):
         read_volume(save(hounsfield, tmp_path / "implant.nii.gz"))
+
+
+@pytest.mark.parametrize("unit", [1.0, 5000.0], ids=["SUV", "Bq/ml"])
+def test_the_noise_of_filtered_back_projection_is_no_ct(unit: float, tmp_path: Path) -> None:
+    """An even phantom of 1 with noise of 30 % in air and in it: its lowest value is far below 0."""
+    array = np.random.default_rng(0).normal(0.0, 0.3, (24, 24, 24)).astype(np.float32)
+    array[4:20, 4:20, 4:20] += 1.0
+    assert array.min() < -0.4 * array.max()
+    read_volume(save(unit * array, tmp_path / "fbp.nii.gz"))
+
+
+def test_images_of_other_formats_are_refused_and_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "cohort").mkdir()
+    save(body(), tmp_path / "cohort/a.nii.gz")
+    for name in ("b.mhd", "b.raw", "c.nhdr", "d.mgz", "e.hdr", "e.img", "f.hdr"):  # f is of a sinogram
+        (tmp_path / "cohort" / name).write_bytes(b"x")
+    scans = find_scans(tmp_path / "cohort")
+    assert [scan.name for scan in scans] == ["a", "b.mhd", "c.nhdr", "d.mgz", "e.hdr"]
+    for scan in scans[1:]:
+        with pytest.raises(InputError, match=rf"{scan.name} is not a .* file. Save it as one"):
+            scan.read()
+        with pytest.raises(InputError, match=rf"{scan.name} is not a .* file. Save it as one"):
+            find_scans(tmp_path / "cohort" / scan.name)
+
+
+def test_a_result_that_is_named_is_no_scan(tmp_path: Path) -> None:
+    """As where the shell's * names all that lies there: the probabilities of a scan were segmented as one."""
+    with pytest.raises(InputError, match=r"scan_prob\.nii\.gz has the name of a result of PETSeg"):
+        find_scans(save(body(), tmp_path / "scan_prob.nii.gz"))
+
+
+def test_a_pipe_is_no_scan(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scan.nii.gz")
+    with pytest.raises(InputError, match=r"scan\.nii\.gz is a pipe or device"):
+        find_scans(tmp_path / "scan.nii.gz")
 
 
 def flip_a_bit(path: Path, place: float) -> None:

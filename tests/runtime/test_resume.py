@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -335,6 +336,22 @@ def test_leavings_are_removed_beside_the_scans_and_beside_their_table(batch: Pat
             (folder / mine.name.replace(str(os.getpid()), "999999999")).mkdir()
     assert run(batch)[0] == 0
     assert not [*(tmp_path / "out").rglob("*999999999*")]
+
+
+def test_a_disk_that_fills_before_anything_moves_leaves_nothing(
+    batch: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from petseg_runtime.outputs import files
+
+    def full(*paths: Path) -> None:
+        if any("moving" in path.name for path in paths):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "sync", full)
+    code, _, err = run(batch / "0/scan0.nii.gz")
+    assert code == 2
+    assert "A result cannot be written: No space left on device" in err
+    assert files_in(tmp_path / "out") == []
 
 
 def test_killed_at_any_moment_it_ends_with_the_files_of_an_uninterrupted_run(

@@ -545,6 +545,35 @@ def test_a_start_that_the_decay_factor_contradicts_is_warned_of() -> None:
     assert not suvbw_factors(replace(START, frames=unsaid)).warnings
 
 
+def test_a_start_that_the_frame_reference_time_contradicts_is_warned_of() -> None:
+    """A late frame that was saved alone, with SeriesTime written anew: what it is corrected to is an hour before."""
+    late = replace(START, frames=(Frame(SCAN, 3900.0, 600.0),))
+    (warning,) = suvbw_factors(late).warnings
+    # The average of 600 s is 298.4 s into them (PS3.3 C.8.9.4.1.5: ln(LT / (1 - exp(-LT))) / L), so 3601.6 s.
+    assert "is 60.0 min after the one that FrameReferenceTime (0054,1300) leads to" in warning
+    assert "a factor of 1.46" in warning
+    (of_ge,) = suvbw_factors(replace(late, manufacturer="GE MEDICAL SYSTEMS")).warnings  # to the frame's beginning
+    assert "is 65.0 min after" in of_ge
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        (Frame(SCAN, 59.9, 120.0),),
+        (Frame(SCAN, 59.9, 120.0), Frame(SCAN + seconds(1800), 1859.9, 120.0)),
+        (Frame(SCAN, 59.9, 120.0), Frame(SCAN + seconds(1800), 59.9, 120.0)),  # counted anew
+        (Frame(SCAN, 59.9, 120.0), Frame(SCAN, 1859.9, 120.0)),  # beds that share the start of the scan
+        (Frame(SCAN, 0.0, 120.0),),
+        (Frame(SCAN, None, 120.0),),
+        (Frame(SCAN, -3.0, 120.0),),
+        (Frame(SCAN, 3900.0),),  # nothing tells where in the frame it counts to
+        (Frame(SCAN, 3900.0, 600.0, 2 ** (298.4 / HALF_LIFE_S)),),  # DecayFactor bears the start out
+    ],
+)
+def test_a_start_that_the_frame_reference_time_bears_out_or_says_nothing_of(frames: tuple[Frame, ...]) -> None:
+    assert not suvbw_factors(replace(START, frames=frames)).warnings
+
+
 @pytest.mark.parametrize("counted_to_s", [0.0, 59.9, 120.0])
 def test_a_decay_factor_to_any_moment_of_the_frame_bears_the_start_out(counted_to_s: float) -> None:
     beds = tuple(

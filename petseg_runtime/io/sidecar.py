@@ -1,0 +1,72 @@
+"""The JSON file beside a NIfTI file, as dcm2niix and BIDS write it: what the NIfTI itself cannot say of a scan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from petseg_runtime.errors import InputError
+from petseg_runtime.io.tracer import foreign_tracer
+from petseg_runtime.volume import Unit
+
+_UNITS = {
+    **dict.fromkeys(("bq/ml", "bqml"), Unit.BQML),
+    **dict.fromkeys(("suvbw", "suv", "g/ml", "gml"), Unit.SUVBW),
+    **dict.fromkeys(("kbq/ml", "mbq/ml", "counts", "cnts", "cps", "propcps", "propcnts"), Unit.UNKNOWN),
+}
+_UNCORRECTED = ("none", "no", "nac", "off", "uncorrected")
+_MOST_BYTES = 1_000_000  # of a sidecar; one of BIDS with the times of all slices has some thousands
+
+
+def check_sidecar(image: Path, stem: str, unit: Unit) -> tuple[str, ...]:
+    """Hold a file, and what the user said of its unit, against the sidecar `<stem>.json`, if there is one.
+
+    Of it these are read (BIDS, Positron Emission Tomography; dcm2niix): Modality, Units, AttenuationCorrection,
+    TracerName, TracerRadionuclide, Radiopharmaceutical, RadionuclideHalfLife and TracerRadionuclideHalfLife. A file
+    that is no such sidecar says nothing. No text of it is repeated but a unit that is known.
+
+    Returns
+    -------
+    Warnings.
+
+    Raises
+    ------
+    InputError : if it is of another modality, not corrected for attenuation, or in another unit than `unit`.
+    """
+    said = _read(image.with_name(f"{stem}.json"))
+    modality = _text(said, "Modality").upper()
+    if modality not in ("", "PT", "PET"):
+        raise InputError(f"The JSON file beside {image.name} says a Modality other than PT. Pass the PET.")
+    if _text(said, "AttenuationCorrection").casefold() in _UNCORRECTED:
+        raise InputError(
+            f"The JSON file beside {image.name} says that it is not corrected for attenuation. Pass the corrected scan."
+        )
+    names = [_text(said, name) for name in ("TracerName", "TracerRadionuclide", "Radiopharmaceutical")]
+    half_lives = [said.get(name) for name in ("RadionuclideHalfLife", "TracerRadionuclideHalfLife")]
+    half_life_s = next((float(value) for value in half_lives if isinstance(value, int | float)), None)
+    return foreign_tracer([name for name in names if name], half_life_s) + _unlike(image, _text(said, "Units"), unit)
+
+
+def _unlike(image: Path, units: str, unit: Unit) -> tuple[str, ...]:
+    told = _UNITS.get(units.casefold())
+    if told is None or told is unit:
+        return ()
+    beside = f"The JSON file beside {image.name} says Units {units}"
+    if unit is Unit.UNKNOWN:
+        return (f"{beside}. Pass --unit {told} if it is so.",)
+    raise InputError(f"{beside}, which is not --unit {unit}. Pass the one that is right, or mend the other.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as stream:
+            said = json.loads(stream.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _text(said: dict[str, Any], name: str) -> str:
+    value = said.get(name)
+    return value.strip() if isinstance(value, str) else ""
