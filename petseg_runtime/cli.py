@@ -328,7 +328,7 @@ def _watch(loading: Future[Segmenter], settings: RunSettings, options: argparse.
 
     def report(scan: Scan, outcome: ScanResult | PetsegError) -> None:
         if isinstance(outcome, PetsegError):
-            _report_failure(str(scan.folder / scan.name), outcome, options)
+            _report_failure(scan.label, outcome, options)
             return
         if options.json:
             print(json.dumps(_json_record(outcome)), flush=True)
@@ -468,7 +468,7 @@ def _run_scans(
                 if isinstance(result, BrokenPipeError):
                     raise result
                 known = as_petseg_error(result)
-                name = str(scan.folder / scan.name)
+                name = scan.label
                 failures.append((name, known))
                 if len(options.input) == len(scans) == 1:
                     raise result

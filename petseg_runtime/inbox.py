@@ -109,12 +109,11 @@ def watch(
                     return
                 if _signatures(scan) != signatures:  # the scans before it took a while; it has to settle again
                     continue
-                outcome, done = worker.do(scan)
+                outcome, state = worker.do(scan)
                 if outcome is not None:
                     report(scan, outcome)
-                # What is no fault of the scan is tried again after a while; the others go on.
-                again_after_s = RETRY_S if isinstance(outcome, _NOT_ITS_FAULT) else None
-                arrivals.dealt_with(scan, signatures, again_after_s, done)
+                # What is still taken is tried again after a while; the others go on.
+                arrivals.dealt_with(scan, signatures, RETRY_S if state == TAKEN else None, state == DONE)
             # An inbox of thousands of files, or on a slow share, is not looked through without a pause.
             stop.wait(max(min(POLL_S, max(settle_s, 0.05)), min(10 * looked_s, LONGEST_PAUSE_S)))
 
@@ -130,10 +129,10 @@ class _Worker:
     deliver: Deliver | None
     destination: str
 
-    def do(self, scan: Scan) -> tuple[ScanResult | PetsegError | None, bool]:
-        """Do one scan, and say whether it is done; None where the journal says that it was dealt with before."""
+    def do(self, scan: Scan) -> tuple[ScanResult | PetsegError | None, str]:
+        """Do one scan; also its state from now on. No outcome where the journal says that it was dealt with before."""
         if not _is_utf8(scan):
-            return _NO_UTF8, False
+            return _NO_UTF8, FAILED
         digest = ""
         try:
             digest = _digest(scan)
@@ -142,21 +141,19 @@ class _Worker:
             if marked:
                 _again(scan).unlink(missing_ok=True)  # from here on the journal says it
             if state != TAKEN:
-                return None, state == DONE
+                return None, state
             result = self._take_in_hand(scan, named, digest)
             if not isinstance(result, ScanResult) and _is_changed(scan):
                 self.journal.release(digest)
                 raise UsageError(f"{scan.name} was changed or removed while in hand. It is taken up when it settles.")
-            self._note_down(result, scan, named, digest, attempt)
-        except UsageError as error:
-            with suppress(sqlite3.Error):
-                self.journal.waits(digest, str(error))
-            return error, False
+            return result, self._note_down(result, scan, named, digest, attempt)
         except (OSError, sqlite3.Error) as error:
-            return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk."), False
-        except Exception as error:  # a fault of our own in what stands round the scan ends no inbox
-            return as_petseg_error(error), False
-        return result, isinstance(result, ScanResult)
+            return UsageError(f"The output folder or its journal cannot be written: {error}. Check the disk."), TAKEN
+        except Exception as error:  # trouble round the scan, or a fault of our own in what stands there, ends no inbox
+            known = as_petseg_error(error)
+            with suppress(sqlite3.Error):
+                self.journal.waits(digest, str(known))
+            return known, TAKEN
 
     def _attempt(self, digest: str) -> str:
         """Stands for all that what becomes of a scan depends on."""
@@ -177,8 +174,8 @@ class _Worker:
         self.journal.survived(digest)
         return result
 
-    def _note_down(self, result: ScanResult | PetsegError, scan: Scan, named: Scan, digest: str, attempt: str) -> None:
-        """Deliver a result, or leave a note of a refusal, and say so in the journal."""
+    def _note_down(self, result: ScanResult | PetsegError, scan: Scan, named: Scan, digest: str, attempt: str) -> str:
+        """Deliver a result, or leave a note of a refusal, and say so in the journal; the state of the scan."""
         short = named.name if len(os.fsencode(named.name)) <= _LONGEST_NOTE else digest
         note = self.output / FAILURES / named.folder / f"{short}.json"
         if isinstance(result, ScanResult):
@@ -186,13 +183,15 @@ class _Worker:
                 self.deliver(result)
             note.unlink(missing_ok=True)
             self.journal.done(digest, attempt, file_sha256(result.files[-1]))
-        elif isinstance(result, _NOT_ITS_FAULT):
+            return DONE
+        if isinstance(result, _NOT_ITS_FAULT):
             self.journal.waits(digest, str(result))
-        else:
-            prepare_folder(note.parent)
-            reason = str(result).encode(errors="replace").decode()  # it may hold a file's name that is not UTF-8
-            write_json({"scan": str(scan.folder / scan.name), "error": reason, "exit_code": result.exit_code}, note)
-            self.journal.failed(digest, reason, attempt)
+            return TAKEN
+        prepare_folder(note.parent)
+        reason = str(result).encode(errors="replace").decode()  # it may hold a file's name that is not UTF-8
+        write_json({"scan": scan.label, "error": reason, "exit_code": result.exit_code}, note)
+        self.journal.failed(digest, reason, attempt)
+        return FAILED
 
 
 def _digest(scan: Scan) -> str:
@@ -233,7 +232,7 @@ _NO_UTF8 = InputError("Its name, or that of a folder that it lies in, is not val
 def _is_utf8(scan: Scan) -> bool:
     """Whether everybody can write its name: what Linux calls a file may be any bytes."""
     try:
-        str(scan.folder / scan.name).encode()
+        scan.label.encode()
     except UnicodeEncodeError:
         return False
     return True

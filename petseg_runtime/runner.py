@@ -116,22 +116,28 @@ class RunSettings:
     def folder_for(self, scan: Scan) -> Path:
         return scan.beside if self.output is None else self.output / scan.folder
 
-    def results_of(self, scan: Scan) -> list[Path]:
-        """The files that a scan's results go to; the record of the run is the last."""
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What the names of a scan's results end with, in the order of the record, which is the last."""
+        types, prob = self.output_types, self.save_probabilities
         wanted = {
-            "_petseg.nii.gz": "nifti" in self.output_types,
-            "_prob.nii.gz": self.save_probabilities and self.probabilities_as_nifti,
-            "_seg.dcm": "dicom-seg" in self.output_types or "dicom-sr" in self.output_types,
-            "_sr.dcm": "dicom-sr" in self.output_types,
-            "_probseg.dcm": self.save_probabilities and "dicom-seg" in self.output_types,
-            "_rtstruct.dcm": "dicom-rtstruct" in self.output_types,
+            "_petseg.nii.gz": "nifti" in types,
+            "_prob.nii.gz": prob and ("nifti" in types or "dicom-seg" not in types),
+            "_seg.dcm": "dicom-seg" in types or "dicom-sr" in types,
+            "_sr.dcm": "dicom-sr" in types,
+            "_probseg.dcm": prob and "dicom-seg" in types,
+            "_rtstruct.dcm": "dicom-rtstruct" in types,
             "_stats.json": self.statistics,
             "_radiomics.csv": self.radiomics,
             "_preview.png": self.preview,
             "_report.html": self.report,
             "_run.json": True,
         }
-        return [self.folder_for(scan) / f"{scan.name}{suffix}" for suffix, is_wanted in wanted.items() if is_wanted]
+        return tuple(suffix for suffix, is_wanted in wanted.items() if is_wanted)
+
+    def results_of(self, scan: Scan) -> list[Path]:
+        """The files that a scan's results go to; the record of the run is the last."""
+        return [self.folder_for(scan) / f"{scan.name}{suffix}" for suffix in self.suffixes]
 
     def inference(self, manifest: ModelManifest) -> dict[str, Any]:
         """What the network is run with: what was asked for, and the model's own for the rest."""
@@ -140,10 +146,6 @@ class RunSettings:
             "threshold": manifest.threshold if self.threshold is None else self.threshold,
             "tta": self.tta,
         }
-
-    @property
-    def probabilities_as_nifti(self) -> bool:
-        return "nifti" in self.output_types or "dicom-seg" not in self.output_types
 
 
 @dataclass(frozen=True)
@@ -409,14 +411,11 @@ def _bytes(name: str) -> int:
 def _segment(
     prepared: _Prepared, segmenter: Segmenter, settings: RunSettings, progress: Progress | None
 ) -> Segmentation:
-    return segmenter.segment(
-        prepared.volume, progress, overlap=settings.overlap, threshold=settings.threshold, tta=settings.tta
-    )
+    return segmenter.segment(prepared.volume, progress, **settings.inference(segmenter.manifest))
 
 
 def _write(prepared: _Prepared, segmentation: Segmentation, segmenter: Segmenter, settings: RunSettings) -> ScanResult:
     scan, volume, source, identity = prepared.scan, prepared.volume, prepared.source, prepared.identity
-    folder = settings.folder_for(scan)
     started = perf_counter()
     decisions = (*volume.notes, *(source.notes if source else ()))
     warnings = (*scan.warnings, *_warnings(volume, segmentation))
@@ -427,9 +426,8 @@ def _write(prepared: _Prepared, segmentation: Segmentation, segmenter: Segmenter
         **({"series": settings.series} if settings.series else {}),
         **({"radiomics": asdict(RadiomicsSettings())} if settings.radiomics else {}),
     }
-    record = f"{scan.name}_run.json"
-    before = prepared.before
-    digests, features = prepared.digests, None
+    record = settings.results_of(scan)[-1]
+    before, digests = prepared.before, prepared.digests
     if _is_another(before, digests, settings):
         warnings += (REPLACED,)
 
@@ -438,33 +436,31 @@ def _write(prepared: _Prepared, segmentation: Segmentation, segmenter: Segmenter
         if meanwhile not in (before.get("input_sha256"), digests.content):
             raise UsageError("Another run wrote results of another scan of this name. Choose another --output.")
 
-    with staged(folder, record, _outputs(before), check) as stage:
+    with staged(record.parent, record.name, _outputs(before), check) as stage:
+        features = None
         if settings.radiomics:
             features = radiomic_features(volume, segmentation.lesion_labels, stage)
             if sentence := unmeasured(features):
                 warnings += (sentence,)
-        files = _write_outputs(scan.name, volume, segmentation, stage, settings, segmenter, source, warnings, features)
+        files = {suffix: stage / f"{scan.name}{suffix}" for suffix in settings.suffixes}
+        _write_outputs(files, volume, segmentation, segmenter, settings, source, warnings, features)
         timings_s = {
             "loading": round(segmenter.loading_s, 4),
             "reading": round(prepared.reading_s, 4),
             **segmentation.timings_s,
         }
-        report, last = stage / f"{scan.name}_report.html", stage / record
-        files += [report, last] if settings.report else [last]
-        outputs = [file.name for file in files]
+        key, outputs = run_key(digests.scan, segmenter, settings), [file.name for file in files.values()]
         statistics = segmentation.statistics
-        key = run_key(digests.scan, segmenter, settings)
         content = run_record(segmenter, key, digests.content, statistics, used, timings_s, outputs, decisions, warnings)
         if identity:
             content["identity"] = identity
         if settings.report:
-            write_report(str(scan.folder / scan.name), volume, segmentation, segmenter.manifest, content, report)
+            write_report(scan.label, volume, segmentation, segmenter.manifest, content, files["_report.html"])
         timings_s["writing"] = round(perf_counter() - started, 4)
-        content["sha256"] = {file.name: file_sha256(file) for file in files if file != last}
-        write_json(content, files[-1])
-    written = tuple(folder / file.name for file in files)
-    label = str(scan.folder / scan.name)
-    return ScanResult(scan.name, label, segmentation.statistics, written, timings_s, decisions, warnings, identity)
+        content["sha256"] = {file.name: file_sha256(file) for file in [*files.values()][:-1]}
+        write_json(content, files["_run.json"])
+    written = tuple(settings.results_of(scan))
+    return ScanResult(scan.name, scan.label, statistics, written, timings_s, decisions, warnings, identity)
 
 
 def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanResult | None:
@@ -475,7 +471,7 @@ def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanRes
     InputError : if the input cannot be read.
     """
     folder = settings.folder_for(scan)
-    record = _record(folder / f"{scan.name}_run.json")
+    record = _record(settings.results_of(scan)[-1])
     try:
         files = tuple(folder / name for name in record["outputs"])
         sha256 = {folder / name: str(digest) for name, digest in record["sha256"].items()}
@@ -489,8 +485,7 @@ def finished(scan: Scan, segmenter: Segmenter, settings: RunSettings) -> ScanRes
         return None
     if any(_digest(file) != digest for file, digest in sha256.items()):  # cut short by a power cut, or changed since
         return None
-    label = str(scan.folder / scan.name)
-    return ScanResult(scan.name, label, statistics, files, timings_s, decisions, warnings, identity, recalled=True)
+    return ScanResult(scan.name, scan.label, statistics, files, timings_s, decisions, warnings, identity, recalled=True)
 
 
 def _run_before(record: Path) -> dict[str, Any]:
@@ -596,25 +591,20 @@ def write_summary(
 
 
 def _write_outputs(
-    name: str,
+    files: dict[str, Path],
     volume: Volume,
     segmentation: Segmentation,
-    folder: Path,
-    settings: RunSettings,
     segmenter: Segmenter,
+    settings: RunSettings,
     source: Source | None,
     warnings: Sequence[str],
     features: Sequence[dict[str, Any]] | None,
-) -> list[Path]:
-    files: list[Path] = []
-    if "nifti" in settings.output_types:
-        files.append(folder / f"{name}_petseg.nii.gz")
-        with whole_file(files[-1]) as temporary:
-            write_image(segmentation.mask, segmentation.geometry, temporary)
-    if settings.save_probabilities and settings.probabilities_as_nifti:
-        files.append(folder / f"{name}_prob.nii.gz")
-        with whole_file(files[-1]) as temporary:
-            write_image(segmentation.probabilities, segmentation.geometry, temporary)
+) -> None:
+    """Write the results by their suffixes, but for the report and the record, which speak of the others."""
+    for suffix, array in (("_petseg.nii.gz", segmentation.mask), ("_prob.nii.gz", segmentation.probabilities)):
+        if suffix in files:
+            with whole_file(files[suffix]) as temporary:
+                write_image(array, segmentation.geometry, temporary)
     if source is not None:
         from petseg_runtime.outputs.dicom import write_dicom  # takes half a second to import
         from petseg_runtime.outputs.dicom_source import Equipment
@@ -623,19 +613,13 @@ def _write_outputs(
         equipment = Equipment(
             manifest.name, manifest.version, segmenter.model_sha256, **used, backend=segmenter.backend_name
         )
-        files += write_dicom(
-            source, segmentation, equipment, settings.output_types, settings.save_probabilities, warnings, folder / name
-        )
+        write_dicom(source, segmentation, equipment, warnings, files)
     if settings.statistics:
-        files.append(folder / f"{name}_stats.json")
-        write_json(statistics_record(segmentation.statistics), files[-1])
+        write_json(statistics_record(segmentation.statistics), files["_stats.json"])
     if features is not None:
-        files.append(folder / f"{name}_radiomics.csv")
-        write_radiomics(features, files[-1])
+        write_radiomics(features, files["_radiomics.csv"])
     if settings.preview:
-        files.append(folder / f"{name}_preview.png")
-        write_preview(volume, segmentation.mask, files[-1])
-    return files
+        write_preview(volume, segmentation.mask, files["_preview.png"])
 
 
 def _warnings(volume: Volume, segmentation: Segmentation) -> tuple[str, ...]:

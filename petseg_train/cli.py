@@ -15,12 +15,13 @@ from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from unicodedata import normalize
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from petseg_runtime.errors import PetsegError, UsageError
+from petseg_runtime.errors import InputError, PetsegError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,7 +161,10 @@ def window_invariance_of(
 
     segmenter, _ = _open_model(model, accelerator, threads)
     for path in scan:
-        scored = invariance(segmenter, read_volume(path), np.random.default_rng(WINDOW_SHIFTS_SEED))
+        try:
+            scored = invariance(segmenter, read_volume(path), np.random.default_rng(WINDOW_SHIFTS_SEED))
+        except InputError as error:
+            raise InputError(f"{path.name}: {error}") from error
         found = f"mean {scored.mean:.3f}, lowest {scored.lowest:.3f}"
         print(f"{path.name}: {'nothing was found on any grid of windows' if np.isnan(scored.mean) else found}")
 
@@ -340,7 +344,7 @@ def _set_threads(threads: int | None) -> None:
 
 def _select(cases: list[Case], chosen: Sequence[str], keep: bool) -> list[Case]:
     """Cases of the chosen centres (`keep`), or of all others; all where none is chosen."""
-    centres = sorted({case.centre for case in cases})
+    centres, chosen = sorted({case.centre for case in cases}), [normalize("NFC", centre) for centre in chosen]
     unknown = [centre for centre in chosen if centre not in centres]
     if unknown:
         raise UsageError(f"Centre {unknown[0]!r} is not in the cohort; there are {', '.join(centres)}.")

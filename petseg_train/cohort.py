@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv as comma_separated
 import hashlib
 import json
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 import numpy as np
 import pandas as pd
@@ -31,9 +32,11 @@ from petseg_runtime.outputs.files import prepare_folder, whole_file
 from petseg_runtime.preprocessing import VERSION as PREPROCESSING_VERSION
 from petseg_runtime.preprocessing import preprocess, resample_mask
 from petseg_runtime.volume import FloatArray, MaskArray, Volume
+from petseg_train.config import PREPROCESSING
 
 REQUIRED_COLUMNS = ("case", "centre", "image", "mask")
 OPTIONAL_MASKS = ("bladder", "exact")
+_KNOWN_COLUMNS = {name.casefold(): name for name in (*REQUIRED_COLUMNS, *OPTIONAL_MASKS, "stage")}  # in whatever case
 
 # Image and mask are written by different programs, which round their geometry differently.
 SAME_GRID_MM = 0.5
@@ -57,7 +60,7 @@ class Case:
         ------
         InputError : if a file is unreadable, or the mask does not lie on the image's grid; the message names the case.
         """
-        with self._named():
+        with self.named():
             volume = read_volume(self.image)
             return volume, read_mask_on(volume, self.mask, "the mask")
 
@@ -68,11 +71,12 @@ class Case:
         ------
         InputError : likewise.
         """
-        with self._named():
+        with self.named():
             return {name: read_mask_on(volume, path, f"the {name} mask") for name, path in self.masks.items()}
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def named(self) -> Iterator[None]:
+        """Have refusals of what is done with the case name it."""
         try:
             yield
         except InputError as error:
@@ -147,6 +151,11 @@ def read_cohort(csv: Path) -> list[Case]:
         for path in (case.image, case.mask, *masks.values()):
             if not _exists(path):
                 raise InputError(f"Cohort {csv.name}, line {line}, case {case.name}: {path.name} does not exist.")
+            if path.is_dir() and path != case.image:
+                raise InputError(
+                    f"Cohort {csv.name}, line {line}, case {case.name}: {path.name} is a folder, expected the file of "
+                    "a mask on the scan's grid. Convert contours to one."
+                )
         cases.append(case)
     _check_centres(cases)
     return cases
@@ -167,21 +176,23 @@ def _read_table(csv: Path) -> pd.DataFrame:
     InputError : if it cannot be read, or has a column twice.
     """
     try:
-        text = csv.read_text(encoding="utf-8-sig")
-        separator = max(",;\t", key=text.partition("\n")[0].count)  # a spreadsheet's "CSV" depends on its language
+        # A spreadsheet may say the separator in a line of its own, and else depends on its language.
+        text = re.sub(r"\A(\s*)sep=.", r"\1", csv.read_text(encoding="utf-8-sig"))
+        separator = max(",;\t", key=text.lstrip().partition("\n")[0].count)
+        (_, header), *rows = _rows(text, separator)
+        _check_no_cell_beyond(header, rows, csv.name)
         table = pd.read_csv(StringIO(text), sep=separator, index_col=False)
         as_written = pd.read_csv(StringIO(text), sep=separator, index_col=False, dtype=str, keep_default_na=False)
-        (_, header), *rows = _rows(text, separator)
         table.index = as_written.index = pd.Index([line for line, _ in rows])
     except UnicodeDecodeError as error:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV in UTF-8. Save it as such.") from error
     except (OSError, ValueError, comma_separated.Error) as error:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV: {error}") from error
-    written = Counter(name.strip() for name in header if name.strip())  # pandas calls a second mask mask.1
+    written = Counter(name.strip().casefold() for name in header if name.strip())  # pandas calls a second mask mask.1
     doubled = [name for name, count in written.items() if count > 1]
     if doubled:
         raise InputError(f"Cohort {csv.name} has the column {doubled[0]} twice. Name each once.")
-    names = [name.strip() for name in table.columns]
+    names = [_KNOWN_COLUMNS.get(name.strip().casefold(), name.strip()) for name in table.columns]
     table, as_written = table.set_axis(names, axis="columns"), as_written.set_axis(names, axis="columns")
     for column in set(REQUIRED_COLUMNS) & set(names):
         table[column] = as_written[column]  # a centre may be called NA, and a case 001
@@ -196,13 +207,31 @@ def _read_table(csv: Path) -> pd.DataFrame:
     return table
 
 
+def _check_no_cell_beyond(header: list[str], rows: Iterable[tuple[int, list[str]]], name: str) -> None:
+    """Refuse a row with more cells than the header: where one is a part of another, those after it are moved."""
+    for line, cells in rows:
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise InputError(
+                f"Cohort {name}, line {line}: {len(cells)} cells, expected {len(header)} as in the header. Quote what "
+                "holds the separator, such as a decimal comma."
+            )
+
+
 def _check_centres(cases: Iterable[Case]) -> None:
     """Refuse two ways to write one centre: leaving it out would leave its other patients in."""
     written: dict[str, str] = {}
     for case in cases:
-        other = written.setdefault(case.centre.casefold(), case.centre)
+        other = written.setdefault(_as_read(case.centre), case.centre)
         if other != case.centre:
-            raise InputError(f"Centre {other} is written {case.centre} too, in case {case.name}. Write it in one way.")
+            raise InputError(
+                f"Centre {other!a} is written {case.centre!a} too, in case {case.name}. Write it in one way."
+            )
+
+
+def _as_read(name: str) -> str:
+    """A name as people read it: spaces of any kind alike, without marks that nobody sees, in whatever case."""
+    seen = "".join(letter for letter in normalize("NFKC", name) if category(letter) != "Cf")
+    return " ".join(seen.split()).casefold()
 
 
 def _rows(text: str, separator: str) -> list[tuple[int, list[str]]]:
@@ -349,8 +378,11 @@ def _checked(cases: Sequence[Case]) -> dict[str, bool]:
         for case in track(cases, description="Checking the cohort", transient=True):
             volume, mask = case.read()
             case.read_further(volume)
+            with case.named():
+                preprocess(volume, PREPROCESSING)  # which refuses a scan without a body, else after a day of training
             has_tumour[case.name] = bool(mask.any())
-            yield case.name, volume.array
+            # In one orientation: another converter writes the same scan from the other end.
+            yield case.name, volume.geometry.orientation.to_canonical(volume.array)
 
     check_no_twins(images())
     return has_tumour
@@ -386,7 +418,8 @@ def _cached(case: Case, spec: PreprocessingSpec, folder: Path) -> TrainingCase:
 
 def _load(case: Case, spec: PreprocessingSpec) -> TrainingCase:
     volume, mask = case.read()
-    network_input = preprocess(volume, spec)
+    with case.named():
+        network_input = preprocess(volume, spec)
     resampled = resample_mask(mask, network_input.frame)
     air, body_level = network_input.air, network_input.body_level
     return TrainingCase(case.name, network_input.array, resampled, air, body_level, case.centre)

@@ -210,11 +210,14 @@ def check_claim(file: Path, settings: dict[str, Any], otherwise: str) -> None:
         before, now = _complete(json.loads(file.read_text())), _complete(json.loads(json.dumps(settings)))
         if "further" in now:
             before.setdefault("further", now["further"])
-        same = before == now
+        differs = [name for name in before | now if before.get(name) != now.get(name)]
     except (ValueError, KeyError, TypeError, UsageError):
-        same = False
-    if not same:
-        raise UsageError(f"{otherwise} Choose another folder with --output, or --work of a study.")
+        differs = ["all, as it cannot be read"]
+    if differs == ["further"]:
+        raise UsageError(f"{otherwise} Stages or further masks differ. Choose another --output: --work is kept.")
+    if differs:
+        to_do = "Choose another folder with --output, or --work of a study."
+        raise UsageError(f"{otherwise} What differs: {', '.join(differs)}. {to_do}")
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from petseg_runtime.outputs.files import prepare_folder, whole_file
+from petseg_runtime.outputs.files import prepare_folder, sync, whole_file
 from petseg_train.cohort import Case, check_study_cohort, cohort_digest, further_digest
 from petseg_train.config import TrainingConfig, check_claim, claim
 from petseg_train.evaluation import evaluate, summarise
@@ -53,7 +53,7 @@ def cross_validate(
     configs = [replace(config, network=network) for network in networks]
     build_networks(config, networks)
     prepare_folder(output)
-    further = further_digest(cases) if cohort is None else None
+    further = {"further": further_digest(cases)} if cohort is None else {}
     cohort = cohort_digest(cases) if cohort is None else cohort
     splits = _splits(cases, config, cohort, further)
     otherwise = f"{output.name} holds a study of other settings or other cases."
@@ -104,7 +104,11 @@ def _read_scores(path: Path) -> pd.DataFrame:
 
 def _is_finished(scores: Path, window_invariance: bool) -> bool:
     """Whether a fold's scores are there, with the columns that are asked."""
-    return scores.exists() and (not window_invariance or "window_invariance" in _read_scores(scores))
+    try:
+        columns = _read_scores(scores).columns
+    except (FileNotFoundError, pd.errors.EmptyDataError):  # an empty file is what a power cut leaves
+        return False
+    return not window_invariance or "window_invariance" in columns
 
 
 def run_folder(work: Path, network: str, centre: str) -> Path:
@@ -137,10 +141,11 @@ def _run_fold(
 def _write_table(table: pd.DataFrame, path: Path) -> None:
     with whole_file(path) as temporary:
         table.to_csv(temporary, index=False)
+        sync(temporary)
 
 
-def _splits(cases: Sequence[Case], config: TrainingConfig, cohort: str, further: str | None) -> dict[str, Any]:
-    """What a study is known by: config, cohort and folds; and the digest of what only scores depend on, if any."""
+def _splits(cases: Sequence[Case], config: TrainingConfig, cohort: str, further: dict[str, Any]) -> dict[str, Any]:
+    """What a study is known by: config, cohort and folds; and the digest of what only scores depend on."""
     folds = {}
     for centre in dict.fromkeys(case.centre for case in cases):
         training, tuning = split_tuning([case for case in cases if case.centre != centre], config)
@@ -150,4 +155,4 @@ def _splits(cases: Sequence[Case], config: TrainingConfig, cohort: str, further:
             "test": [case.name for case in cases if case.centre == centre],
         }
     settings = {key: value for key, value in config.to_dict().items() if key != "network"}
-    return {"config": settings, "cohort": cohort, "folds": folds} | ({"further": further} if further else {})
+    return {"config": settings, "cohort": cohort, "folds": folds} | further

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
+from petseg_runtime.errors import UsageError
 from petseg_runtime.io.images import write_image
 from petseg_runtime.outputs.files import prepare_folder, whole_file
 from petseg_runtime.preprocessing import body_threshold_of
@@ -41,14 +42,22 @@ def evaluate(
     where the cohort has them: stage, bladder_leakage (share of the prediction inside the bladder) and dsc_exact;
     and window_invariance (mean) and window_invariance_lowest where `invariance_seed` is given.
     `masks` is a folder that keeps the model's masks, `<case>.nii.gz`.
+
+    Raises
+    ------
+    UsageError : if `model` is the name of another method.
+    InputError : if a case cannot be read or segmented, by its name.
     """
+    if model in (t40.__name__, ellipsoid.__name__):
+        raise UsageError(f"The model is called {model}, as a method beside it is. Export it under another name.")
     if masks is not None:
         prepare_folder(masks)
     rows = []
     for case in track(list(cases), description="Evaluating", transient=True):
         volume, truth = case.read()
         reference = _reference(case, volume, truth)
-        mask = segmenter.segment(volume).mask
+        with case.named():
+            mask = segmenter.segment(volume).mask
         if masks is not None:
             with whole_file(masks / f"{case.name}.nii.gz") as temporary:
                 write_image(mask, volume.geometry, temporary)

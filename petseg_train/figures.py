@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from petseg_runtime.io.images import read_mask
 from petseg_runtime.outputs.files import whole_file
@@ -129,5 +130,7 @@ def _window(mask: MaskArray, spacing_mm: Sequence[float]) -> tuple[slice, slice]
 
 
 def _save(figure: Figure, path: Path) -> None:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a centre may have dollar signs in its name
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110)

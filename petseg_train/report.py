@@ -65,10 +65,11 @@ DSC of FLAB's first run with the exact mask; `again`, `edited`: masks that the s
 classes, or replaced by the exact one. `muscle`, `liver`: noise, standard deviation / mean."""
 _RESULTS = """\
 Each fold was trained on the other centres and tested on the one named. Mean ± standard deviation over the fold's cases;
-"average" is the mean ± standard deviation of the folds' means. The paper's row stands below ours."""
+"average" is the mean ± standard deviation of the folds' means. Where the folds are the paper's, its row is below."""
 _FURTHER = """\
-**Further measures** (all cases). The surface Dice counts what lies within 4 mm, which is a voxel in plane of some
-scanners and a little less than one of others (4.07 mm): it does not compare one centre with another."""
+**Further measures** (of all cases that have what is measured). The surface Dice counts what lies within 4 mm, which is
+a voxel in plane of some scanners and a little less than one of others (4.07 mm): it does not compare one centre with
+another."""
 _TESTS = """\
 Difference of the means, matched-pairs rank-biserial effect, p of the Wilcoxon signed-rank and the Kolmogorov-Smirnov
 test, and both after Holm's correction over the table. `paper`: both uncorrected p below 0.05, the paper's criterion.
@@ -128,7 +129,9 @@ def _analyses(results: pd.DataFrame, model: str) -> list[str]:
         named = ", ".join(
             f"{case} ({100 * float(share):.0f} %)" for case, share in zip(leaking["case"], leaking["bladder_leakage"])
         )
-        parts.append(f"**Bladder**: in {len(leaking)} of {len(results)} cases more than 1 % of the mask. {named}")
+        known = int(results["bladder_leakage"].notna().sum())
+        which = f" with a mask of the bladder ({len(results) - known} have none)" if known < len(results) else ""
+        parts.append(f"**Bladder**: in {len(leaking)} of {known} cases{which} more than 1 % of the mask. {named}")
     for column, title in (("truth_ml", "tumour volume (ml)"), ("contrast", "tumour contrast")):
         parts += [f"**By decile of {title}**", markdown_table(by_decile(results, column).round(2))]
     if "stage" in results and results["stage"].notna().any():

@@ -60,7 +60,7 @@ class CompiledNetworks:
         """Keep it, and of all networks those used last. A cache that cannot be written costs a second."""
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.folder)
+            handle, name = tempfile.mkstemp(_SUFFIX, dir=self.folder)  # one that is left behind ages as they do
             temporary = Path(name)
             try:
                 with os.fdopen(handle, "wb") as file:

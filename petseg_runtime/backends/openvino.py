@@ -118,7 +118,8 @@ class OpenVinoBackend:
                     compiled.release_memory()
 
     def working_bytes(self, window: Shape) -> int:
-        return _most_alive_bytes(self._formed((1, 1, *window)).get_ordered_ops())
+        with self._compiling:  # the thread that gets the network ready reads it too
+            return _most_alive_bytes(self._formed((1, 1, *window)).get_ordered_ops())
 
     @cached_property
     def _network(self) -> Any:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TypeVar
 from unicodedata import category
 
-from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.charset import decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
@@ -144,14 +144,19 @@ class Elements:
         return moment
 
     def undecoded(self, tag: int) -> tuple[bytes, tuple[str, ...]]:
-        """A text as it is written, and the SpecificCharacterSet (0008,0005) that it is in, for `decoded_text`."""
-        value = self._dataset.get("SpecificCharacterSet") or ()
-        return self._bytes(tag), (value,) if isinstance(value, str) else tuple(map(str, value))
+        """A text as it is written, and Python's names of the character sets that it is in, for `decoded_text`."""
+        element = self._dataset.get_item(tag)
+        if isinstance(element, RawDataElement):
+            sets = self._dataset.original_character_set  # of an item, that of the data set around it
+            return element.value or b"", (sets,) if isinstance(sets, str) else tuple(sets)
+        value = "" if element is None or element.value is None else element.value  # pydicom has converted it
+        text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
+        return text.encode(errors="replace"), ("utf8",)
 
     def decoded(self, tag: int) -> str:
-        """A text of one value in Unicode, by the SpecificCharacterSet (0008,0005) of the data set.
+        """A text of one value in Unicode.
 
-        In some of these a backslash is a part of a letter, so it is decoded before it is looked at.
+        In some character sets a backslash is a part of a letter, so it is decoded before it is looked at.
         """
         values = self.all_decoded(tag)
         if len(values) > 1:
@@ -160,18 +165,10 @@ class Elements:
 
     def all_decoded(self, tag: int) -> tuple[str, ...]:
         """The same of a text that may have several values."""
-        element = self._dataset.get_item(tag)
         try:
-            if isinstance(element, RawDataElement):
-                encodings = convert_encodings(self._dataset.get("SpecificCharacterSet") or None)
-                delimiters = PN_DELIMS if dictionary_VR(tag) == "PN" else TEXT_VR_DELIMS
-                text = decode_bytes(element.value or b"", encodings, delimiters)
-            else:  # pydicom has converted it
-                value = "" if element is None or element.value is None else element.value
-                text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
+            text = decoded_text(*self.undecoded(tag), PN_DELIMS if dictionary_VR(tag) == "PN" else TEXT_VR_DELIMS)
         except (LookupError, UnicodeError, ValueError) as error:
             raise MalformedValueError(tag, "a text of its character set") from error
-        text = text.strip(" \0")
         if "\ufffd" in text:  # what pydicom puts where it cannot decode
             raise MalformedValueError(tag, "a text of its character set")
         if any(map(_is_control, text)):
@@ -203,15 +200,12 @@ class Elements:
         return b"" if element is None or element.value is None else str(element.value).encode("latin-1", "replace")
 
 
-def decoded_text(raw: bytes, character_sets: tuple[str, ...]) -> str:
-    """A text in Unicode; as Latin-1 where it is in none of its character sets.
+def decoded_text(raw: bytes, encodings: tuple[str, ...], delimiters: set[int] = TEXT_VR_DELIMS) -> str:
+    """What `Elements.undecoded` gives, in Unicode and without padding.
 
-    pydicom warns through Python's `warnings` then, so this is for what the user asks of a text only.
+    pydicom warns through Python's `warnings` of what it cannot decode, so this is for what is asked for only.
     """
-    try:
-        return decode_bytes(raw, convert_encodings(list(character_sets) or None), TEXT_VR_DELIMS)
-    except (LookupError, UnicodeError, ValueError):
-        return raw.decode("latin-1")
+    return decode_bytes(raw, encodings, delimiters).strip(" \0")
 
 
 def if_sound(read: Callable[[], T | None], otherwise: T | None = None) -> T | None:

@@ -73,6 +73,8 @@ def slices_of(dataset: Dataset) -> list[Dataset]:
 
 def _slice(file: Dataset, shared: Dataset, own: Dataset) -> Dataset:
     flat = Dataset()
+    is_implicit, is_little_endian = file.original_encoding
+    flat.set_original_encoding(is_implicit, is_little_endian, file.original_character_set)
     groups = [
         item
         for source in (shared, own)

@@ -185,20 +185,21 @@ def group_by_study(headers: Iterable[Header]) -> list[list[Header]]:
     for header in headers:
         if header.sop_class:
             studies.setdefault((header.patient, header.study), []).append(header)
+    places = {key: {(one.path.parent, kind_by_name(one.path)) for one in study} for key, study in studies.items()}
     strays: dict[Path, list[Header]] = {}
     for header in headers:
         if not header.sop_class:
-            hosts = [study for study in studies.values() if any(_lie_together(h, header) for h in study)]
+            folder, kind = header.path.parent, kind_by_name(header.path)
+            hosts = [
+                studies[key]
+                for key, there in places.items()
+                if any(place == folder and (alike == kind or not header.blank) for place, alike in there)
+            ]
             if not hosts and not header.blank:
-                hosts = [strays.setdefault(header.path.parent, [])]
+                hosts = [strays.setdefault(folder, [])]
             for study in hosts:
                 study.append(header)
     return [*studies.values(), *strays.values()]
-
-
-def _lie_together(one: Header, damaged: Header) -> bool:
-    alike = kind_by_name(one.path) == kind_by_name(damaged.path)
-    return one.path.parent == damaged.path.parent and (alike or not damaged.blank)
 
 
 def kind_by_name(path: PurePath) -> str:

@@ -143,7 +143,7 @@ def _considered(pet: list[_Series], wanted: str) -> list[_Series]:
     if wanted.isdecimal():
         return [series for series in pet if series.first.series_number == int(wanted)]
     text = wanted.casefold()
-    descriptions = [decoded_text(*series.first.series_description).strip(" \0").casefold() for series in pet]
+    descriptions = [decoded_text(*series.first.series_description).casefold() for series in pet]
     exact = [series for series, description in zip(pet, descriptions) if description == text]
     return exact or [series for series, description in zip(pet, descriptions) if text in description]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -67,6 +68,11 @@ class Scan:
     dicom: tuple[Header, ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
     image_state: FileState | None = field(default=None, repr=False)
+
+    @property
+    def label(self) -> str:
+        """Tells it from scans of the same name in other folders."""
+        return str(self.folder / self.name)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -238,28 +244,26 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
     The a.nii of two folders, b and c, whose results go to one `place`, become b_a and c_a: a name says whose it is,
     whatever other inputs there are. Two studies in one folder, or a.nii beside a.mha, are numbered.
     """
+    placed = [(place(scan), scan) for scan in scans]
     # By what they are read from: a scan may be given by two paths. The first of them stays.
-    scans = [*{(place(scan), scan.name, *map(_read_from, scan.files)): scan for scan in reversed([*scans])}.values()]
-    scans.reverse()
+    once = {(where, scan.name, *map(_read_from, scan.files)): (where, scan) for where, scan in reversed(placed)}
+    placed = [*reversed(once.values())]
     folders: dict[Hashable, set[Path]] = {}
-    for scan in scans:
-        folders.setdefault((place(scan), scan.name), set()).add(scan.beside)
+    for where, scan in placed:
+        folders.setdefault((where, scan.name), set()).add(scan.beside)
     told_apart = {key: _told_apart(alike) for key, alike in folders.items()}
-    named = [
-        replace(scan, name="_".join((*told_apart[place(scan), scan.name][scan.beside], scan.name))) for scan in scans
-    ]
-    wanted = Counter((place(scan), scan.name) for scan in named)
-    taken = {key for key, count in wanted.items() if count == 1}
+    wanted = [(where, "_".join((*told_apart[where, scan.name][scan.beside], scan.name))) for where, scan in placed]
+    counts, numbers = Counter(wanted), dict[tuple[Hashable, str], Iterator[int]]()
+    taken = {key for key, several in counts.items() if several == 1}
     unique = []
-    for scan in named:
-        name, number = scan.name, 0
-        if wanted[place(scan), scan.name] > 1:
-            while number == 0 or (place(scan), name) in taken:
-                number += 1
-                name = f"{scan.name}-{number}"
-        taken.add((place(scan), name))
-        numbered = (_NUMBERED,) if number and scan.dicom else ()
-        unique.append(replace(scan, name=name, warnings=(*scan.warnings, *numbered)))
+    for key, (where, scan) in zip(wanted, placed, strict=True):
+        name, warnings = key[1], scan.warnings
+        if counts[key] > 1:
+            numbered = (f"{name}-{number}" for number in numbers.setdefault(key, count(1)))
+            name = next(one for one in numbered if (where, one) not in taken)
+            warnings += (_NUMBERED,) if scan.dicom else ()
+        taken.add((where, name))
+        unique.append(replace(scan, name=name, warnings=warnings))
     return unique
 
 

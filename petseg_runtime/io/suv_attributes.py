@@ -32,7 +32,7 @@ PRIVATE_SCAN_START = "private scan date-time, GE (0009,100D) or Siemens (0071,10
 MANUFACTURER = "Manufacturer (0008,0070)"
 PHILIPS_SUV = "private SUV factor, Philips (7053,1000)"
 PHILIPS_ACTIVITY = "private activity factor, Philips (7053,1009)"
-RADIONUCLIDE = "RadionuclideCodeSequence (0054,0300)"
+RADIONUCLIDE = "Radiopharmaceutical (0018,0031), or a code beside it,"
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,15 @@ class SuvOverrides:
     @property
     def options(self) -> tuple[str, ...]:
         """The options of petseg-run that were given."""
-        names = ("weight_kg", "height_m", "sex", "dose_mbq", "half_life_s", "injection")
-        return tuple(option for name, option in zip(names, OPTIONS.values()) if getattr(self, name) is not None)
+        given = {
+            WEIGHT: self.weight_kg,
+            HEIGHT: self.height_m,
+            SEX: self.sex,
+            DOSE: self.dose_mbq,
+            HALF_LIFE: self.half_life_s,
+            INJECTION_DATETIME: self.injection,
+        }
+        return tuple(OPTIONS[name] for name, value in given.items() if value is not None)
 
     def apply(self, attributes: SuvAttributes) -> tuple[SuvAttributes, tuple[str, ...]]:
         """The attributes with these values in them, and a sentence that says so; none where nothing is given.
@@ -216,7 +223,7 @@ def merge_attributes(slices: Iterable[SuvAttributes]) -> SuvAttributes:
     for attribute, name in NAMES.items():
         if attribute in idle:
             continue
-        values = {getattr(one, attribute) for one in slices}
+        values = {repr(getattr(one, attribute)) for one in slices}  # as text two NaN are equal
         if len(values) > 1:
             raise refusal(f"{name} has {len(values)} different values in the slices of one series", "of one scan")
     return replace(first, frames=tuple(frame for one in slices for frame in one.frames))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -21,19 +21,17 @@ def write_dicom(
     source: Source,
     segmentation: Segmentation,
     equipment: Equipment,
-    kinds: Sequence[str],
-    save_probabilities: bool,
     warnings: Sequence[str],
-    stem: Path,
-) -> list[Path]:
-    """Write what `kinds` ask for ("dicom-seg", "dicom-sr", "dicom-rtstruct") and return the files.
+    files: Mapping[str, Path],
+) -> None:
+    """Write the objects that `files` names.
 
     Parameters
     ----------
     source : see `dicom_source.read_source`.
-    save_probabilities : write them as a fractional segmentation too, where a segmentation is written.
     warnings : what to mind, for whoever reads the report or the structure set in an archive.
-    stem : folder and name that the files' names begin with.
+    files : by suffix: "_seg.dcm", "_sr.dcm" (which refers to the former), "_probseg.dcm" and "_rtstruct.dcm"; what else
+        is in it is not written.
 
     Raises
     ------
@@ -41,37 +39,32 @@ def write_dicom(
     """
     with QUIET:
         try:
-            results = _results(source.slices, segmentation, equipment, kinds, save_probabilities, warnings)
+            results = _results(source.slices, segmentation, equipment, warnings, files)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"The headers of the series do not allow DICOM results ({type(error).__name__}). Leave out "
-                f"--output-type {' and '.join(kind for kind in kinds if kind != 'nifti')}."
+                f"The headers of the series do not allow DICOM results ({type(error).__name__}). Leave out the DICOM "
+                "--output-type."
             ) from error
-        files = []
         for suffix, dataset in results.items():
-            files.append(stem.with_name(f"{stem.name}{suffix}"))
-            with whole_file(files[-1]) as temporary:
+            with whole_file(files[suffix]) as temporary:
                 dataset.save_as(temporary, enforce_file_format=True)
-    return files
 
 
 def _results(
     slices: Sequence[Dataset],
     segmentation: Segmentation,
     equipment: Equipment,
-    kinds: Sequence[str],
-    save_probabilities: bool,
     warnings: Sequence[str],
+    wanted: Container[str],
 ) -> dict[str, Dataset]:
     """The objects by the suffix of their files' names."""
-    labels, geometry, results = segmentation.lesion_labels, segmentation.geometry, dict[str, Dataset]()
-    if "dicom-seg" in kinds or "dicom-sr" in kinds:
-        lesions = lesion_segmentation(labels, slices, equipment)
-        results["_seg.dcm"] = lesions
-        if "dicom-sr" in kinds:
+    labels, results = segmentation.lesion_labels, dict[str, Dataset]()
+    if "_seg.dcm" in wanted:
+        results["_seg.dcm"] = lesions = lesion_segmentation(labels, slices, equipment)
+        if "_sr.dcm" in wanted:
             results["_sr.dcm"] = measurement_report(segmentation.statistics, lesions, slices, equipment, warnings)
-    if "dicom-seg" in kinds and save_probabilities:
+    if "_probseg.dcm" in wanted:
         results["_probseg.dcm"] = probability_segmentation(segmentation.probabilities, slices, equipment)
-    if "dicom-rtstruct" in kinds:
-        results["_rtstruct.dcm"] = structure_set(labels, geometry, slices, equipment, warnings)
+    if "_rtstruct.dcm" in wanted:
+        results["_rtstruct.dcm"] = structure_set(labels, segmentation.geometry, slices, equipment, warnings)
     return results

@@ -206,7 +206,7 @@ class Outbox:
     def _associate(self, entity: ApplicationEntity) -> Association:
         node, association = self._node, None
         if monotonic() >= self._again_from:
-            with suppress(OSError):  # a host that has no address
+            with suppress(OSError, UnicodeError):  # a host that has no address, or no name that could have one
                 association = entity.associate(node.host, node.port, ae_title=node.title)
             if association is not None and association.is_established:
                 return association

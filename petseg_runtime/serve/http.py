@@ -12,10 +12,10 @@ import hmac
 import json
 import os
 import re
-import shutil
 import socket
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -33,7 +33,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
 from petseg_runtime.inbox import AGAIN, FAILED, JOURNAL, SUBMITTED, TAKEN, Entry, Journal
-from petseg_runtime.io.dicom_header import is_named_as_dicom, is_numbered, kind_by_name, read_headers
+from petseg_runtime.io.dicom_header import Header, is_named_as_dicom, is_numbered, kind_by_name, read_headers
 from petseg_runtime.io.scans import RESULT_SUFFIXES, is_passed_over, scans_in
 from petseg_runtime.outputs.files import prepare_folder, remove_leavings, scratch_folder, sync
 
@@ -236,11 +236,12 @@ def _take_in(scratch: Path, form: Format, inbox: Path) -> str:
     if not upload.stat().st_size:
         raise InputError("The upload is empty. Send a scan, or a ZIP archive of one study.")
     whole.mkdir()
+    known: dict[Path, list[Header]] = {}
     if form == "dicom.zip":
-        unpack(upload, whole)
+        known = unpack(upload, whole)
     else:
         upload.rename(whole / f"scan.{form}")
-    scans = scans_in(whole)
+    scans = scans_in(whole, lambda files: [one for file in files for one in known.get(file) or read_headers([file])])
     if len(scans) != 1:
         raise InputError(f"The archive holds {len(scans)} studies, expected one.")
     identifier = scans[0].digests().scan
@@ -274,36 +275,38 @@ def _say_again(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:
     return _state(identifier, inbox, output)
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Put the files of an archive into an empty folder, under names of our own.
+def unpack(archive: Path, folder: Path) -> dict[Path, list[Header]]:
+    """Put the files of an archive into an empty folder, each named by its digest; returns the headers of the DICOM.
 
     Raises
     ------
     InputError : if it is no ZIP archive, is damaged, or needs another method than stored and deflated.
     HTTPException : 413, if it holds or unpacks to more than a scan has.
     """
-    unpacked, files = 0, dict[Path, PurePosixPath]()
+    unpacked, files = 0, defaultdict[Path, list[PurePosixPath]](list)  # the same content may lie there twice
     try:
         with zipfile.ZipFile(archive) as source:
             if (count := len(source.infolist())) > _MOST_FILES:
                 raise HTTPException(413, f"The archive has {count} files, expected at most {_MOST_FILES}.")
-            for number, (path, member) in enumerate(_members(source)):
+            for path, member in _members(source):
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise NotImplementedError  # the others unpack into the memory without a limit
                 unpacked += member.file_size
                 if unpacked > MOST_BYTES:
                     raise HTTPException(413, f"The archive unpacks to more than {MOST_BYTES} bytes.")
-                file = folder / str(number)
-                with source.open(member) as packed, file.open("wb") as stream:
-                    shutil.copyfileobj(packed, stream, 2**20)  # at most file_size bytes, or zipfile refuses
-                files[file] = path
+                digest, fresh = hashlib.sha256(), folder / "fresh"
+                with source.open(member) as packed, fresh.open("wb") as stream:
+                    while chunk := packed.read(2**20):  # at most file_size bytes, or zipfile refuses
+                        digest.update(chunk)
+                        stream.write(chunk)
+                files[fresh.replace(folder / digest.hexdigest())].append(path)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # such as a full disk: no fault of the archive
             raise
         raise InputError(
             "The upload is not a ZIP archive that can be unpacked. Send the files of one study."
         ) from error
-    _name_by_digest(files)
+    return _as_their_names_said(files)
 
 
 def _members(source: zipfile.ZipFile) -> list[tuple[PurePosixPath, zipfile.ZipInfo]]:
@@ -322,22 +325,21 @@ def _members(source: zipfile.ZipFile) -> list[tuple[PurePosixPath, zipfile.ZipIn
     return [(path, member) for path, member in files if not is_left_out(path)]
 
 
-def _name_by_digest(files: dict[Path, PurePosixPath]) -> None:
-    """Give the files of an archive their digests as names, which say of them what their own did.
+def _as_their_names_said(files: dict[Path, list[PurePosixPath]]) -> dict[Path, list[Header]]:
+    """Rename what is no DICOM, so that its name says of it what its own did; returns the headers of the rest.
 
-    What is no DICOM is a damaged slice if its path would make it one in a folder: by a suffix of DICOM or, if it is
-    blank, as one of the files there that have digits and the suffix of slices. Otherwise it is a note beside them.
+    It is a damaged slice if its path would make it one in a folder: by a suffix of DICOM or, if it is blank, as one of
+    the files there that have digits and the suffix of slices. Otherwise it is a note beside them.
     """
-    dicom = {file for file in files if any(not header.blank for header in read_headers([file]))}
-    kinds = {(path.parent, kind_by_name(path)) for file, path in files.items() if file in dicom}
-    for file, path in files.items():
-        with file.open("rb") as stream:
-            name = hashlib.file_digest(stream, "sha256").hexdigest()
-        if file not in dicom and is_named_as_dicom(path.name):
-            name += ".dcm"
-        elif file not in dicom and not (is_numbered(path.name) and (path.parent, kind_by_name(path)) in kinds):
-            name = name.translate(_IN_LETTERS)
-        file.replace(file.with_name(name))
+    headers = {file: read_headers([file]) for file in files}
+    dicom = {file: found for file, found in headers.items() if any(not header.blank for header in found)}
+    kinds = {(path.parent, kind_by_name(path)) for file in dicom for path in files[file]}
+    for file in files.keys() - dicom.keys():
+        if any(is_named_as_dicom(path.name) for path in files[file]):
+            file.replace(file.with_name(f"{file.name}.dcm"))
+        elif not any(is_numbered(path.name) and (path.parent, kind_by_name(path)) in kinds for path in files[file]):
+            file.replace(file.with_name(file.name.translate(_IN_LETTERS)))
+    return dicom
 
 
 def _state(identifier: str, inbox: Path, output: Path) -> dict[str, Any]:

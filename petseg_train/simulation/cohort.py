@@ -31,6 +31,8 @@ from petseg_train.simulation.truth import Truth, paper_truth
 # Raised with each change of anatomy, physics or truth, so that no cohort is made half by one and half by another.
 VERSION = 2
 _SETTINGS, _CSV = "simulation.json", "cohort.csv"
+# Of the columns of a simulated patient those that the calibration is of and no other patient has.
+_OF_THE_SIMULATION = ("touches_bladder", "truth", "noise_muscle", "noise_liver")
 TRUNK_VERSION = 2  # likewise, of what only scans of the trunk have
 
 
@@ -157,12 +159,13 @@ def _write(patient: Patient, truth: Truth, partial: Path, dicom: bool, identity:
 
 
 def simulation_of(csv: Path) -> int | None:
-    """The seed of the simulation that made a cohort's CSV; None of a cohort of patients."""
+    """The seed of the simulation that made a cohort's CSV; None of one with other patients in it."""
     try:
         seed = json.loads(csv.with_name(_SETTINGS).read_text())["seed"]
+        whole = pd.read_csv(csv)[list(_OF_THE_SIMULATION)].notna().all(axis=None)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return int(seed) if csv.name == _CSV else None
+    return int(seed) if csv.name == _CSV and whole else None
 
 
 def _claim(output: Path, settings: dict[str, int]) -> None:

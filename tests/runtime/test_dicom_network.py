@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.events import EVT_C_STORE, Event
 from pynetdicom.presentation import AllStoragePresentationContexts, build_context
-from runtime.dicom_factory import CT_IMAGE_STORAGE, PET_IMAGE_STORAGE, ct_series, pet_series
+from runtime.dicom_factory import CT_IMAGE_STORAGE, PET_IMAGE_STORAGE, ct_series, pet_series, write
 from runtime.watched import PATIENCE_S, Watched, save_dicom, wait_until
 
 import petseg_runtime.serve.dicom as network
@@ -299,6 +299,13 @@ def test_what_a_node_was_silent_at_waits_and_others_are_sent(tmp_path: Path, mon
         monkeypatch.setattr(network.ApplicationEntity, "associate", lambda *_, **__: pytest.fail("asked again at once"))
         with pytest.raises(UsageError, match="was silent when it was sent these results"):
             outbox.send([file])
+
+
+def test_a_host_that_no_name_can_be_is_said(tmp_path: Path) -> None:
+    """Its encoding for the name service fails with a UnicodeError."""
+    file = write(pet_series()[:1], tmp_path)[0]
+    with pytest.raises(UsageError, match="cannot be reached"):
+        Outbox(DicomNode("PACS", "a..b", 104), "PETSEG").send([file])
 
 
 def test_a_result_that_went_away_is_said(tmp_path: Path) -> None:

@@ -67,8 +67,9 @@ def segmentation_of(volume: Volume, labels: np.ndarray) -> Segmentation:
 
 def results_of(volume: Volume, labels: np.ndarray, folder: Path) -> dict[str, Path]:
     source = read_source(volume.source, volume.geometry)
-    files = write_dicom(source, segmentation_of(volume, labels), EQUIPMENT, KINDS, True, WARNINGS, folder / "scan")
-    return {file.name.removeprefix("scan"): file for file in files}
+    files = {suffix: folder / f"scan{suffix}" for suffix in ("_seg.dcm", "_sr.dcm", "_probseg.dcm", "_rtstruct.dcm")}
+    write_dicom(source, segmentation_of(volume, labels), EQUIPMENT, WARNINGS, files)
+    return files
 
 
 def index_of(volume: Volume, positions_lps_mm: np.ndarray) -> np.ndarray:
@@ -181,8 +182,9 @@ def test_results_say_what_the_outline_depends_on_beside_the_scan(tmp_path: Path)
     source = read_source(volume.source, volume.geometry)
     used = replace(EQUIPMENT, threshold=0.35, overlap=0.5, tta=True, backend="OpenVINO f32")
     labels = two_lesions()
-    files = write_dicom(source, segmentation_of(volume, labels), used, KINDS, False, (), tmp_path / "scan")
-    seg, report, structures = map(pydicom.dcmread, files)
+    files = {suffix: tmp_path / f"scan{suffix}" for suffix in ("_seg.dcm", "_sr.dcm", "_rtstruct.dcm")}
+    write_dicom(source, segmentation_of(volume, labels), used, (), files)
+    seg, report, structures = map(pydicom.dcmread, files.values())
     said = f"model_sha256={used.model_sha256},threshold=0.35,overlap=0.5,tta=yes,backend=OpenVINO f32"
     assert seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters == said
     assert all(f'"{parameter}"' in report.to_json() for parameter in said.split(","))
@@ -202,7 +204,7 @@ def test_what_is_made_of_a_deidentified_series_says_so_too(tmp_path: Path) -> No
         dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", ["von Hand in Köln", "twice"]
         dataset.SpecificCharacterSet = "ISO_IR 192"
         code, broken = Dataset(), Dataset()
-        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Basic Profile"
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Köln Profile"
         broken.CodeValue = "113101"
         dataset.DeidentificationMethodCodeSequence = [code, broken]
 
@@ -215,7 +217,7 @@ def test_what_is_made_of_a_deidentified_series_says_so_too(tmp_path: Path) -> No
             ["von Hand in Köln", "twice"],
         )
         (code,) = result.DeidentificationMethodCodeSequence
-        assert (code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning) == ("113100", "DCM", "Basic Profile")
+        assert (code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning) == ("113100", "DCM", "Köln Profile")
         assert errors_in(file) == []
 
 

@@ -673,14 +673,17 @@ def test_a_file_that_the_disk_does_not_give_just_now_is_taken_up_later(
     assert not (watched.output / "failed").exists()
 
 
-def test_what_cannot_be_sent_on_waits(tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("trouble", [UsageError("The archive is away."), ZeroDivisionError("a fault of our own")])
+def test_what_cannot_be_sent_on_waits(
+    trouble: Exception, tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("petseg_runtime.inbox.RETRY_S", 0.1)
     delivered: list[str] = []
 
     def deliver(result: ScanResult) -> None:
         delivered.append(result.name)
         if len(delivered) == 1:
-            raise UsageError("The archive is away.")
+            raise trouble
 
     watched = Watched(tmp_path, segmenter, deliver=deliver)
     put_scan(watched.inbox / "scan.nii.gz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from dataclasses import replace
 from datetime import datetime, time, timedelta
 
@@ -95,6 +96,17 @@ def test_start_decays_the_dose_to_the_scan() -> None:
     assert "70 kg / 350 MBq" in note
     assert "6586 s" in note
     assert "SeriesTime (0008,0031)" in note
+
+
+def test_slices_that_were_sent_to_another_process_are_alike_as_before() -> None:
+    """Two NaN, which stand for malformed numbers, are one object here and two there."""
+    lean = replace(SuvAttributes(units="GML", suv_type="BW", weight_kg=math.nan), frames=(FRAME,))
+    here = [lean, replace(lean)]
+    assert suvbw_factors(merge_attributes(here)) == suvbw_factors(merge_attributes(map(sent, here)))
+
+
+def sent(attributes: SuvAttributes) -> SuvAttributes:
+    return pickle.loads(pickle.dumps(attributes))  # noqa: S301
 
 
 def test_admin_does_not_decay_the_dose() -> None:

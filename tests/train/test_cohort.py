@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 
 from petseg_runtime import Volume
 from petseg_runtime.errors import InputError, UsageError
@@ -167,15 +169,71 @@ def test_a_spreadsheets_csv_is_read(separator: str, cohort_csv: Path) -> None:
     assert read_cohort(csv) == read_cohort(cohort_csv)
 
 
+def test_a_separator_in_a_line_of_its_own_and_headings_in_capitals_are_read(cohort_csv: Path) -> None:
+    heading, *lines = cohort_csv.read_text().replace(",", ";").splitlines()
+    csv = cohort_csv.with_name("sheet.csv")
+    csv.write_text("\n".join(["sep=;", heading.title(), *lines]))
+    assert read_cohort(csv) == read_cohort(cohort_csv)
+
+
+@pytest.mark.parametrize("row", [1, 2])
+def test_a_row_with_more_cells_than_the_header_is_refused(row: int, cohort_csv: Path) -> None:
+    """As a decimal comma makes: the cells after it would be taken for others."""
+    lines = cohort_csv.read_text().splitlines()
+    lines[row] += ",5"
+    csv = cohort_csv.with_name("comma.csv")
+    csv.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=rf"line {row + 1}: 6 cells, expected 5 as in the header"):
+        read_cohort(csv)
+
+
+def test_a_folder_as_a_mask_is_refused(cohort_csv: Path) -> None:
+    (cohort_csv.parent / "contours").mkdir(exist_ok=True)
+    with pytest.raises(InputError, match="contours is a folder, expected the file of a mask"):
+        read_cohort(changed(cohort_csv, lambda table: table.assign(mask="contours"), "contours.csv"))
+
+
+def test_one_image_stored_from_the_other_end_is_refused(cohort_csv: Path, tmp_path: Path) -> None:
+    one, other, *rest = read_cohort(cohort_csv)
+    for name, kind in (("image", one.image), ("mask", one.mask)):
+        image = sitk.Flip(sitk.ReadImage(str(kind)), (True, True, False))  # ITK keeps what lies where
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+    flipped = replace(other, image=tmp_path / "image.nii.gz", mask=tmp_path / "mask.nii.gz")
+    assert (flipped.read()[0].array != one.read()[0].array).any()
+    with pytest.raises(InputError, match="Cases case0 and case1 have the same image"):
+        check_cases([one, flipped, *rest])
+
+
+def test_a_scan_without_a_body_is_refused_by_its_name_before_any_work(cohort_csv: Path, tmp_path: Path) -> None:
+    case, *rest = read_cohort(cohort_csv)
+    volume, mask = case.read()
+    tiny = replace(volume.geometry, spacing_mm=(0.2, 0.2, 0.2))  # read by itself, it is a scan like others
+    for array, name in ((volume.array, "image"), (mask, "mask")):
+        write_image(array, tiny, tmp_path / f"{name}.nii.gz")
+    small = replace(case, image=tmp_path / "image.nii.gz", mask=tmp_path / "mask.nii.gz")
+    for refuse in (lambda: check_cases([small, *rest]), lambda: load_training_cases([small], PREPROCESSING)):
+        with pytest.raises(InputError, match="Case case0: The scan holds no body"):
+            refuse()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("CHU Lyon", "CHU\u00a0Lyon"), ("CHU Lyon", "CHU  Lyon"), ("Brest", "Bre\u200bst")]
+)
+def test_spaces_that_nobody_sees_make_no_other_centre(one: str, other: str, cohort_csv: Path) -> None:
+    spelt = changed(cohort_csv, lambda table: table.assign(centre=[one, other, "x", "x"]), "spelt.csv")
+    with pytest.raises(InputError, match="too, in case case1"):
+        read_cohort(spelt)
+
+
 @pytest.mark.parametrize(("one", "other"), [("Liege", "liege"), ("STRASSE", "straße")])
 def test_one_centre_in_two_spellings_is_refused(one: str, other: str, cohort_csv: Path) -> None:
     spelt = changed(cohort_csv, lambda table: table.assign(centre=[one, other, "x", "x"]), "spelt.csv")
-    with pytest.raises(InputError, match=f"Centre {one} is written {other} too, in case case1"):
+    with pytest.raises(InputError, match=f"Centre {one!a} is written {re.escape(ascii(other))} too, in case case1"):
         read_cohort(spelt)
     first = changed(cohort_csv, lambda table: table.assign(centre=one), "first.csv")
     names = ["a", "b", "c", "d"]
     second = changed(cohort_csv, lambda table: table.assign(centre=other, case=names), "second.csv")
-    with pytest.raises(InputError, match=f"Centre {one} is written {other} too"):
+    with pytest.raises(InputError, match=f"Centre {one!a} is written {re.escape(ascii(other))} too"):
         read_cohorts([first, second])
 
 

@@ -156,6 +156,33 @@ def test_the_report_holds_every_number_beside_the_papers() -> None:
     assert "![scores.png](scores.png)" in text
 
 
+def test_leakage_is_told_of_the_cases_that_have_a_bladder() -> None:
+    results = paper_like_results()
+    results.loc[results["centre"] != "Nantes", "bladder_leakage"] = np.nan
+    text = write_report(results, None, {}, [])
+    assert "**Bladder**: in 1 of 6 cases with a mask of the bladder (24 have none) more than 1 % of the mask" in text
+
+
+def test_a_centres_name_is_no_formula(tmp_path: Path) -> None:
+    results = paper_like_results().replace({"centre": {"Brest": r"CHU $\frac$ Nord"}})
+    box_plots(results, tmp_path / "scores.png")
+    assert (tmp_path / "scores.png").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["t40", "ellipsoid"])
+def test_a_model_is_not_called_as_a_method_beside_it(name: str) -> None:
+    with pytest.raises(UsageError, match=f"The model is called {name}, as a method beside it is"):
+        evaluate(None, [], name)  # type: ignore[arg-type]
+
+
+def test_own_patients_make_a_cohort_that_is_not_simulated(tmp_path: Path) -> None:
+    row = {"case": "a", "touches_bladder": True, "truth": "flab", "noise_muscle": 0.2, "noise_liver": 0.1}
+    (tmp_path / "simulation.json").write_text('{"seed": 7}')
+    for rows, seed in (([row], 7), ([row, {"case": "own"}], None), ([{"case": "own"}], None)):
+        pd.DataFrame(rows).to_csv(tmp_path / "cohort.csv", index=False)
+        assert simulation_of(tmp_path / "cohort.csv") == seed
+
+
 def test_an_infinite_distance_is_said_in_the_report_and_null_in_json() -> None:
     results = paper_like_results()
     missed = results["model"] == "t40"
@@ -259,6 +286,17 @@ def test_a_fold_without_the_columns_that_are_asked_is_not_finished(
     assert folds_done == ["north", "south"] * 2
 
 
+def test_scores_that_a_power_cut_left_empty_are_made_again(
+    cohort_csv: Path, tiny_config: Path, tmp_path: Path, folds_done: list[str]
+) -> None:
+    cases, config = read_cohort(cohort_csv), load_config(str(tiny_config))
+    for window_invariance in (True, False):
+        cross_validate(cases, config, NETWORK, tmp_path, window_invariance=window_invariance)
+        (tmp_path / "folds/residual_scse_unet/north.csv").write_bytes(b"")
+    cross_validate(cases, config, NETWORK, tmp_path, window_invariance=False)
+    assert folds_done == ["north", "south", "north", "north"]
+
+
 def test_a_changed_bladder_or_stage_is_another_study(
     cohort_csv: Path, tiny_config: Path, tmp_path: Path, folds_done: list[str]
 ) -> None:
@@ -281,6 +319,10 @@ def test_a_changed_bladder_or_stage_is_another_study(
     splits.write_text(json.dumps(content))
     cross_validate(corrected, config, NETWORK, study)
     assert folds_done == ["north", "south"]
+    # Nor is a study that had none the one with them: half of its folds would have been scored against them.
+    cross_validate([replace(case, masks={}, extra={}) for case in cases], config, NETWORK, tmp_path / "without")
+    with pytest.raises(UsageError, match=r"Stages or further masks differ\. Choose another --output: --work is kept"):
+        cross_validate(cases, config, NETWORK, tmp_path / "without")
     # A simulated cohort is known by its seed alone.
     cross_validate(cases, config, NETWORK, tmp_path / "simulated", cohort="simulated, seed 1")
     content = json.loads((tmp_path / "simulated" / "splits.json").read_text())
