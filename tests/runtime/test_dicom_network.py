@@ -303,7 +303,8 @@ def test_what_a_node_was_silent_at_waits_and_others_are_sent(tmp_path: Path, mon
 
 def test_a_host_that_no_name_can_be_is_said(tmp_path: Path) -> None:
     """Its encoding for the name service fails with a UnicodeError."""
-    file = write(pet_series()[:1], tmp_path)[0]
+    (file,) = write(pet_series()[:1], tmp_path)
+    file = file.rename(file.with_suffix(".dcm"))
     with pytest.raises(UsageError, match="cannot be reached"):
         Outbox(DicomNode("PACS", "a..b", 104), "PETSEG").send([file])
 
