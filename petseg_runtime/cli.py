@@ -242,18 +242,11 @@ def _run(options: argparse.Namespace) -> None:
         _run_with(loading, options)
 
 
-def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) -> None:
-    import SimpleITK as sitk
-
-    from petseg_runtime.outputs.files import check_inputs_stay, prepare_folder
-    from petseg_runtime.runner import RunSettings, remove_summary, results_before, summary_files, write_summary
+def _settings(options: argparse.Namespace) -> RunSettings:
+    from petseg_runtime.runner import RunSettings
     from petseg_runtime.volume import Unit
 
-    # Warnings of libraries hold paths and what files and peers say; what matters is checked and said.
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    for package in ("pydicom", "pynetdicom"):
-        warnings.filterwarnings("ignore", module=package)
-    settings = RunSettings(
+    return RunSettings(
         output=options.output,
         unit=Unit(options.unit or "unknown"),
         overrides=_overrides(options),
@@ -270,6 +263,19 @@ def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) ->
         identify=options.identify,
         overwrite=options.overwrite,
     )
+
+
+def _run_with(loading: Future[Segmenter] | None, options: argparse.Namespace) -> None:
+    import SimpleITK as sitk
+
+    from petseg_runtime.outputs.files import check_inputs_stay, prepare_folder
+    from petseg_runtime.runner import remove_summary, results_before, summary_files, write_summary
+
+    # Warnings of libraries hold paths and what files and peers say; what matters is checked and said.
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    for package in ("pydicom", "pynetdicom"):
+        warnings.filterwarnings("ignore", module=package)
+    settings = _settings(options)
     if options.watch:
         if loading is None:
             raise UsageError("--watch works on this machine. Leave out --scheduler.")

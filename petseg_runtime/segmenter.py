@@ -100,12 +100,12 @@ class Segmenter:
         precision: str = "auto",
         cache: Path | str | None = None,
         max_memory_gb: float | None = None,
-        key: Path | None = None,
+        key: Path | str | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}.")
         check_threads(threads)
-        cache = None if cache is None else Path(cache)
+        cache, key = (None if path is None else Path(path) for path in (cache, key))
         started = perf_counter()
         if model is not None:
             self._open(Path(model), backend, device, threads, precision, cache, key)
