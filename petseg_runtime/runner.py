@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from petseg_runtime import __version__
 from petseg_runtime.errors import InputError, PetsegError, UsageError
+from petseg_runtime.io.identity import content_digest
 from petseg_runtime.io.images import write_image
 from petseg_runtime.io.plausible import MAX_VOXELS
 from petseg_runtime.io.scans import Digests, Scan
@@ -291,10 +292,14 @@ def _outcome(scan: Scan, future: Future[ScanResult]) -> tuple[Scan, ScanResult |
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A scan in memory, ready to be segmented; `before` is the record of the run before, empty where there was none."""
+    """A scan in memory, ready to be segmented; `before` is the record of the run before, empty where there was none.
+
+    `series_sha256` is that of the first slice, which tells the series that was taken from the others of its study.
+    """
 
     scan: Scan
     digests: Digests
+    series_sha256: str
     volume: Volume
     source: Source | None
     identity: dict[str, str]
@@ -323,13 +328,14 @@ def _read(scan: Scan, settings: RunSettings, budget: MemoryBudget | None) -> _Pr
         most_voxels = MAX_VOXELS if budget is None else budget.scan_voxels()
         volume = scan.read(settings.unit, settings.overrides, settings.series, most_voxels)
     except InputError as error:
-        if not _is_another(before, digests, settings):
+        if before.get("input_sha256", digests.content) == digests.content:
             raise
         raise InputError(f"{error} The results of another scan of this name still lie in the output folder.") from error
     reading_s = perf_counter() - started
     source, identity = _source(scan, volume, settings), _identity(volume, settings)
+    series_sha256 = content_digest(Path(volume.source[0])).hex() if volume.source else ""
     scan.check_unchanged()
-    return _Prepared(scan, digests, volume, source, identity, reading_s, before)
+    return _Prepared(scan, digests, series_sha256, volume, source, identity, reading_s, before)
 
 
 def _check_results(scan: Scan, settings: RunSettings) -> dict[str, Any]:
@@ -368,12 +374,10 @@ def _check_ours(paths: Iterable[Path], before: dict[str, Any]) -> None:
             raise _would_lose(path, "was changed since the run before")
 
 
-def _is_another(before: dict[str, Any], digests: Digests, settings: RunSettings) -> bool:
-    """Whether the run of this record, if any, was of another scan, or of another series of the same study."""
-    if not before:
-        return False
-    of = before.get("input_sha256", digests.content), before.get("settings", {}).get("series", "")
-    return of != (digests.content, settings.series)
+def _is_of(record: dict[str, Any], prepared: _Prepared) -> bool:
+    """Whether the run of this record was of this scan, and the same series of its study; True where there is none."""
+    now = prepared.digests.content, prepared.series_sha256
+    return (record.get("input_sha256", now[0]), record.get("series_sha256", now[1])) == now
 
 
 def _outputs(record: dict[str, Any]) -> list[str]:
@@ -428,12 +432,12 @@ def _write(prepared: _Prepared, segmentation: Segmentation, segmenter: Segmenter
     }
     record = settings.results_of(scan)[-1]
     before, digests = prepared.before, prepared.digests
-    if _is_another(before, digests, settings):
+    if not _is_of(before, prepared):
         warnings += (REPLACED,)
 
     def check() -> None:
-        meanwhile = _check_results(scan, settings).get("input_sha256", digests.content)
-        if meanwhile not in (before.get("input_sha256"), digests.content):
+        meanwhile = _check_results(scan, settings)
+        if not _is_of(meanwhile, prepared) and meanwhile.get("run_key") != before.get("run_key"):
             raise UsageError("Another run wrote results of another scan of this name. Choose another --output.")
 
     with staged(record.parent, record.name, _outputs(before), check) as stage:
@@ -452,6 +456,8 @@ def _write(prepared: _Prepared, segmentation: Segmentation, segmenter: Segmenter
         key, outputs = run_key(digests.scan, segmenter, settings), [file.name for file in files.values()]
         statistics = segmentation.statistics
         content = run_record(segmenter, key, digests.content, statistics, used, timings_s, outputs, decisions, warnings)
+        if prepared.series_sha256:
+            content["series_sha256"] = prepared.series_sha256
         if identity:
             content["identity"] = identity
         if settings.report:
@@ -499,7 +505,7 @@ def _record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         names = record["outputs"]
         sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        sound = sound and all(isinstance(record.get(name, {}), dict) for name in ("sha256", "settings"))
+        sound = sound and isinstance(record.get("sha256", {}), dict)
         return dict(record) if sound else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -43,7 +43,7 @@ _LONGER = 1.1
 _CUT_OFF = 0.25
 
 # A tumour is brighter than this many medians of the body (the palest of 232 simulated: 2.4, of 38 sarcomas: 1.6), and
-# in whole scans less than this share of the body (of the 232: 1.4 % at most; cut around a sarcoma up to 28 %).
+# in whole scans less than this share of the body (of the 232: 1.4 % at most).
 _AS_PALE_AS_NONE = 1.5
 _AS_LARGE_AS_NONE = 0.1
 
@@ -232,7 +232,7 @@ class Segmenter:
         on_network_grid = self.probabilities(network_input, overlap, tta, _cancellable(progress, cancel))
         clock.stop("inference")
         frame, warnings = network_input.frame, _warnings(network_input, volume.unit, self.manifest)
-        body_median = network_input.body_median
+        body_median, cut_off = network_input.body_median, network_input.cut_off
         del network_input  # a volume less in memory from here on
         probabilities = restore(on_network_grid, frame)
         del on_network_grid
@@ -240,7 +240,10 @@ class Segmenter:
         lesion_labels = label_lesions(mask)
         clock.stop("postprocessing")
         statistics = quantify(volume, lesion_labels, probabilities)
-        warnings += _odd_mask(volume, statistics, body_median, self.manifest.preprocessing.body_threshold)
+        warnings += _pale(statistics, body_median)
+        if cut_off <= _CUT_OFF:  # around a tumour that fills the image it is no wonder, and that is warned of
+            body_level = self.manifest.preprocessing.body_threshold * body_median
+            warnings += _large(volume, statistics, body_level)
         clock.stop("quantification")
         return Segmentation(mask, lesion_labels, probabilities, volume.geometry, statistics, clock.seconds, warnings)
 
@@ -312,27 +315,29 @@ def _warnings(network_input: NetworkInput, unit: Unit, manifest: ModelManifest) 
     return tuple(found)
 
 
-def _odd_mask(volume: Volume, statistics: ScanStatistics, body_median: float, share: float) -> tuple[str, ...]:
-    """What no tumour looks like: as pale as the body, or a large part of it. Then what was marked may be an organ.
+def _pale(statistics: ScanStatistics, body_median: float) -> tuple[str, ...]:
+    """A warning of a mask as pale as the body; both in the scan's unit."""
+    mean = statistics.tumour.intensity_mean
+    if mean is None or mean >= _AS_PALE_AS_NONE * body_median:
+        return ()
+    return (
+        f"What is marked has {mean / body_median:.1f} times the uptake of the body (median), less than tumours have: "
+        "it may be none. Look at the mask.",
+    )
 
-    Parameters
-    ----------
-    body_median, share : the body is what exceeds this share of its median, in the scan's unit.
-    """
-    found = []
-    mean, tumour_ml = statistics.tumour.intensity_mean, statistics.tumour.mtv_ml
-    if mean is not None and mean < _AS_PALE_AS_NONE * body_median:
-        found.append(
-            f"What is marked has {mean / body_median:.1f} times the uptake of the body (median), less than tumours "
-            "have: it may be none. Look at the mask."
-        )
-    body_ml = np.count_nonzero(volume.array > share * body_median) * volume.geometry.voxel_volume_ml
-    if tumour_ml > _AS_LARGE_AS_NONE * body_ml:
-        found.append(
-            f"What is marked is {100 * tumour_ml / body_ml:.0f} % of the body in the scan, more than tumours are of a "
-            "whole one: it may be an organ, such as the brain. Look at the mask."
-        )
-    return tuple(found)
+
+def _large(volume: Volume, statistics: ScanStatistics, body_level: float) -> tuple[str, ...]:
+    """A warning of a mask that is much of the body, which is what lies above `body_level` of a whole scan."""
+    tumour_ml = statistics.tumour.mtv_ml
+    if not tumour_ml:
+        return ()
+    share = tumour_ml / (np.count_nonzero(volume.array > body_level) * volume.geometry.voxel_volume_ml)
+    if share <= _AS_LARGE_AS_NONE:
+        return ()
+    return (
+        f"What is marked is {100 * share:.0f} % of the body in the scan, more than tumours are of a whole one: it may "
+        "be an organ, such as the brain. Look at the mask.",
+    )
 
 
 def _doubt(unit: Unit, body_median: float) -> str:

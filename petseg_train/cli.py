@@ -92,13 +92,13 @@ def fit(
     _set_threads(threads)
     cohorts = read_each_cohort([*cohort, *(only_train or ())])
     kept = {case.name for case in _select([*chain(*cohorts)], leave_out or (), keep=False)}
-    if leave_out:
-        check_cases([*chain(*cohorts)])  # none that is trained on may be one that is left out
+    settings = load_config(config, **({} if network is None else {"network": network.value}))
+    if leave_out:  # none that is trained on may be one that is left out
+        check_cases([*chain(*cohorts)], settings.preprocessing)
     cohorts = [[case for case in cases if case.name in kept] for cases in cohorts]
-    changes = {} if network is None else {"network": network.value}
     checkpoint = train(
         [*chain(*cohorts[: len(cohort)])],
-        load_config(config, **changes),
+        settings,
         output,
         devices,
         accelerator,
@@ -129,7 +129,7 @@ def evaluate(
     cases = _select(read_cohorts(cohort), centre or (), keep=True)
     segmenter, name = _open_model(model, accelerator, threads)
     prepare_folder(output.parent)
-    check_cases(cases)
+    check_cases(cases, segmenter.manifest.preprocessing)
     _warn_of_training_cases(model, [case.name for case in cases])
     results = score(segmenter, cases, name, WINDOW_SHIFTS_SEED if window_invariance else None)
     with whole_file(output) as temporary:

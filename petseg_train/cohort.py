@@ -25,7 +25,7 @@ import pandas as pd
 from rich.progress import track
 
 from petseg_runtime import read_volume
-from petseg_runtime.errors import InputError
+from petseg_runtime.errors import InputError, MemoryBudgetError
 from petseg_runtime.io.images import read_mask
 from petseg_runtime.manifest import PreprocessingSpec
 from petseg_runtime.outputs.files import prepare_folder, whole_file
@@ -79,8 +79,8 @@ class Case:
         """Have refusals of what is done with the case name it."""
         try:
             yield
-        except InputError as error:
-            raise InputError(f"Case {self.name}: {error}") from error
+        except (InputError, MemoryBudgetError) as error:
+            raise type(error)(f"Case {self.name}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,9 @@ def _read_table(csv: Path) -> pd.DataFrame:
     """
     try:
         # A spreadsheet may say the separator in a line of its own, and else depends on its language.
-        text = re.sub(r"\A(\s*)sep=.", r"\1", csv.read_text(encoding="utf-8-sig"))
+        text = re.sub(r'\A(\s*)"?sep=."?', r"\1", csv.read_text(encoding="utf-8-sig"))
         separator = max(",;\t", key=text.lstrip().partition("\n")[0].count)
-        (_, header), *rows = _rows(text, separator)
+        (_, header), *rows = _rows(text, separator) or [(0, [])]
         _check_no_cell_beyond(header, rows, csv.name)
         table = pd.read_csv(StringIO(text), sep=separator, index_col=False)
         as_written = pd.read_csv(StringIO(text), sep=separator, index_col=False, dtype=str, keep_default_na=False)
@@ -188,11 +188,11 @@ def _read_table(csv: Path) -> pd.DataFrame:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV in UTF-8. Save it as such.") from error
     except (OSError, ValueError, comma_separated.Error) as error:
         raise InputError(f"Cohort {csv.name} cannot be read as CSV: {error}") from error
-    written = Counter(name.strip().casefold() for name in header if name.strip())  # pandas calls a second mask mask.1
+    written = Counter(_column(name) for name in header if name.strip())  # pandas calls a second mask mask.1
     doubled = [name for name, count in written.items() if count > 1]
     if doubled:
         raise InputError(f"Cohort {csv.name} has the column {doubled[0]} twice. Name each once.")
-    names = [_KNOWN_COLUMNS.get(name.strip().casefold(), name.strip()) for name in table.columns]
+    names = [_column(name) for name in table.columns]
     table, as_written = table.set_axis(names, axis="columns"), as_written.set_axis(names, axis="columns")
     for column in set(REQUIRED_COLUMNS) & set(names):
         table[column] = as_written[column]  # a centre may be called NA, and a case 001
@@ -205,6 +205,11 @@ def _read_table(csv: Path) -> pd.DataFrame:
     for column in {"case", "centre"} & set(names):
         table[column] = table[column].map(lambda cell: normalize("NFC", cell) if isinstance(cell, str) else cell)
     return table
+
+
+def _column(heading: str) -> str:
+    """A column by its heading: one that is known in whatever case, any other as it is written."""
+    return _KNOWN_COLUMNS.get(heading.strip().casefold(), heading.strip())
 
 
 def _check_no_cell_beyond(header: list[str], rows: Iterable[tuple[int, list[str]]], name: str) -> None:
@@ -223,14 +228,15 @@ def _check_centres(cases: Iterable[Case]) -> None:
     for case in cases:
         other = written.setdefault(_as_read(case.centre), case.centre)
         if other != case.centre:
+            how = " (they differ in what nobody sees)" if other.casefold() != case.centre.casefold() else ""
             raise InputError(
-                f"Centre {other!a} is written {case.centre!a} too, in case {case.name}. Write it in one way."
+                f"Centre {other} is written {case.centre} too{how}, in case {case.name}. Write it in one way."
             )
 
 
 def _as_read(name: str) -> str:
     """A name as people read it: spaces of any kind alike, without marks that nobody sees, in whatever case."""
-    seen = "".join(letter for letter in normalize("NFKC", name) if category(letter) != "Cf")
+    seen = "".join(letter for letter in normalize("NFC", name) if category(letter) != "Cf")
     return " ".join(seen.split()).casefold()
 
 
@@ -334,8 +340,10 @@ def _file_digests(source: Path) -> list[bytes]:
     return [hashlib.sha256(file.read_bytes()).digest() for file in files]
 
 
-def check_study_cohort(cases: Sequence[Case]) -> None:
+def check_study_cohort(cases: Sequence[Case], spec: PreprocessingSpec = PREPROCESSING) -> None:
     """Refuse what a study over centres cannot be done with, before hours of work.
+
+    `spec` is the preprocessing that it will have.
 
     Raises
     ------
@@ -351,7 +359,7 @@ def check_study_cohort(cases: Sequence[Case]) -> None:
                 f"Case {case.name} is the only one of centre {case.centre}; a centre needs two or more. "
                 "Give it to another centre or leave it out."
             )
-    has_tumour = _checked(cases)
+    has_tumour = _checked(cases, spec)
     for case in cases:
         if not has_tumour[case.name]:
             raise InputError(
@@ -359,7 +367,7 @@ def check_study_cohort(cases: Sequence[Case]) -> None:
             )
 
 
-def check_cases(cases: Sequence[Case]) -> None:
+def check_cases(cases: Sequence[Case], spec: PreprocessingSpec = PREPROCESSING) -> None:
     """Refuse what cannot be scored, before any work; an empty mask can, where there is no tumour.
 
     Raises
@@ -367,10 +375,10 @@ def check_cases(cases: Sequence[Case]) -> None:
     InputError : if two cases have the same image, or a case cannot be read or has a mask on another grid; the message
         names the case.
     """
-    _checked(cases)
+    _checked(cases, spec)
 
 
-def _checked(cases: Sequence[Case]) -> dict[str, bool]:
+def _checked(cases: Sequence[Case], spec: PreprocessingSpec) -> dict[str, bool]:
     """Whether each case has a tumour. All files are read, and no image may come twice. Shows a progress bar."""
     has_tumour = {}
 
@@ -379,7 +387,7 @@ def _checked(cases: Sequence[Case]) -> dict[str, bool]:
             volume, mask = case.read()
             case.read_further(volume)
             with case.named():
-                preprocess(volume, PREPROCESSING)  # which refuses a scan without a body, else after a day of training
+                preprocess(volume, spec)  # which refuses a scan without a body, else after a day of training
             has_tumour[case.name] = bool(mask.any())
             # In one orientation: another converter writes the same scan from the other end.
             yield case.name, volume.geometry.orientation.to_canonical(volume.array)

@@ -66,7 +66,7 @@ def cross_validate(
         if not _is_finished(_scores(output, fold_config.network, centre), window_invariance)
     ]
     if todo:
-        check_study_cohort(cases)
+        check_study_cohort(cases, config.preprocessing)
     claim(output / "splits.json", splits, otherwise)  # only now: a refused cohort is repaired, and is then another
     for fold_config, centre in todo:
         scores = _run_fold(cases, centre, fold_config, work, accelerator, window_invariance, cohort)
@@ -92,7 +92,7 @@ def build_networks(config: TrainingConfig, networks: Sequence[str]) -> None:
 def _read_results(output: Path, centres: Sequence[str]) -> pd.DataFrame:
     """The scores of all finished folds, a row a case and model."""
     finished = [_scores(output, network, centre) for network in NETWORKS for centre in centres]
-    tables = [_read_scores(path) for path in finished if path.exists()]
+    tables = [_read_scores(path) for path in finished if _is_finished(path, window_invariance=False)]
     # T40 and the ellipsoid come with every network; once is enough.
     return pd.concat(tables).drop_duplicates(["case", "model"]).reset_index(drop=True)
 

@@ -39,7 +39,8 @@ def evaluate(
 
     Columns: case, centre, model, dsc, precision, recall, hd95_mm, surface_dice (within 4 mm), truth_ml, predicted_ml,
     volume_error (predicted / true volume - 1), contrast (mean intensity of the tumour / of the body, as in the paper);
-    where the cohort has them: stage, bladder_leakage (share of the prediction inside the bladder) and dsc_exact;
+    where the cohort has them: stage, bladder_leakage (share of the prediction inside the bladder), bladder_uptake (mean
+    intensity of the bladder / largest of the tumour) and dsc_exact;
     and window_invariance (mean) and window_invariance_lowest where `invariance_seed` is given.
     `masks` is a folder that keeps the model's masks, `<case>.nii.gz`.
 
@@ -112,8 +113,17 @@ def _reference(case: Case, volume: Volume, truth: MaskArray) -> _Reference:
     columns = {"case": case.name, "centre": case.centre, "contrast": contrast(volume, truth > 0)}
     if "stage" in case.extra:
         columns["stage"] = case.extra["stage"]
+    further = case.read_further(volume)
+    if "bladder" in further:
+        columns["bladder_uptake"] = _bladder_uptake(volume, further["bladder"] > 0, truth > 0)
     geometry = volume.geometry
-    return _Reference(truth > 0, case.read_further(volume), geometry.spacing_mm, geometry.voxel_volume_ml, columns)
+    return _Reference(truth > 0, further, geometry.spacing_mm, geometry.voxel_volume_ml, columns)
+
+
+def _bladder_uptake(volume: Volume, bladder: BoolArray, tumour: BoolArray) -> float:
+    """How the bladder outshines the tumour; nan without one of them."""
+    is_known = bladder.any() and tumour.any()
+    return float(volume.array[bladder].mean() / volume.array[tumour].max()) if is_known else float("nan")
 
 
 def _row(reference: _Reference, model: str, mask: MaskArray) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pandas as pd
 from petseg_train.evaluation import METRICS, summarise
 from petseg_train.figures import LABELS, MODELS
 from petseg_train.networks import NETWORKS
-from petseg_train.statistics import by_decile, by_stage, leaks, outliers, paired_tests, study_numbers
+from petseg_train.statistics import by_bladder, by_decile, by_stage, leaks, outliers, paired_tests, study_numbers
 
 # Table 2 of Iantsen et al. (EJNMMI 2021): mean and standard deviation a test fold, and over the folds.
 _PAPER_COLUMNS = ("Brest", "Nantes", "Montreal", "Barcelona", "Liege", "average")
@@ -70,6 +70,7 @@ _FURTHER = """\
 **Further measures** (of all cases that have what is measured). The surface Dice counts what lies within 4 mm, which is
 a voxel in plane of some scanners and a little less than one of others (4.07 mm): it does not compare one centre with
 another."""
+_BLADDER = "its mean over the largest of the tumour"
 _TESTS = """\
 Difference of the means, matched-pairs rank-biserial effect, p of the Wilcoxon signed-rank and the Kolmogorov-Smirnov
 test, and both after Holm's correction over the table. `paper`: both uncorrected p below 0.05, the paper's criterion.
@@ -134,6 +135,8 @@ def _analyses(results: pd.DataFrame, model: str) -> list[str]:
         parts.append(f"**Bladder**: in {len(leaking)} of {known} cases{which} more than 1 % of the mask. {named}")
     for column, title in (("truth_ml", "tumour volume (ml)"), ("contrast", "tumour contrast")):
         parts += [f"**By decile of {title}**", markdown_table(by_decile(results, column).round(2))]
+    if "bladder_uptake" in results and results["bladder_uptake"].notna().any():
+        parts += [f"**By uptake of the bladder** ({_BLADDER})", markdown_table(by_bladder(results).round(2))]
     if "stage" in results and results["stage"].notna().any():
         without = int(results["stage"].isna().sum())
         left_out = f" ({without} of {len(results)} cases have none)" if without else ""

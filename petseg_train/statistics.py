@@ -87,6 +87,15 @@ def by_decile(results: pd.DataFrame, column: str) -> pd.DataFrame:
     return _grouped(known, pd.Series(1 + rank * 10 // len(known), known.index, name="decile"), column)
 
 
+def by_bladder(results: pd.DataFrame) -> pd.DataFrame:
+    """One model's scores by the bladder's uptake (mean) as a multiple of the tumour's (largest), in four ranges."""
+    known = results.dropna(subset=["bladder_uptake"])
+    ranges = pd.cut(known["bladder_uptake"], [0, 0.5, 1, 2, np.inf], labels=["to 0.5", "to 1", "to 2", "above 2"])
+    return _grouped(known, ranges.astype(str).rename("bladder / tumour"), "bladder_uptake").sort_values(
+        "bladder_uptake_mean", ignore_index=True
+    )
+
+
 def by_stage(results: pd.DataFrame) -> pd.DataFrame:
     """Scores of one model by FIGO stage."""
     return _grouped(results, results["stage"], "truth_ml")

@@ -41,8 +41,10 @@ _UNCOUNTED_NOTE = "NumberOfSlices (0054,0081) is absent, so slices that are miss
 _SHIFTED = (
     "RescaleIntercept (0028,1052) is not 0, as it is in PET (PS3.3 C.8.9.4): it was added to the voxels. Check SUV."
 )
-# Parts of the body (PS3.16 annex L) of which models for abdomen and pelvis know nothing, and what is none.
+# Parts of the body (PS3.16 annex L) of which models for abdomen and pelvis know nothing, and what is none; and words by
+# which it is more than that, as CHESTABDPELVIS and SKULL TO THIGH, or another neck, as of the uterus.
 _ELSEWHERE = re.compile(r"BRAIN|HEAD|SKULL|NECK|HEART|CHEST|THORAX|PHANTOM")
+_HERE = re.compile(r"ABD|PELV|THIGH|TRUNK|BODY|PANCREA|FEM|UTER|CERV|BLADDER")
 _PADDING_NOTE = "Pixels of PixelPaddingValue (0028,0120), which stand for no image, count as no uptake."
 
 Vector = npt.NDArray[np.float64]
@@ -114,7 +116,7 @@ def pet_volume(
 
 def _foreign_region(header: Header) -> tuple[str, ...]:
     """A warning where a series says that it is of what a model for abdomen and pelvis does not know; else nothing."""
-    found = next(filter(None, map(_ELSEWHERE.search, header.body_part)), None)
+    found = next(filter(None, (_ELSEWHERE.search(part) for part in header.body_part if not _HERE.search(part))), None)
     if found is None:
         return ()
     said = f"BodyPartExamined (0018,0015) or AnatomicRegionSequence (0008,2218) says {found.group()}"

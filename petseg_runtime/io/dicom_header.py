@@ -22,7 +22,7 @@ from petseg_runtime.io.dicom_elements import Elements, MalformedValueError, if_s
 from petseg_runtime.io.dicom_frames import ENHANCED_TAGS, LEGACY_CONVERTED, slices_of
 from petseg_runtime.io.identity import FileState
 from petseg_runtime.io.suv import MBQ_BELOW
-from petseg_runtime.io.suv_attributes import UNDATED, Frame, SuvAttributes
+from petseg_runtime.io.suv_attributes import UNCORRECTED, UNDATED, Frame, SuvAttributes
 from petseg_runtime.io.suv_timing import CLOCK_TOLERANCE_S
 
 DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax in which even the header is compressed
@@ -45,9 +45,7 @@ _TIME_ZONE = 0x00080201
 _ZONES = (*range(-12 * 60, 15 * 60, 60), *(-570, -210, -150, 210, 270, 330, 345, 390, 525, 570, 630, 765, 825))
 _INJECTIONS = 0x00540016
 _OF_AN_INJECTION = (0x00181072, 0x00181074, 0x00181075, 0x00181078)  # start time, dose, half-life, start date-time
-# What AttenuationCorrectionMethod (0054,1101), which is free text, begins with where there was none, and what it names
-# where there was one, such as "measured,CTAC".
-_NO_METHOD = re.compile(r"NO\b|NON|NOT\b|NAC\b|OFF\b|UNCORR")
+# What AttenuationCorrectionMethod (0054,1101), which is free text, names where there was one, such as "measured,CTAC".
 _METHOD = re.compile(r"MEASURED|CALCULATED|TRANSMISSION|SEGMENTED|CT|MR|^CORRECTED|^YES\b|^ON\b")
 
 # The vendors' private elements, by group. A writer takes the first block that is free, so they may lie in any; those
@@ -374,7 +372,7 @@ def _parse_pet(header: Header, elements: Elements) -> Header:
         header,
         image_type=_upper(elements.texts(0x00080008)),
         series_type=_upper(elements.texts(0x00541000)),
-        body_part=_upper((elements.text(0x00180015), *(item.text(0x00080104) for item in elements.items(0x00082218)))),
+        body_part=_upper((elements.text(0x00180015), *(if_sound(lambda: _regions(elements)) or ()))),
         attenuation_corrected=_is_attenuation_corrected(elements),
         frame_of_reference=elements.text(0x00200052),
         frames=elements.whole(0x00280008),
@@ -399,6 +397,10 @@ def _parse_pet(header: Header, elements: Elements) -> Header:
         parts=elements.binary(0x00209163),
         suv=_suv_attributes(elements),
     )
+
+
+def _regions(elements: Elements) -> list[str]:
+    return [item.text(0x00080104) for item in elements.items(0x00082218)]
 
 
 def _suv_attributes(elements: Elements) -> SuvAttributes:
@@ -526,7 +528,7 @@ def _is_attenuation_corrected(elements: Elements) -> bool | None:
     knows.
     """
     corrections, method = _upper(elements.texts(0x00280051)), elements.text(0x00541101).upper()
-    denied = _NO_METHOD.match(method) is not None
+    denied = UNCORRECTED.match(method) is not None
     flag = _private(elements, 0x0009, "GEMS_PETD_01", "GE", 0x8C)
     denied = denied or (flag is not None and elements.binary(flag) == 0)
     if denied or corrections:

@@ -143,9 +143,17 @@ def _considered(pet: list[_Series], wanted: str) -> list[_Series]:
     if wanted.isdecimal():
         return [series for series in pet if series.first.series_number == int(wanted)]
     text = wanted.casefold()
-    descriptions = [decoded_text(*series.first.series_description).casefold() for series in pet]
+    descriptions = [_description(series) for series in pet]
     exact = [series for series, description in zip(pet, descriptions) if description == text]
     return exact or [series for series, description in zip(pet, descriptions) if text in description]
+
+
+def _description(series: _Series) -> str:
+    raw, encodings = series.first.series_description
+    try:
+        return decoded_text(raw, encodings).casefold()
+    except (LookupError, ValueError):  # no character set of DICOM
+        return raw.decode("latin-1").strip(" \0").casefold()
 
 
 def _asked(wanted: str) -> str:

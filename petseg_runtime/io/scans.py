@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -223,18 +222,21 @@ def scans_in(folder: Path, read_headers: Callable[[Iterable[Path]], list[Header]
     ------
     InputError : if a folder cannot be read.
     """
-    files = _files_in(folder)
-    images = [file for file in files if image_suffix(file) or _is_foreign_image(file)]
-    scans = [
-        Scan(_stem(file), file.parent.relative_to(folder), file.parent, file, image_state=file_state(file))
-        for file in images
-    ]
-    others = sorted({*files} - {*images})
+    images, foreign, others = list[Path](), list[Path](), list[Path]()
+    for file in _files_in(folder):
+        (images if image_suffix(file) else foreign if _is_foreign_image(file) else others).append(file)
+    scans = []
     if others:
         from petseg_runtime.io import dicom  # takes a fifth of a second to import
 
         headers = (read_headers or dicom.read_headers)(others)
-        scans += [_study(study, folder) for study in dicom.group_by_study(headers)]
+        scans = [_study(study, folder) for study in dicom.group_by_study(headers)]
+    beside_slices = {file.parent for scan in scans for file in scan.files}  # somebody made it of them
+    images += [file for file in foreign if file.parent not in beside_slices]
+    scans += [
+        Scan(_stem(file), file.parent.relative_to(folder), file.parent, file, image_state=file_state(file))
+        for file in images
+    ]
     return sorted(scans, key=lambda scan: (scan.folder, scan.name))
 
 
@@ -253,16 +255,16 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
         folders.setdefault((where, scan.name), set()).add(scan.beside)
     told_apart = {key: _told_apart(alike) for key, alike in folders.items()}
     wanted = [(where, "_".join((*told_apart[where, scan.name][scan.beside], scan.name))) for where, scan in placed]
-    counts, numbers = Counter(wanted), dict[tuple[Hashable, str], Iterator[int]]()
-    taken = {key for key, several in counts.items() if several == 1}
+    counts, studies = Counter(wanted), Counter(key for key, (_, scan) in zip(wanted, placed) if scan.dicom)
+    taken, numbers = {key for key, several in counts.items() if several == 1}, Counter[tuple[Hashable, str]]()
     unique = []
-    for key, (where, scan) in zip(wanted, placed, strict=True):
-        name, warnings = key[1], scan.warnings
-        if counts[key] > 1:
-            numbered = (f"{name}-{number}" for number in numbers.setdefault(key, count(1)))
-            name = next(one for one in numbered if (where, one) not in taken)
-            warnings += (_NUMBERED,) if scan.dicom else ()
+    for key, (where, scan) in zip(wanted, placed):
+        name = key[1] if counts[key] == 1 else ""
+        while not name or (counts[key] > 1 and (where, name) in taken):
+            numbers[key] += 1
+            name = f"{key[1]}-{numbers[key]}"
         taken.add((where, name))
+        warnings = (*scan.warnings, _NUMBERED) if scan.dicom and studies[key] > 1 else scan.warnings
         unique.append(replace(scan, name=name, warnings=warnings))
     return unique
 

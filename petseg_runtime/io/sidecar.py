@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from petseg_runtime.errors import InputError
+from petseg_runtime.io.suv_attributes import UNCORRECTED
 from petseg_runtime.io.tracer import foreign_tracer
 from petseg_runtime.volume import Unit
 
@@ -15,7 +16,8 @@ _UNITS = {
     **dict.fromkeys(("suvbw", "suv", "g/ml", "gml"), Unit.SUVBW),
     **dict.fromkeys(("kbq/ml", "mbq/ml", "counts", "cnts", "cps", "propcps", "propcnts"), Unit.UNKNOWN),
 }
-_UNCORRECTED = ("none", "no", "nac", "off", "uncorrected")
+_SAYS_NOTHING = ("", "N/A")
+_LONGEST_S = 1e9  # of a half-life in which a number is one
 _MOST_BYTES = 1_000_000  # of a sidecar; one of BIDS with the times of all slices has some thousands
 
 
@@ -23,8 +25,8 @@ def check_sidecar(image: Path, stem: str, unit: Unit) -> tuple[str, ...]:
     """Hold a file, and what the user said of its unit, against the sidecar `<stem>.json`, if there is one.
 
     Of it these are read (BIDS, Positron Emission Tomography; dcm2niix): Modality, Units, AttenuationCorrection,
-    TracerName, TracerRadionuclide, Radiopharmaceutical, RadionuclideHalfLife and TracerRadionuclideHalfLife. A file
-    that is no such sidecar says nothing. No text of it is repeated but a unit that is known.
+    TracerName, TracerRadionuclide, Radiopharmaceutical and RadionuclideHalfLife. A file that is no such sidecar says
+    nothing. No text of it is repeated but a unit that is known.
 
     Returns
     -------
@@ -36,16 +38,17 @@ def check_sidecar(image: Path, stem: str, unit: Unit) -> tuple[str, ...]:
     """
     said = _read(image.with_name(f"{stem}.json"))
     modality = _text(said, "Modality").upper()
-    if modality not in ("", "PT", "PET"):
+    if modality not in (*_SAYS_NOTHING, "PT", "PET"):
         raise InputError(f"The JSON file beside {image.name} says a Modality other than PT. Pass the PET.")
-    if _text(said, "AttenuationCorrection").casefold() in _UNCORRECTED:
+    if UNCORRECTED.match(_text(said, "AttenuationCorrection").upper()):
         raise InputError(
             f"The JSON file beside {image.name} says that it is not corrected for attenuation. Pass the corrected scan."
         )
     names = [_text(said, name) for name in ("TracerName", "TracerRadionuclide", "Radiopharmaceutical")]
-    half_lives = [said.get(name) for name in ("RadionuclideHalfLife", "TracerRadionuclideHalfLife")]
-    half_life_s = next((float(value) for value in half_lives if isinstance(value, int | float)), None)
-    return foreign_tracer([name for name in names if name], half_life_s) + _unlike(image, _text(said, "Units"), unit)
+    half_life_s: Any = said.get("RadionuclideHalfLife")
+    is_number = isinstance(half_life_s, int | float) and not isinstance(half_life_s, bool)
+    known_s = float(half_life_s) if is_number and 0 < half_life_s < _LONGEST_S else None
+    return foreign_tracer([name for name in names if name], known_s) + _unlike(image, _text(said, "Units"), unit)
 
 
 def _unlike(image: Path, units: str, unit: Unit) -> tuple[str, ...]:
@@ -59,6 +62,8 @@ def _unlike(image: Path, units: str, unit: Unit) -> tuple[str, ...]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # a pipe would be waited for
+        return {}
     try:
         with path.open("rb") as stream:
             said = json.loads(stream.read(_MOST_BYTES))

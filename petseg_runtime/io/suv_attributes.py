@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
@@ -114,6 +115,9 @@ OPTIONS = {
     HALF_LIFE: "--half-life-s",
     INJECTION_DATETIME: "--injection-time",
 }
+
+# What AttenuationCorrectionMethod (0054,1101), which is free text, begins with where there was none.
+UNCORRECTED = re.compile(r"NO\b|NON|NOT\b|NAC\b|OFF\b|UNCORR")
 
 # The fields of SuvAttributes that are one for the whole series, as messages name them.
 NAMES = {

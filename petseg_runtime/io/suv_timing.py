@@ -302,10 +302,13 @@ def unlike_frame_reference_s(attributes: SuvAttributes, start: datetime, half_li
     """Seconds by which `start` is later than the one that FrameReferenceTime of the first slices leads back to.
 
     0 where they agree, where it is absent or leads to a later start, as where it is counted anew for each bed, and
-    where another attribute than a time of day bears `start` out.
+    where a better witness says `start`: it may be tied to no event of the real world (PS3.3 C.8.9.4.1.5). Slices that
+    share the start of the scan as their AcquisitionTime do not tell it by theirs.
     """
     told = [frame for frame in attributes.frames if frame.acquisition and frame.frame_reference_s is not None]
-    if not told or attributes.decay_corrected_to or _decay_factors_bear_out(attributes, start, half_life_s):
+    shared = len({frame.frame_reference_s for frame in told}) > 1 == len({frame.acquisition for frame in told})
+    witnesses = (attributes.decay_corrected_to, attributes.private_scan_start)
+    if not told or shared or start in witnesses or _decay_factors_bear_out(attributes, start, half_life_s):
         return 0.0
     first = min(told, key=lambda frame: (frame.acquisition, frame.frame_reference_s))
     try:

@@ -62,8 +62,9 @@ class Centre:
     ----------
     patients : patients on each scanner.
     bed_s, dose_mbq : time for a bed position, injected activity.
-    urine_suv : median of the uptake of urine. Not in the paper; it stands for the centre's habit of hydration and
-        voiding, drawn before the limits of 5 and 60 SUV, which T40's results (Table 2) tell apart.
+    urine_suv : median of the uptake of urine, drawn before the limits of 5 and 60 SUV. Not in the paper: it stands for
+        the centre's habit of hydration and voiding, and is fitted to T40's results (Table 2), which tell the centres
+        apart. So T40's score on the cohort is no check of it.
     """
 
     name: str

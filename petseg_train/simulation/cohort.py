@@ -31,8 +31,8 @@ from petseg_train.simulation.truth import Truth, paper_truth
 # Raised with each change of anatomy, physics or truth, so that no cohort is made half by one and half by another.
 VERSION = 2
 _SETTINGS, _CSV = "simulation.json", "cohort.csv"
-# Of the columns of a simulated patient those that the calibration is of and no other patient has.
-_OF_THE_SIMULATION = ("touches_bladder", "truth", "noise_muscle", "noise_liver")
+# Of the columns of a simulated patient, two that each has and no other patient.
+_OF_THE_SIMULATION = ("touches_bladder", "truth")
 TRUNK_VERSION = 2  # likewise, of what only scans of the trunk have
 
 

@@ -724,7 +724,9 @@ def test_a_study_with_two_reconstructions_is_done_once_one_is_chosen(run, tmp_pa
     assert any("Took PET series 5" in decision for decision in record["decisions"])
     assert "Doe" not in text
     assert dcmread(tmp_path / "out/in_seg.dcm").ReferencedSeriesSequence[0].SeriesInstanceUID == "1.2.3.99"
-    # What was done for one is not there for the other.
+    # By another name of the same series nothing is replaced; what was done for one is not there for the other.
+    code, _, err = run(tmp_path / "in", "--series", "5", "--output-type", "dicom-seg")
+    assert (code, "were replaced" in " ".join(err)) == (0, False)
     code, _, err = run(tmp_path / "in", "--series", "1", "--output-type", "dicom-seg", "--resume")
     assert code == 0
     assert "another scan of this name, which lay in the output folder, were replaced" in " ".join(err)

@@ -452,6 +452,8 @@ def test_a_shortfall_of_slices_at_an_end_is_refused(tmp_path: Path) -> None:
         ("PHANTOM", "", "says PHANTOM"),
         ("PELVIS", "Pelvis", ""),
         ("WHOLEBODY", "", ""),
+        ("CHESTABDPELVIS", "", ""),
+        ("", "Neck of uterus", ""),
         ("", "", ""),
     ],
 )
@@ -466,6 +468,13 @@ def test_a_region_that_models_of_the_pelvis_do_not_know_is_warned_of(
 
     warnings = read_pet_series(write(edited(pet_series(), edit), tmp_path)).warnings
     assert [warning.startswith("BodyPartExamined") and said in warning for warning in warnings] == [True] * bool(said)
+
+
+def test_a_malformed_region_stops_nothing(tmp_path: Path) -> None:
+    def edit(dataset: Dataset) -> None:
+        dataset.add_new(0x00082218, "LO", "pelvis")
+
+    assert read_pet_series(write(edited(pet_series(), edit), tmp_path)).warnings == ()
 
 
 def test_pictures_beside_a_volume_do_not_stop_it(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,8 @@ def test_studies_in_one_folder_say_how_to_tell_them_apart(tmp_path: Path) -> Non
     scans = with_unique_names(find_scans(tmp_path / "in"), lambda scan: scan.folder)
     assert [scan.name for scan in scans] == ["in-1", "in-2"]
     assert all("--identify says whose each is" in scan.warnings[-1] for scan in scans)
+    shutil.rmtree(tmp_path / "in")
+    write(pet_series(), tmp_path / "in/study")
+    put_scan(tmp_path / "in/study.nii.gz")
+    scans = with_unique_names(find_scans(tmp_path / "in"), lambda scan: scan.folder)
+    assert [(scan.name, scan.warnings) for scan in scans] == [("study-1", ()), ("study-2", ())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import resource
+import shutil
 import struct
 import tracemalloc
 import zlib
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from runtime.dicom_factory import pet_series, write
 from scipy.spatial.transform import Rotation
 
 from petseg_runtime import InputError, Unit, UsageError, Volume, read_volume
@@ -244,6 +246,10 @@ def test_images_of_other_formats_are_refused_and_not_passed_over(tmp_path: Path)
     save(body(), tmp_path / "cohort/a.nii.gz")
     for name in ("b.mhd", "b.raw", "c.nhdr", "d.mgz", "e.hdr", "e.img", "f.hdr"):  # f is of a sinogram
         (tmp_path / "cohort" / name).write_bytes(b"x")
+    write(pet_series(), tmp_path / "cohort" / "study")
+    (tmp_path / "cohort/study/seg.nhdr").write_bytes(b"x")  # somebody made it of the slices
+    assert find_scans(tmp_path / "cohort")[-1].name == "study"
+    shutil.rmtree(tmp_path / "cohort/study")
     scans = find_scans(tmp_path / "cohort")
     assert [scan.name for scan in scans] == ["a", "b.mhd", "c.nhdr", "d.mgz", "e.hdr"]
     for scan in scans[1:]:

@@ -32,6 +32,7 @@ BIDS = {"Modality": "PT", "TracerName": "FDG", "TracerRadionuclide": "F18", "Att
     [
         ({"Modality": "MR"}, "unknown", "says a Modality other than PT. Pass the PET"),
         ({"AttenuationCorrection": "none"}, "unknown", "not corrected for attenuation"),
+        ({"AttenuationCorrection": "NONE, 0.000000 cm-1,"}, "unknown", "not corrected for attenuation"),
         ({"Units": "Bq/mL"}, "suvbw", "says Units Bq/mL, which is not --unit suvbw"),
         ({"Units": "SUV"}, "bqml", "says Units SUV, which is not --unit bqml"),
         ({"Units": "kBq/mL"}, "bqml", "says Units kBq/mL, which is not --unit bqml"),
@@ -50,6 +51,8 @@ def test_what_contradicts_the_sidecar_is_refused(said: dict[str, str], unit: str
         ({"Units": "Bq/mL"}, "bqml", ""),
         ({"Units": "g/ml"}, "suvbw", ""),
         ({"Units": "arbitrary"}, "suvbw", ""),
+        ({"Modality": "n/a", "AttenuationCorrection": "n/a", "RadionuclideHalfLife": 10**400}, "suvbw", ""),
+        ({"RadionuclideHalfLife": True}, "suvbw", ""),
         ({"Units": 3, "TracerName": ["FDG"], "Modality": None, "AttenuationCorrection": True}, "suvbw", ""),
         ({"Units": "BQML"}, "unknown", "says Units BQML. Pass --unit bqml if it is so."),
         ({"TracerName": "[18F]PSMA-1007"}, "suvbw", "names a tracer that is not FDG"),

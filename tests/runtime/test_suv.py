@@ -575,6 +575,7 @@ def test_a_start_that_the_frame_reference_time_contradicts_is_warned_of() -> Non
         (Frame(SCAN, 59.9, 120.0), Frame(SCAN + seconds(1800), 1859.9, 120.0)),
         (Frame(SCAN, 59.9, 120.0), Frame(SCAN + seconds(1800), 59.9, 120.0)),  # counted anew
         (Frame(SCAN, 59.9, 120.0), Frame(SCAN, 1859.9, 120.0)),  # beds that share the start of the scan
+        (Frame(SCAN, 900.0, 120.0), Frame(SCAN, 1859.9, 120.0)),  # and those of them that were cut out
         (Frame(SCAN, 0.0, 120.0),),
         (Frame(SCAN, None, 120.0),),
         (Frame(SCAN, -3.0, 120.0),),
@@ -584,6 +585,12 @@ def test_a_start_that_the_frame_reference_time_contradicts_is_warned_of() -> Non
 )
 def test_a_start_that_the_frame_reference_time_bears_out_or_says_nothing_of(frames: tuple[Frame, ...]) -> None:
     assert not suvbw_factors(replace(START, frames=frames)).warnings
+
+
+def test_a_private_start_goes_before_the_frame_reference_time() -> None:
+    """Of a tracer that was injected twice, both may count from the first (QIBA's pseudocode, Siemens)."""
+    late = replace(START, frames=(Frame(SCAN, 3900.0, 600.0),), private_scan_start=SCAN)
+    assert not suvbw_factors(late).warnings
 
 
 @pytest.mark.parametrize("counted_to_s", [0.0, 59.9, 120.0])

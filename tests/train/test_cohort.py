@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,8 +171,11 @@ def test_a_spreadsheets_csv_is_read(separator: str, cohort_csv: Path) -> None:
 def test_a_separator_in_a_line_of_its_own_and_headings_in_capitals_are_read(cohort_csv: Path) -> None:
     heading, *lines = cohort_csv.read_text().replace(",", ";").splitlines()
     csv = cohort_csv.with_name("sheet.csv")
-    csv.write_text("\n".join(["sep=;", heading.title(), *lines]))
-    assert read_cohort(csv) == read_cohort(cohort_csv)
+    for said in ("sep=;", '"sep=;"'):
+        csv.write_text("\n".join([said, heading.title(), *lines]))
+        assert read_cohort(csv) == read_cohort(cohort_csv)
+    csv.write_text("\n".join([f"{heading};N;n", *(f"{line};1;2" for line in lines)]))  # which are others, of TNM
+    assert {"N": 1, "n": 2}.items() <= read_cohort(csv)[0].extra.items()
 
 
 @pytest.mark.parametrize("row", [1, 2])
@@ -221,19 +223,19 @@ def test_a_scan_without_a_body_is_refused_by_its_name_before_any_work(cohort_csv
 )
 def test_spaces_that_nobody_sees_make_no_other_centre(one: str, other: str, cohort_csv: Path) -> None:
     spelt = changed(cohort_csv, lambda table: table.assign(centre=[one, other, "x", "x"]), "spelt.csv")
-    with pytest.raises(InputError, match="too, in case case1"):
+    with pytest.raises(InputError, match=r"differ in what nobody sees.*, in case case1"):
         read_cohort(spelt)
 
 
 @pytest.mark.parametrize(("one", "other"), [("Liege", "liege"), ("STRASSE", "straße")])
 def test_one_centre_in_two_spellings_is_refused(one: str, other: str, cohort_csv: Path) -> None:
     spelt = changed(cohort_csv, lambda table: table.assign(centre=[one, other, "x", "x"]), "spelt.csv")
-    with pytest.raises(InputError, match=f"Centre {one!a} is written {re.escape(ascii(other))} too, in case case1"):
+    with pytest.raises(InputError, match=f"Centre {one} is written {other} too, in case case1"):
         read_cohort(spelt)
     first = changed(cohort_csv, lambda table: table.assign(centre=one), "first.csv")
     names = ["a", "b", "c", "d"]
     second = changed(cohort_csv, lambda table: table.assign(centre=other, case=names), "second.csv")
-    with pytest.raises(InputError, match=f"Centre {one!a} is written {re.escape(ascii(other))} too"):
+    with pytest.raises(InputError, match=f"Centre {one} is written {other} too"):
         read_cohorts([first, second])
 
 

@@ -28,6 +28,7 @@ from petseg_train.figures import box_plots, projections
 from petseg_train.report import PAPER, write_report
 from petseg_train.simulation.cohort import simulation_of
 from petseg_train.statistics import (
+    by_bladder,
     by_decile,
     by_stage,
     holm,
@@ -121,6 +122,13 @@ def test_stages_and_leaks() -> None:
     assert leaks(table)["case"].tolist() == ["c2"]
 
 
+def test_scores_by_how_the_bladder_outshines_the_tumour() -> None:
+    table = scores(dsc=[0.9, 0.7, 0.5, 0.3, 0.2], bladder_uptake=[0.4, 1.0, 3.0, 0.5, np.nan])
+    grouped = by_bladder(table).set_index("bladder / tumour")
+    assert grouped["cases"].to_dict() == {"to 0.5": 2, "to 1": 1, "above 2": 1}
+    assert grouped.loc["to 0.5", "dsc_mean"] == pytest.approx(0.6)
+
+
 def paper_like_results() -> pd.DataFrame:
     rng = np.random.default_rng(3)
     tables = []
@@ -176,7 +184,8 @@ def test_a_model_is_not_called_as_a_method_beside_it(name: str) -> None:
 
 
 def test_own_patients_make_a_cohort_that_is_not_simulated(tmp_path: Path) -> None:
-    row = {"case": "a", "touches_bladder": True, "truth": "flab", "noise_muscle": 0.2, "noise_liver": 0.1}
+    # Noise is measured only in organs that the scan holds.
+    row = {"case": "a", "touches_bladder": True, "truth": "flab", "noise_muscle": 0.2, "noise_liver": None}
     (tmp_path / "simulation.json").write_text('{"seed": 7}')
     for rows, seed in (([row], 7), ([row, {"case": "own"}], None), ([{"case": "own"}], None)):
         pd.DataFrame(rows).to_csv(tmp_path / "cohort.csv", index=False)
@@ -427,6 +436,9 @@ def test_scores_hold_leakage_and_the_exact_truth_where_the_cohort_has_them(
     )
     assert results.loc["t40", "bladder_leakage"] == 1.0  # T40 is the mask, which stands for the bladder here
     assert results.loc["t40", "dsc_exact"] == 1.0
+    volume, mask = cases[0].read()
+    tumour = volume.array[mask > 0]
+    assert results.loc["t40", "bladder_uptake"] == pytest.approx(tumour.mean() / tumour.max(), rel=1e-5)
     assert results.loc["t40", "hd95_mm"] == 0.0
     assert (tmp_path / "masks" / "case0.nii.gz").exists()
 
