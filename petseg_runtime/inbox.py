@@ -73,11 +73,11 @@ def watch(
     Parameters
     ----------
     settings : with an output folder; results go there, and for each scan that is refused a note to "failed" in it.
-    report : called after each scan with its result, or with the error that it ended in; after a `UsageError` or
-        `BackendError`, which are no fault of the scan, it is tried again.
+    report : called after each scan with its result, or with the error that it ended in; after what is no fault of the
+        scan (a `UsageError`, a `BackendError`, trouble with what stands round it) it is tried again.
     settle_s : for so long, in seconds, no file of a scan may have changed.
     deliver : called with each result before its scan counts as done; where it raises a `UsageError` it is called
-        again later. After a crash it may be called twice with one result.
+        again later, as where it fails in any other way. After a crash it may be called twice with one result.
     destination : says where `deliver` brings results; what is sent again after it has changed is delivered again.
 
     Raises

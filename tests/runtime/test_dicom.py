@@ -470,6 +470,15 @@ def test_a_region_that_models_of_the_pelvis_do_not_know_is_warned_of(
     assert [warning.startswith("BodyPartExamined") and said in warning for warning in warnings] == [True] * bool(said)
 
 
+def test_a_description_in_no_character_set_of_dicom_is_read_all_the_same(tmp_path: Path) -> None:
+    said = put(SpecificCharacterSet="ISO_IR 100", SeriesDescription="WB Köln")
+    files = write([*edited(pet_series(), said), *edited(pet_series(number=2), said)], tmp_path)
+    for file in files:
+        put_bytes(file, "SpecificCharacterSet", b"idna")
+    with pytest.raises(InputError, match="2 PET series here have 'wb k'"):
+        read_pet_series(files, wanted="wb k")
+
+
 def test_a_malformed_region_stops_nothing(tmp_path: Path) -> None:
     def edit(dataset: Dataset) -> None:
         dataset.add_new(0x00082218, "LO", "pelvis")
