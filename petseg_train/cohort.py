@@ -32,7 +32,6 @@ from petseg_runtime.outputs.files import prepare_folder, whole_file
 from petseg_runtime.preprocessing import VERSION as PREPROCESSING_VERSION
 from petseg_runtime.preprocessing import preprocess, resample_mask
 from petseg_runtime.volume import FloatArray, MaskArray, Volume
-from petseg_train.config import PREPROCESSING
 
 REQUIRED_COLUMNS = ("case", "centre", "image", "mask")
 OPTIONAL_MASKS = ("bladder", "exact")
@@ -340,7 +339,7 @@ def _file_digests(source: Path) -> list[bytes]:
     return [hashlib.sha256(file.read_bytes()).digest() for file in files]
 
 
-def check_study_cohort(cases: Sequence[Case], spec: PreprocessingSpec = PREPROCESSING) -> None:
+def check_study_cohort(cases: Sequence[Case], spec: PreprocessingSpec) -> None:
     """Refuse what a study over centres cannot be done with, before hours of work.
 
     `spec` is the preprocessing that it will have.
@@ -367,8 +366,10 @@ def check_study_cohort(cases: Sequence[Case], spec: PreprocessingSpec = PREPROCE
             )
 
 
-def check_cases(cases: Sequence[Case], spec: PreprocessingSpec = PREPROCESSING) -> None:
+def check_cases(cases: Sequence[Case], spec: PreprocessingSpec) -> None:
     """Refuse what cannot be scored, before any work; an empty mask can, where there is no tumour.
+
+    `spec` is the preprocessing that it will have.
 
     Raises
     ------

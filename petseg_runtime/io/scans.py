@@ -259,8 +259,8 @@ def with_unique_names(scans: Iterable[Scan], place: Callable[[Scan], Hashable]) 
     taken, numbers = {key for key, several in counts.items() if several == 1}, Counter[tuple[Hashable, str]]()
     unique = []
     for key, (where, scan) in zip(wanted, placed):
-        name = key[1] if counts[key] == 1 else ""
-        while not name or (counts[key] > 1 and (where, name) in taken):
+        name = key[1]
+        while counts[key] > 1 and (name == key[1] or (where, name) in taken):
             numbers[key] += 1
             name = f"{key[1]}-{numbers[key]}"
         taken.add((where, name))

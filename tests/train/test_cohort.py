@@ -142,7 +142,7 @@ def test_one_image_in_two_files_is_refused(cohort_csv: Path, tiny_config: Path, 
     cohort_digest(cases)
     for check in (check_cases, check_study_cohort):
         with pytest.raises(InputError, match="Cases case0 and case1 have the same image"):
-            check(cases)
+            check(cases, PREPROCESSING)
     with pytest.raises(InputError, match=r"Cases case\d and case\d have the same image"):
         fit(cases, load_config(str(tiny_config)), tmp_path / "run")
 
@@ -203,7 +203,7 @@ def test_one_image_stored_from_the_other_end_is_refused(cohort_csv: Path, tmp_pa
     flipped = replace(other, image=tmp_path / "image.nii.gz", mask=tmp_path / "mask.nii.gz")
     assert (flipped.read()[0].array != one.read()[0].array).any()
     with pytest.raises(InputError, match="Cases case0 and case1 have the same image"):
-        check_cases([one, flipped, *rest])
+        check_cases([one, flipped, *rest], PREPROCESSING)
 
 
 def test_a_scan_without_a_body_is_refused_by_its_name_before_any_work(cohort_csv: Path, tmp_path: Path) -> None:
@@ -213,7 +213,10 @@ def test_a_scan_without_a_body_is_refused_by_its_name_before_any_work(cohort_csv
     for array, name in ((volume.array, "image"), (mask, "mask")):
         write_image(array, tiny, tmp_path / f"{name}.nii.gz")
     small = replace(case, image=tmp_path / "image.nii.gz", mask=tmp_path / "mask.nii.gz")
-    for refuse in (lambda: check_cases([small, *rest]), lambda: load_training_cases([small], PREPROCESSING)):
+    for refuse in (
+        lambda: check_cases([small, *rest], PREPROCESSING),
+        lambda: load_training_cases([small], PREPROCESSING),
+    ):
         with pytest.raises(InputError, match="Case case0: The scan holds no body"):
             refuse()
 

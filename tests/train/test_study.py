@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from scipy.stats import wilcoxon
 
+from petseg_runtime import Segmenter
 from petseg_runtime.errors import InputError, UsageError
 from petseg_runtime.io.images import write_image
 from petseg_runtime.volume import Geometry, Volume
@@ -178,9 +179,9 @@ def test_a_centres_name_is_no_formula(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["t40", "ellipsoid"])
-def test_a_model_is_not_called_as_a_method_beside_it(name: str) -> None:
+def test_a_model_is_not_called_as_a_method_beside_it(name: str, known_model: Path) -> None:
     with pytest.raises(UsageError, match=f"The model is called {name}, as a method beside it is"):
-        evaluate(None, [], name)  # type: ignore[arg-type]
+        evaluate(Segmenter(known_model), [], name)
 
 
 def test_own_patients_make_a_cohort_that_is_not_simulated(tmp_path: Path) -> None:
@@ -393,7 +394,7 @@ def test_a_bad_row_is_named_before_any_work(cohort_csv: Path, tmp_path: Path, sp
                 row[key] = str(cohort_csv.parent / row[key])
     pd.DataFrame(rows).to_csv(tmp_path / "cohort.csv", index=False)
     with pytest.raises(InputError, match=message):
-        check_study_cohort(read_cohort(tmp_path / "cohort.csv"))
+        check_study_cohort(read_cohort(tmp_path / "cohort.csv"), PREPROCESSING)
 
 
 def test_preprocessed_cases_are_kept_and_a_changed_file_is_not_mistaken(
