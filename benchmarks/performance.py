@@ -109,7 +109,7 @@ def whole_body(folder: Path, rounds: int, nnunet_python: Path | None) -> dict[st
         "PyTorch and MONAI": [sys.executable, rivals, "monai", model, scan, folder / "monai.nii.gz"],
     }
     if has_bf16():
-        timed(petseg_run("--self-test", "-m", model))
+        timed([BIN / "petseg-run", "--self-test", "-m", model, "-q"])
         contenders["petseg-run, bf16"] = petseg_run(scan, "-m", model, "-o", folder / "bf16", "--precision", "bf16")
         contenders["PyTorch, our windows, bf16"] = [
             *contenders["PyTorch, our windows"][:-1],
