@@ -29,9 +29,17 @@ from typing import Any
 import numpy as np
 
 from petseg_runtime.errors import ModelError
-from petseg_runtime.volume import FloatArray, Shape
+from petseg_runtime.manifest import ModelManifest
+from petseg_runtime.volume import FloatArray, Shape, Triple
 
-WINDOWS = 3
+# Ellipsoids of the test windows: mm up, back and left of the middle, radii in mm, uptake in the network's scale.
+_BLADDER = (-20.0, -35.0, 0.0, (22.0, 25.0, 30.0), 6.0)
+_TUMOURS = (
+    (0.0, 15.0, 5.0, (24.0, 22.0, 26.0), 14.0),
+    (4.0, 18.0, -8.0, (28.0, 24.0, 30.0), 12.0),
+    (5.0, 20.0, 8.0, (30.0, 30.0, 30.0), 8.0),
+)
+WINDOWS = len(_TUMOURS)
 _STEPS = 4000  # of a stored probability from 0 to 1
 MAX_DIFFERENCE_F32, MIN_DSC_F32 = 2e-3, 0.999
 MAX_MEAN_DIFFERENCE_REDUCED, MIN_DSC_REDUCED = 1e-3, 0.995
@@ -95,21 +103,30 @@ def precision_of(backend_name: str) -> str:
     return backend_name.rpartition(" ")[2]
 
 
-def self_test_windows(shape: Shape) -> list[FloatArray]:
+def self_test_windows(shape: Shape, spacing_mm: Triple) -> list[FloatArray]:
     """Windows `(1, 1, z, y, x)` of the network's scale, the same on every machine to the last bit.
 
-    Air, a body with the noise of a scan, and warm and hot balls, laid differently in each. Only sums, products and
-    comparisons of exact numbers are used: a sine would differ between libraries.
+    A pelvis: air, a body with the noise of a scan, a full bladder, and behind it a tumour, larger and paler in each
+    window. A network that learned to tell the two marks some thousand voxels, few of them near the threshold: where it
+    is unsure of all it marks, the masks tell little about the machine. Only sums, products, quotients and comparisons
+    are used, which IEEE 754 rounds alike everywhere: a sine would differ between libraries.
+
+    Parameters
+    ----------
+    shape : voxels `(z, y, x)` of the model's patch; its middle is the origin.
+    spacing_mm : of the model's voxels `(z, y, x)`, so that organs have their size whatever the model's grid.
     """
-    z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float64) / n - 0.5 for n in shape), indexing="ij")
+    z, y, x = np.meshgrid(
+        *((np.arange(n) - n // 2) * step for n, step in zip(shape, spacing_mm, strict=True)), indexing="ij"
+    )
     windows = []
-    for index in range(WINDOWS):
-        noise = np.random.Generator(np.random.PCG64(index)).integers(-8, 9, shape) / 32.0
-        shift = index * 0.125
-        window = np.where((y + shift) ** 2 * 4 + x**2 * 3 < 0.75, noise, -0.75)
-        balls = ((0.0, 0.0, 0.0, 0.04, 4.0), (0.25, -0.125, 0.125, 0.01, 8.0), (-0.25, 0.25, -shift, 0.02, 2.0))
-        for above, behind, left, radius, uptake in balls:
-            window[(z - above) ** 2 + (y - behind) ** 2 + (x - left) ** 2 < radius] += uptake
+    for index, tumour in enumerate(_TUMOURS):
+        noise = np.random.Generator(np.random.PCG64(index)).integers(-8, 9, shape) / 16.0
+        window = np.where((y / 115.0) ** 2 + (x / 170.0) ** 2 < 1, noise, -1.0)
+        for up, back, left, (height, depth, width), uptake in (_BLADDER, tumour):
+            # Full up to 0.7 of the radii, and falling from there to 1.2 as a scanner blurs it.
+            apart = ((z - up) / height) ** 2 + ((y - back) / depth) ** 2 + ((x - left) / width) ** 2
+            window += uptake * np.clip(1.5 - apart, 0.0, 1.0)
         windows.append(window.astype(np.float32)[None, None])
     return windows
 
@@ -140,9 +157,10 @@ def unpack(text: str, shape: Shape) -> list[FloatArray]:
         raise ModelError("The model's stored results are damaged. Export the model again.") from error
 
 
-def examine(name: str, predict: Predict, expected: Sequence[FloatArray], threshold: float) -> Outcome:
-    """Run the backend of this name on the test windows."""
-    found = list(predict(self_test_windows((expected[0].shape[2], expected[0].shape[3], expected[0].shape[4]))))
+def examine(name: str, predict: Predict, expected: Sequence[FloatArray], manifest: ModelManifest) -> Outcome:
+    """Run the backend of this name on the test windows of the model of this manifest."""
+    found = list(predict(self_test_windows(manifest.patch_size, manifest.preprocessing.spacing_mm)))
+    threshold = manifest.threshold
     apart = [np.abs(one - other) for one, other in zip(found, expected, strict=True)]
     ours, theirs = np.stack(found) >= threshold, np.stack(expected) >= threshold
     # A voxel whose stored probability lies on the threshold may fall to either side.

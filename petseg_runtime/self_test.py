@@ -48,7 +48,7 @@ def self_test(model: Path | None = None, threads: int | None = None) -> tuple[Re
         for opened in candidates(model_file, path, threads):
             try:
                 backend = opened()
-                outcomes.append(examine(backend.name, backend.predict, expected, model_file.manifest.threshold))
+                outcomes.append(examine(backend.name, backend.predict, expected, model_file.manifest))
             except (BackendError, ModelError) as error:
                 passed_over.append(str(error))
     if not outcomes:

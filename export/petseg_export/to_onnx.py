@@ -98,7 +98,7 @@ def write_model(network: nn.Module, manifest: ModelManifest, output: Path) -> Mo
 def with_results(model: bytes, manifest: ModelManifest) -> bytes:
     """The model with its probabilities of the self-test's windows in it, computed by ONNX Runtime on the CPU in f32."""
     backend, _ = open_backend(model, "onnxruntime", "cpu")
-    results = pack(list(backend.predict(self_test_windows(manifest.patch_size))))
+    results = pack(list(backend.predict(self_test_windows(manifest.patch_size, manifest.preprocessing.spacing_mm))))
     proto = onnx.load_from_string(model)
     entry = proto.metadata_props.add()
     entry.key, entry.value = RESULTS_KEY, results

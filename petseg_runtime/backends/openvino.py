@@ -33,9 +33,31 @@ else:
 # Compiled networks that are kept, where windows fit themselves to bodies of many sizes.
 _SHAPES_KEPT = 4
 # Counts up with every change to what is done to a network before it is compiled: other forms round otherwise.
-_FORM = 3
+_FORM = 4
 # Channels that an AVX-512 convolution computes at once.
 _LANES = 16
+# OpenVINO's own format of a convolution that keeps its precision: Python cannot set that attribute on an operation.
+_PRECISE_CONVOLUTION = """
+<net name="precise" version="11">
+  <layers>
+    <layer id="0" name="image" type="Parameter" version="opset1">
+      <data shape="{image}" element_type="f32"/><output><port id="0" precision="FP32"/></output>
+    </layer>
+    <layer id="1" name="weights" type="Parameter" version="opset1">
+      <data shape="{weights}" element_type="f32"/><output><port id="0" precision="FP32"/></output>
+    </layer>
+    <layer id="2" name="convolution" type="Convolution" version="opset1">
+      <data {attributes}/><rt_info><attribute name="precise" version="0"/></rt_info>
+      <input><port id="0"/><port id="1"/></input><output><port id="2" precision="FP32"/></output>
+    </layer>
+    <layer id="3" name="sums" type="Result" version="opset1"><input><port id="0"/></input></layer>
+  </layers>
+  <edges>
+    <edge from-layer="0" from-port="0" to-layer="2" to-port="0"/>
+    <edge from-layer="1" from-port="0" to-layer="2" to-port="1"/>
+    <edge from-layer="2" from-port="2" to-layer="3" to-port="0"/>
+  </edges>
+</net>"""
 
 
 class OpenVinoBackend:
@@ -172,6 +194,8 @@ class OpenVinoBackend:
         _average_in_two_steps(network)
         if self._precision == "f32" and has_avx512():
             _fill_lanes(network)
+        if self._precision == "bf16":
+            _keep_the_stem_in_f32(network)
         return network
 
     def _key(self) -> str:
@@ -285,6 +309,34 @@ def _fill_lanes(network: Any) -> None:
             if follower.get_type_name() in ("Add", "Multiply"):
                 _append_zeros(follower, 1, missing)
     network.validate_nodes_and_infer_types()
+
+
+def _keep_the_stem_in_f32(network: Any) -> None:
+    """Let the convolution of the scan itself compute in f32, in a network that else computes in bf16.
+
+    bf16 multiplies channels in pairs, and of one channel takes several times as long as f32. Nor are the scan's values
+    rounded to eight bits then.
+    """
+    for node in network.get_ops():
+        if node.get_type_name() == "Convolution" and node.input_value(0).get_node().get_type_name() == "Parameter":
+            openvino.utils.replace_node(node, _precise(node))
+    network.validate_nodes_and_infer_types()
+
+
+def _precise(convolution: Any) -> Any:
+    """A copy of the convolution, on the same inputs, that keeps its precision."""
+    image, weights = convolution.input_values()
+    shapes = [",".join(map(str, value.get_shape())) for value in (image, weights)]
+    attributes = " ".join(
+        f'{name}="{value if isinstance(value, str) else ",".join(map(str, value))}"'
+        for name, value in convolution.get_attributes().items()
+    )
+    text = _PRECISE_CONVOLUTION.format(image=shapes[0], weights=shapes[1], attributes=attributes)
+    alone = openvino.Core().read_model(text.encode(), openvino.Tensor(np.zeros(1, np.uint8)))
+    copy = next(node for node in alone.get_ops() if node.get_type_name() == "Convolution")
+    copy.input(0).replace_source_output(image)
+    copy.input(1).replace_source_output(weights)
+    return copy
 
 
 def _channelwise_followers(node: Any) -> Iterator[Any]:

@@ -603,7 +603,7 @@ def test_an_engine_passes_the_models_self_test(precision: str, own_engine: Calla
     model = read_model(BUNDLED)
     with TensorRtBackend(read_engine(own_engine(precision))) as backend:
         expected = unpack(model.results, model.manifest.patch_size)
-        outcome = examine(backend.name, backend.predict, expected, model.manifest.threshold)
+        outcome = examine(backend.name, backend.predict, expected, model.manifest)
     assert outcome.passed, outcome
 
 

@@ -8,6 +8,7 @@ import json
 import tracemalloc
 import zlib
 from dataclasses import replace
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,11 @@ from petseg_runtime.commissioning import (
     unpack,
 )
 from petseg_runtime.errors import BackendError, ModelError, UsageError
-from petseg_runtime.manifest import RESULTS_KEY, read_model
-from petseg_runtime.segmenter import Segmenter
+from petseg_runtime.manifest import RESULTS_KEY, ModelManifest, read_model
+from petseg_runtime.segmenter import BUNDLED_MODEL, Segmenter
 from petseg_runtime.self_test import keep
 
-PATCH = (16, 16, 16)
+PATCH, SPACING = (16, 16, 16), (2.0, 4.0, 4.0)  # of the known model
 
 
 @pytest.fixture(autouse=True)
@@ -59,17 +60,35 @@ def outcome(name: str, passed: bool) -> Outcome:
 def test_the_windows_are_the_same_to_the_last_bit_on_every_machine() -> None:
     """The digest was computed once; a library that changed the windows would fail every model in the field."""
     digest = hashlib.sha256()
-    for window in self_test_windows((64, 64, 64)):
+    for window in self_test_windows((64, 64, 64), SPACING):
         assert window.shape == (1, 1, 64, 64, 64)
         assert window.dtype == np.float32
         digest.update(window.tobytes())
-    assert digest.hexdigest() == "08c58315cd4c45e8d6d5909aef8bad60a8043059e0d8eef7b2e4620b41cd18d0"
+    assert digest.hexdigest() == "82c96f6d18ac6d784adad97d2e9222834e64d679d88d89d7316712866b677195"
+
+
+def test_the_windows_hold_organs_of_one_size_whatever_the_grid() -> None:
+    for fine, coarse in zip(
+        self_test_windows((64, 64, 64), (2.0, 4.0, 4.0)), self_test_windows((32,) * 3, (4.0, 8.0, 8.0))
+    ):
+        hot = (fine > 4).sum() / (coarse > 4).sum()
+        assert hot == pytest.approx(8, rel=0.05)
+
+
+def test_the_bundled_model_is_sure_of_what_it_marks_in_the_windows() -> None:
+    """Else masks that are right in any precision would differ by their uncertain voxels, and the test tell little."""
+    with as_file(files("petseg_runtime") / "models" / BUNDLED_MODEL) as path:
+        model = read_model(path)
+    for probabilities in unpack(model.results, model.manifest.patch_size):
+        marked = (probabilities >= model.manifest.threshold).sum()
+        assert marked > 1000
+        assert (np.abs(probabilities - model.manifest.threshold) < 0.02).sum() < 0.03 * marked
 
 
 def test_results_survive_the_model_file(tested_model: Path, known_model: Path) -> None:
     model = read_model(tested_model)
     assert model.manifest == read_model(known_model).manifest
-    for window, stored in zip(self_test_windows(PATCH), unpack(model.results, PATCH), strict=True):
+    for window, stored in zip(self_test_windows(PATCH, SPACING), unpack(model.results, PATCH), strict=True):
         np.testing.assert_allclose(stored, 1 / (1 + np.exp(-10 * (window - 2.0))), atol=3e-4)
 
 
@@ -101,39 +120,45 @@ def test_results_that_unpack_to_more_than_the_windows_hold_are_refused_without_u
     ("precision", "error", "passed"),
     [("f32", 0.0, True), ("f32", 1e-3, True), ("f32", 4e-3, False), ("bf16", 4e-4, True), ("bf16", 2e-3, False)],
 )
-def test_tolerances(precision: str, error: float, passed: bool) -> None:
+def test_tolerances(precision: str, error: float, passed: bool, manifest: ModelManifest) -> None:
     expected = [np.full((1, 1, *PATCH), 0.2, np.float32)] * 3
     expected[0][..., :8] = 0.8
-    found = examine(f"x {precision}", lambda windows: (expected[0] + np.float32(error) for _ in windows), expected, 0.5)
+    found = examine(
+        f"x {precision}", lambda windows: (expected[0] + np.float32(error) for _ in windows), expected, manifest
+    )
     assert found.largest_difference == pytest.approx(error, abs=1e-6)
     assert found.passed is passed
 
 
 @pytest.mark.parametrize(("precision", "passed"), [("f32", True), ("bf16", False), ("fp16", False)])
-def test_a_reduced_precision_does_not_pass_on_windows_without_a_mask(precision: str, passed: bool) -> None:
+def test_a_reduced_precision_does_not_pass_on_windows_without_a_mask(
+    precision: str, passed: bool, manifest: ModelManifest
+) -> None:
     """Its mean difference is small where all is near zero, whatever it computes: the mask would have to tell."""
     expected = [np.full((1, 1, *PATCH), 5e-4, np.float32)] * 3
-    found = examine(f"x {precision}", lambda _: iter([np.zeros_like(part) for part in expected]), expected, 0.5)
+    found = examine(f"x {precision}", lambda _: iter([np.zeros_like(part) for part in expected]), expected, manifest)
     assert np.isnan(found.dsc)
     assert found.passed is passed
 
 
-def test_a_mask_that_moved_fails_in_any_precision() -> None:
+def test_a_mask_that_moved_fails_in_any_precision(manifest: ModelManifest) -> None:
     expected = [np.zeros((1, 1, *PATCH), np.float32)] * 3
     for window in expected:
         window[..., :2] = 0.9
     moved = [np.roll(window, 1, axis=-1) for window in expected]
-    found = examine("x bf16", lambda _: iter(moved), expected, 0.5)
+    found = examine("x bf16", lambda _: iter(moved), expected, manifest)
     assert found.dsc == pytest.approx(0.5)
     assert not found.passed
 
 
 @pytest.mark.parametrize("window", [0, 1, 2])
-def test_a_probability_that_is_no_number_fails_and_is_null_in_the_record(window: int, state: Path) -> None:
+def test_a_probability_that_is_no_number_fails_and_is_null_in_the_record(
+    window: int, state: Path, manifest: ModelManifest
+) -> None:
     expected = [np.full((1, 1, *PATCH), 0.2, np.float32) for _ in range(3)]
     broken = [part.copy() for part in expected]
     broken[window][..., 0] = np.nan
-    found = examine("x f32", lambda _: iter(broken), expected, 0.5)
+    found = examine("x f32", lambda _: iter(broken), expected, manifest)
     assert not found.passed
     record = new_record("ab" * 32, [found])
     text = keep(record).read_text()
@@ -175,7 +200,7 @@ def test_a_backend_that_drifts_fails_and_is_refused_from_then_on(tested_model: P
     """The stored results are of another network: every backend of this machine disagrees with them."""
     model = onnx.load(tested_model)
     (entry,) = (entry for entry in model.metadata_props if entry.key == RESULTS_KEY)
-    entry.value = pack([np.clip(window, 0, 1) for window in self_test_windows(PATCH)])
+    entry.value = pack([np.clip(window, 0, 1) for window in self_test_windows(PATCH, SPACING)])
     (tmp_path / "drift.onnx").write_bytes(model.SerializeToString())
     assert main(["--self-test", "-m", str(tmp_path / "drift.onnx")]) == 5
     said = capsys.readouterr()
@@ -187,8 +212,16 @@ def test_a_backend_that_drifts_fails_and_is_refused_from_then_on(tested_model: P
     assert main([str(scan), "-m", str(tmp_path / "drift.onnx"), "-o", str(tmp_path / "out")]) == 5
 
 
-def test_a_model_without_results_cannot_be_tested(known_model: Path, capsys) -> None:
-    assert main(["--self-test", "-m", str(known_model)]) == 4
+@pytest.mark.parametrize("key", [None, "petseg.results"], ids=["none", "of the windows of old"])
+def test_a_model_without_results_cannot_be_tested(
+    key: str | None, tested_model: Path, known_model: Path, tmp_path: Path, capsys
+) -> None:
+    model = onnx.load(known_model if key is None else tested_model)
+    for entry in model.metadata_props:
+        if entry.key == RESULTS_KEY:
+            entry.key = key
+    (tmp_path / "untested.onnx").write_bytes(model.SerializeToString())
+    assert main(["--self-test", "-m", str(tmp_path / "untested.onnx")]) == 4
     assert "carries no results" in capsys.readouterr().err
 
 
