@@ -22,8 +22,9 @@ from petseg_runtime.volume import Box, FloatArray, Geometry, MaskArray, Shape, T
 VERSION = 2
 # The body's threshold and its median define each other; this many rounds settle them on every scan seen.
 _THRESHOLD_ROUNDS = 20
-# By what share the thresholds after the second mostly fall below it at most.
-_SLACK = 0.2
+# By what share the later thresholds mostly fall below the first at most; to sort a little more than the body takes less
+# time than to select it twice.
+_SLACK = 0.5
 # In SUV: more than this in the median is no body, which has 0.3 to 1.5; a search from the second on finds it.
 MAX_BODY_SUV = 3.0
 _BELOW_TISSUE_SUV = 0.5

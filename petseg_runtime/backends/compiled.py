@@ -40,10 +40,10 @@ class CompiledNetworks:
     def read(self, shape: tuple[int, ...]) -> bytes | None:
         """What was kept; None where there is nothing, or it is damaged."""
         try:
-            content = self.path(shape).read_bytes()
+            with self.path(shape).open("rb") as file:
+                digest, blob = file.read(_DIGEST_BYTES), file.read()  # a slice would copy tens of megabytes
         except OSError:
             return None
-        digest, blob = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(blob).digest() != digest:
             return None
         with suppress(OSError):
