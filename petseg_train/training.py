@@ -57,6 +57,7 @@ class SegmentationModule(lightning.LightningModule):
         self.save_hyperparameters()
         self.config = TrainingConfig.from_dict(config)
         self.network = build_network(self.config)
+        self.memory_format = torch.channels_last_3d  # of the network and its patches
         self.loss = soft_dice_loss(self.config.cross_entropy_weight)
         # Of the checkpoint it was loaded from; and what its training began with, None where that was chance.
         self.trained_epochs, self.trained_by = 0, "unknown"
@@ -92,7 +93,7 @@ class SegmentationModule(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         images, masks = batch["image"][:, None], batch["mask"][:, None]
-        logits = self.network(images.to(memory_format=torch.channels_last_3d)).float()
+        logits = self.network(images.to(memory_format=self.memory_format)).float()
         loss: Tensor = self.loss(logits, masks)
         if not torch.isfinite(loss):
             kept = "; last.ckpt is of the epoch before" if self.current_epoch else ""
@@ -117,7 +118,7 @@ class SegmentationModule(lightning.LightningModule):
 
     def _predict(self, windows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for window in windows:
-            tensor = torch.from_numpy(window).to(self.device, memory_format=torch.channels_last_3d)
+            tensor = torch.from_numpy(window).to(self.device, memory_format=self.memory_format)
             yield torch.sigmoid(self.network(tensor).float()).cpu().numpy()
 
     def configure_optimizers(self) -> Any:
@@ -233,6 +234,8 @@ def fit(
         return checkpoint
     with _only_process(run_dir):
         trainer = _trainer(config, run_dir, devices, accelerator)
+        module.memory_format = fastest_memory_format(trainer.precision, trainer.strategy.root_device.type)
+        module.network.to(memory_format=module.memory_format)  # type: ignore[call-overload]  # missing in torch's stubs
         if _is_first_process():
             (run_dir / "done.json").unlink(missing_ok=True)  # of a checkpoint that is gone
         cache = run_dir / "preprocessed" if cache is None else cache
@@ -354,6 +357,11 @@ def usable_precision(precision: str, accelerator: str) -> Any:
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     emulated = on_cpu and not torch.cpu.get_capabilities().get("avx512_bf16", False)
     return "32-true" if precision == "bf16-mixed" and emulated else precision
+
+
+def fastest_memory_format(precision: str, device: str) -> torch.memory_format:
+    """Channels last, but for bf16 on a CPU: a step there takes a quarter less time channels first, and in f32 more."""
+    return torch.contiguous_format if (precision, device) == ("bf16-mixed", "cpu") else torch.channels_last_3d
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -345,6 +345,25 @@ def test_a_cpu_without_bf16_trains_in_32_bits(asked: str, has_bf16: bool, used: 
     assert usable_precision(asked, "cpu") == used
 
 
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_a_training_in_bf16_on_a_cpu_has_its_channels_first(
+    has_bf16: bool, cohort_csv: Path, tiny_config: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    seen = []
+    step = SegmentationModule.training_step
+
+    def watched(module: SegmentationModule, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        weights = next(weight for weight in module.network.parameters() if weight.ndim == 5 and min(weight.shape) > 1)
+        seen.append(weights.is_contiguous())
+        return step(module, batch)
+
+    monkeypatch.setattr(SegmentationModule, "training_step", watched)
+    config = load_config(str(tiny_config), precision="bf16-mixed", epochs=1)
+    fit(read_cohort(cohort_csv), config, tmp_path / "run", accelerator="cpu")
+    assert set(seen) == {has_bf16}
+
+
 def test_the_tuning_share_is_drawn_from_the_seed(cohort_csv: Path, tiny_config: Path) -> None:
     cases, config = read_cohort(cohort_csv), load_config(str(tiny_config))
     training, tuning = split_tuning(cases, config)
