@@ -120,16 +120,23 @@ class _Connection(H11Protocol):
         super().connection_made(transport)
         self._free_since = self._heard = self._taken = self.loop.time()
         self._unsent = 0
+        self._lost = False
         if len(self.connections) > _MOST_CLIENTS:
             transport.close()
         else:
             self._look_after()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._heard = self.loop.time()
         super().data_received(data)
 
     def _look_after(self) -> None:
+        if self._lost:
+            return
         now = self.loop.time()
         if self.cycle is None or self.cycle.response_complete:  # a request has to come whole, however slowly it begins
             waited = now - self._free_since
@@ -140,11 +147,10 @@ class _Connection(H11Protocol):
             self._taken = now
         self._unsent = unsent
         if now - self._taken > _PATIENCE_S:
-            self.transport.abort()  # to close it would wait for the client
+            self.transport.abort()
         elif waited > _PATIENCE_S:
             self.transport.close()
-        elif not self.transport.is_closing():
-            self.loop.call_later(_PATIENCE_S / 4, self._look_after)
+        self.loop.call_later(_PATIENCE_S / 4, self._look_after)  # closing waits for the client to take its answers
 
 
 def application(inbox: Path, output: Path, token: str, model: dict[str, str]) -> FastAPI:

@@ -564,6 +564,34 @@ def test_a_client_that_takes_no_answers_is_dropped(client: Client, monkeypatch: 
                 deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
 
 
+def test_a_client_that_takes_no_last_answer_is_dropped(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service has closed then, and closing by itself would wait for the client without end."""
+    monkeypatch.setattr(service, "_PATIENCE_S", 0.5)
+    listen = socket.create_server
+
+    def create_server(*where: object, family: int) -> socket.socket:
+        listening = listen(*where, family=family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # the answers wait in the service
+        return listening
+
+    monkeypatch.setattr(socket, "create_server", create_server)
+    app = application(watched.inbox, watched.output, TOKEN, MODEL)
+    with http_service(app, "127.0.0.1", 0) as port, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", port))
+        ask = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n"
+        deaf.sendall((f"{ask}\r\n" * 8 + f"{ask}Connection: close\r\n\r\n").encode())
+        wait_until(lambda: _is_refused(deaf))
+
+
+def _is_refused(connection: socket.socket) -> bool:
+    try:
+        connection.send(b"\n")
+    except ConnectionError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("content", [b"", b"short", b"with a space in it, and long", b"\xff" * 40])
 def test_a_token_must_be_hard_to_guess(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "token").write_bytes(content)
