@@ -6,7 +6,8 @@ refused from then on, and reduced precision (bf16 on the CPU, fp16 in an engine)
 
 Tolerances, between the machine's probabilities and the stored ones, which are of ONNX Runtime in f32:
 
-- f32: no probability further than 2e-3 (the stored ones are rounded by up to 1.3e-4); DSC of the masks at least 0.999.
+- f32: no probability further than 3e-3 (the stored ones are rounded by up to 1.3e-4, and OpenVINO on one thread is up
+  to 1.5e-3 from a float64 computation, three times as far as on two); DSC of the masks at least 0.999.
 - bf16 and fp16: mean difference at most 1e-3, DSC at least 0.995. Single voxels on an edge may differ by more, so the
   masks decide: a model that marks nothing in the windows proves nothing, and does not pass.
 """
@@ -41,7 +42,7 @@ _TUMOURS = (
 )
 WINDOWS = len(_TUMOURS)
 _STEPS = 4000  # of a stored probability from 0 to 1
-MAX_DIFFERENCE_F32, MIN_DSC_F32 = 2e-3, 0.999
+MAX_DIFFERENCE_F32, MIN_DSC_F32 = 3e-3, 0.999
 MAX_MEAN_DIFFERENCE_REDUCED, MIN_DSC_REDUCED = 1e-3, 0.995
 
 Predict = Callable[[Iterable[FloatArray]], Iterator[FloatArray]]

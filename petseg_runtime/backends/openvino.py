@@ -337,6 +337,7 @@ def _precise(convolution: Any) -> Any:
     copy = next(node for node in alone.get_ops() if node.get_type_name() == "Convolution")
     copy.input(0).replace_source_output(image)
     copy.input(1).replace_source_output(weights)
+    copy.set_friendly_name(convolution.get_friendly_name())  # by which `working_bytes` tells one from another
     return copy
 
 

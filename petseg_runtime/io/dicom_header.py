@@ -46,7 +46,7 @@ _ZONES = (*range(-12 * 60, 15 * 60, 60), *(-570, -210, -150, 210, 270, 330, 345,
 _INJECTIONS = 0x00540016
 _OF_AN_INJECTION = (0x00181072, 0x00181074, 0x00181075, 0x00181078)  # start time, dose, half-life, start date-time
 # What AttenuationCorrectionMethod (0054,1101), which is free text, names where there was one, such as "measured,CTAC".
-_METHOD = re.compile(r"MEASURED|CALCULATED|TRANSMISSION|SEGMENTED|CT|MR|^CORRECTED|^YES\b|^ON\b")
+_METHOD = re.compile(r"MEASURED|CALCULATED|TRANSMISSION|SEGMENTED|(?<![A-Z])(CT|MR)|(?<!UN)CORRECTED|^YES\b|^ON\b")
 
 # The vendors' private elements, by group. A writer takes the first block that is free, so they may lie in any; those
 # after the sixteenth are not looked at.
@@ -483,12 +483,14 @@ def _has_date(elements: Elements) -> bool:
 def _zone(elements: Elements) -> tuple[str, bool]:
     """The offset from UTC of the scan's moments, "" where nothing says it; and whether the site's clocks showed it.
 
-    Where TimezoneOffsetFromUTC (0008,0201) is absent, a moment of the scan may carry its own. One of zero may stem from
-    a program that brings moments to UTC: then AcquisitionDate and -Time, which never have one, tell the site's by their
-    distance from an AcquisitionDateTime in UTC. Without these nothing without an offset may be held against it.
+    Where TimezoneOffsetFromUTC (0008,0201) is absent or malformed, a moment of the scan may carry its own. One of zero
+    may stem from a program that brings moments to UTC: then AcquisitionDate and -Time, which never have one, tell the
+    site's by their distance from an AcquisitionDateTime in UTC. Without these nothing without an offset may be held
+    against it.
     """
-    if elements.text(_TIME_ZONE):
-        return elements.text(_TIME_ZONE), True
+    said = elements.text(_TIME_ZONE)
+    if re.fullmatch(r"[+-]\d{4}", said):  # &ZZXX (PS3.3 C.12.1); another text says none
+        return said, True
     offset = next(filter(None, (elements.offset(tag) for tag in (0x00189701, 0x00189151, 0x0008002A))), "")
     if offset.strip("+-0") or not offset:
         return offset, True
@@ -528,9 +530,9 @@ def _is_attenuation_corrected(elements: Elements) -> bool | None:
     knows.
     """
     corrections, method = _upper(elements.texts(0x00280051)), elements.text(0x00541101).upper()
-    denied = UNCORRECTED.match(method) is not None
+    denied = UNCORRECTED.search(method) is not None
     flag = _private(elements, 0x0009, "GEMS_PETD_01", "GE", 0x8C)
-    denied = denied or (flag is not None and elements.binary(flag) == 0)
+    denied = denied or (flag is not None and if_sound(lambda: elements.binary(flag)) == 0)
     if denied or corrections:
         return "ATTN" in corrections and not denied
     return True if _METHOD.search(method) else None

@@ -29,7 +29,10 @@ _FORMATS = {
 IMAGE_SUFFIXES = tuple(_FORMATS)
 # Largest deviation of a cosine from the nearest straight grid: the rounding of three decimals.
 RIGHT_ANGLE_TOLERANCE = 1e-3
-_TWO_SPACES = "The file's qform and sform state two spaces; the sform's was taken."
+_TWO_SPACES = (
+    "The file's qform and sform state two spaces; the sform's was taken, and is the only one of the mask: in programs "
+    "that go by the qform the two lie apart. Check it there."
+)
 # Axes within this of right angles stay as they are written, so that a mask has the scan's own.
 _SAME_AXES = 5e-4
 _STRAIGHTENED = "The scan's axes are off the right angle by a rounding of decimals; the nearest straight grid is used."
@@ -39,6 +42,7 @@ class _Image(NamedTuple):
     array: npt.NDArray[Any]  # (z, y, x)
     geometry: Geometry
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def image_suffix(path: Path) -> str:
@@ -60,10 +64,10 @@ def read_image(path: Path, unit: Unit = Unit.UNKNOWN, max_voxels: int = MAX_VOXE
     MemoryBudgetError : if it has more voxels than that.
     InputError : if the file is absent, unreadable, not three-dimensional, or holds NaN, nothing, CT or labels.
     """
-    array, geometry, notes = _read(path, sitk.sitkFloat32, max_voxels)
+    array, geometry, notes, warnings = _read(path, sitk.sitkFloat32, max_voxels)
     check_uptake(array, path.name)
     check_modality(array, path.name)
-    return Volume(array, geometry, unit, notes)
+    return Volume(array, geometry, unit, notes, warnings)
 
 
 def read_mask(path: Path) -> tuple[MaskArray, Geometry]:
@@ -74,7 +78,7 @@ def read_mask(path: Path) -> tuple[MaskArray, Geometry]:
     InputError : if the file is absent, unreadable or not three-dimensional, or holds several labels, probabilities or a
         scan: what of it is the tumour, nobody knows.
     """
-    array, geometry, _ = _read(path, sitk.sitkUnknown)
+    array, geometry, *_ = _read(path, sitk.sitkUnknown)
     inside = array != 0
     values = np.unique(array[inside])
     if len(values) > 1 or not (values > 0).all():
@@ -108,7 +112,8 @@ def _read(path: Path, pixel_type: int, max_voxels: int = MAX_VOXELS) -> _Image:
     check_utf8(path)
     check, reader_name = _FORMATS[suffix]
     has_two_spaces = check(path)
-    notes: tuple[str, ...] = (_TWO_SPACES,) if has_two_spaces else ()
+    warnings = (_TWO_SPACES,) if has_two_spaces else ()
+    is_straight = True
     try:
         try:
             with straightened(path) if has_two_spaces else nullcontext(path) as header:
@@ -118,12 +123,12 @@ def _read(path: Path, pixel_type: int, max_voxels: int = MAX_VOXELS) -> _Image:
                 raise
             with straightened(path) as copy:
                 reader = _header(copy, reader_name, pixel_type)
-            notes = (_STRAIGHTENED,)
+            is_straight = False
         geometry, straight = _geometry(reader, path.name, max_voxels)
-        notes = notes if straight else (*notes, _STRAIGHTENED)
+        notes = () if straight and is_straight else (_STRAIGHTENED,)
         if reader_name == _NIFTI:
-            return _Image(read_nifti_voxels(path, geometry.shape), geometry, notes)
-        return _Image(sitk.GetArrayFromImage(reader.Execute()), geometry, notes)
+            return _Image(read_nifti_voxels(path, geometry.shape), geometry, notes, warnings)
+        return _Image(sitk.GetArrayFromImage(reader.Execute()), geometry, notes, warnings)
     except RuntimeError as error:
         raise InputError(
             f"{path.name} cannot be read: damaged, truncated or of another kind. Get the file again."

@@ -15,6 +15,7 @@ _UNITS = {
     **dict.fromkeys(("bq/ml", "bqml"), Unit.BQML),
     **dict.fromkeys(("suvbw", "suv", "g/ml", "gml"), Unit.SUVBW),
     **dict.fromkeys(("kbq/ml", "mbq/ml", "counts", "cnts", "cps", "propcps", "propcnts"), Unit.UNKNOWN),
+    **dict.fromkeys(("uci/ml", "µci/ml", "nci/ml", "%id/g", "sul", "suvlbm", "suvbsa", "suvibw"), Unit.UNKNOWN),
 }
 _SAYS_NOTHING = ("", "N/A")
 _LONGEST_S = 1e9  # of a half-life in which a number is one
@@ -40,7 +41,7 @@ def check_sidecar(image: Path, stem: str, unit: Unit) -> tuple[str, ...]:
     modality = _text(said, "Modality").upper()
     if modality not in (*_SAYS_NOTHING, "PT", "PET"):
         raise InputError(f"The JSON file beside {image.name} says a Modality other than PT. Pass the PET.")
-    if UNCORRECTED.match(_text(said, "AttenuationCorrection").upper()):
+    if UNCORRECTED.search(_text(said, "AttenuationCorrection").upper()):
         raise InputError(
             f"The JSON file beside {image.name} says that it is not corrected for attenuation. Pass the corrected scan."
         )
@@ -52,9 +53,13 @@ def check_sidecar(image: Path, stem: str, unit: Unit) -> tuple[str, ...]:
 
 
 def _unlike(image: Path, units: str, unit: Unit) -> tuple[str, ...]:
-    told = _UNITS.get(units.casefold())
-    if told is None or told is unit:
+    told = _UNITS.get(units.casefold().replace("cc", "ml"))
+    if told is unit or units.upper() in _SAYS_NOTHING:
         return ()
+    if told is None:
+        if unit is Unit.UNKNOWN:
+            return ()
+        return (f"The JSON file beside {image.name} says Units that are not known here. Check that they are {unit}.",)
     beside = f"The JSON file beside {image.name} says Units {units}"
     if unit is Unit.UNKNOWN:
         return (f"{beside}. Pass --unit {told} if it is so.",)

@@ -32,6 +32,7 @@ from petseg_runtime.io.plausible import HEAVIEST_KG
 from petseg_runtime.io.suv_attributes import (
     ACQUISITION_TIME,
     CORRECTED_IMAGE,
+    DECAY_CORRECTED_TO,
     DECAY_CORRECTION,
     DECAY_FACTOR,
     DOSE,
@@ -59,15 +60,18 @@ from petseg_runtime.io.suv_attributes import (
 )
 from petseg_runtime.io.suv_timing import (
     DECAY_FACTOR_TOLERANCE,
+    OTHER_DAY_S,
     acquisition_of,
     average_activity_time_s,
     injection_delay_s,
     is_usual_delay,
     scan_start,
+    start_alone_s,
     unlike_decay_factors_s,
     unlike_frame_reference_s,
 )
 from petseg_runtime.io.tracer import (
+    F18,
     HALF_LIFE_RANGE_S,
     HALF_LIFE_TOLERANCE,
     HALF_LIVES_S,
@@ -93,8 +97,12 @@ DOSE_RANGE_BQ = (1e6, 1e10)
 MBQ_BELOW = 1e4
 # Below this a dose that is not Bq may as well be mCi: 5 to 25 mCi of FDG are 185 to 925 MBq.
 MCI_BELOW = 50.0
-# And from here on µCi: no patient gets 3 GBq for a PET, but 3 to 10 mCi.
-UCI_ABOVE = 3000.0
+# And from here on µCi: hardly a patient gets 1 GBq for a PET, but 1 to 10 mCi.
+UCI_ABOVE = 1000.0
+
+# What hardly a patient gets of F-18 (2 to 10 MBq/kg are usual), or has for a body mass index in kg/m².
+F18_MOST_MBQ_PER_KG = 25.0
+BODY_MASS_INDEX_RANGE = (10.0, 50.0)
 
 # A patient's height. What is outside is a height in cm or feet, or none.
 HEIGHT_RANGE_M = (0.4, 2.6)
@@ -289,6 +297,7 @@ def _from_activity(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFac
     weight_kg = _weight_kg(attributes)
     dose_bq, how = _dose_bq(attributes)
     left, when, warnings = _decayed(attributes, overrides)
+    warnings += _odd_patient(attributes, weight_kg, dose_bq / 1e6)
     factors = tuple(1000.0 * weight_kg / (dose_bq * share) for share in left)
     note = f"SUVbw is {_range(factors)} times the Bq/ml of the voxels: {weight_kg:g} kg / {how}, {when}."
     if attributes.decay_correction == "NONE":
@@ -302,11 +311,27 @@ def _from_activity(attributes: SuvAttributes, overrides: SuvOverrides) -> SuvFac
     return SuvFactors(factors, note, warnings)
 
 
+def _odd_patient(attributes: SuvAttributes, weight_kg: float, dose_mbq: float) -> tuple[str, ...]:
+    """What is odd about the weight, by the height where it is known (in m, or by mistake in cm), and about the dose."""
+    odd = []
+    low, high = HEIGHT_RANGE_M
+    height_m = attributes.height_m or 0.0
+    height_m = height_m / 100 if height_m > high else height_m
+    if low <= height_m <= high and not BODY_MASS_INDEX_RANGE[0] <= weight_kg / height_m**2 <= BODY_MASS_INDEX_RANGE[1]:
+        odd.append(f"{WEIGHT} {weight_kg:g} kg hardly fits {HEIGHT} {attributes.height_m:g}. Check both, and SUV.")
+    if nuclide_of(attributes.radionuclide) == F18 and dose_mbq / weight_kg > F18_MOST_MBQ_PER_KG:
+        odd.append(
+            f"{DOSE} and {WEIGHT} are {dose_mbq / weight_kg:.3g} MBq/kg, expected at most {F18_MOST_MBQ_PER_KG:g} of "
+            f"{F18}. Check both, and SUV."
+        )
+    return tuple(odd)
+
+
 def _decayed(attributes: SuvAttributes, overrides: SuvOverrides) -> tuple[tuple[float, ...], str, tuple[str, ...]]:
     """What is left of the dose at the moment that each frame's voxels refer to, how that was found, and warnings."""
     if attributes.decay_correction == "ADMIN":
         how = f"not decayed because the voxels are corrected to the injection ({DECAY_CORRECTION} ADMIN)"
-        return (1.0,) * len(attributes.frames), how, ()
+        return (1.0,) * len(attributes.frames), how, _unlike_injection(attributes)
     half_life_s, warnings = required(attributes.half_life_s, HALF_LIFE), []
     if half_life_s > HALF_LIFE_RANGE_S[1]:
         warnings.append(f"{HALF_LIFE} is {half_life_s:g} s, which no tracer for patients has. Check it, and SUV.")
@@ -323,6 +348,12 @@ def _decayed(attributes: SuvAttributes, overrides: SuvOverrides) -> tuple[tuple[
             warnings.append(
                 f"The scan start, from {source}, is {late_s / 60:.1f} min after the one that {FRAME_REFERENCE_TIME} "
                 f"leads to. Check SUV, which differs by a factor of {2 ** (late_s / half_life_s):.2f}."
+            )
+        elif alone_s := start_alone_s(attributes, start, half_life_s):
+            warnings.append(
+                f"The scan start, from {source}, is {abs(alone_s) / 60:.1f} min {'before' if alone_s > 0 else 'after'} "
+                f"the first {ACQUISITION_TIME}, and nothing else bears it out. Check SUV, which differs by a factor of "
+                f"{2 ** (abs(alone_s) / half_life_s):.3g}."
             )
         moments, to = [start] * len(attributes.frames), f"the scan start, from {source}"
     else:
@@ -353,6 +384,29 @@ def _decayed(attributes: SuvAttributes, overrides: SuvOverrides) -> tuple[tuple[
         )
     how = f"decayed over {_range(delays_s, '.0f')} s (half-life {half_life_s:g} s) to {to}"
     return tuple(2.0 ** (-delay_s / half_life_s) for delay_s in delays_s), how, tuple(warnings)
+
+
+def _unlike_injection(attributes: SuvAttributes) -> tuple[str, ...]:
+    """A warning where the voxels should be corrected to the injection, and DecayFactor or a date say another moment."""
+    try:
+        half_life_s = required(attributes.half_life_s, HALF_LIFE)
+        first = min(map(acquisition_of, attributes.frames))
+        delay_s, _ = injection_delay_s(attributes, first, half_life_s, "the scan")
+    except InputError:  # none of these is needed for ADMIN
+        return ()
+    injection = first - timedelta(seconds=delay_s)
+    apart_s, source = unlike_decay_factors_s(attributes, injection, half_life_s), DECAY_FACTOR
+    if not apart_s and attributes.decay_corrected_to is not None:
+        apart_s, source = (injection - attributes.decay_corrected_to).total_seconds(), DECAY_CORRECTED_TO
+    if abs(apart_s) > OTHER_DAY_S:
+        return ()
+    factor = 2 ** (abs(apart_s) / half_life_s)
+    if factor - 1 <= DECAY_FACTOR_TOLERANCE:
+        return ()
+    return (
+        f"{DECAY_CORRECTION} is ADMIN, but {source} says another moment than the injection, "
+        f"{abs(apart_s) / 60:.1f} min from it. Check SUV, which differs by a factor of {factor:.3g}.",
+    )
 
 
 def _average_of(frame: Frame, half_life_s: float) -> datetime:

@@ -116,8 +116,11 @@ OPTIONS = {
     INJECTION_DATETIME: "--injection-time",
 }
 
-# What AttenuationCorrectionMethod (0054,1101), which is free text, begins with where there was none.
-UNCORRECTED = re.compile(r"NO\b|NON|NOT\b|NAC\b|OFF\b|UNCORR")
+# What AttenuationCorrectionMethod (0054,1101), which is free text, says where there was none: a denial at its
+# beginning, or one of the correction anywhere ("CTAC OFF"; but not "CT without contrast").
+UNCORRECTED = re.compile(
+    r"^(NO\b|NON|NOT\b|WITHOUT\b|OFF\b)|\bNAC\b|\bOFF$|\bNOT[ _-]?(APPLIED|CORRECTED|DONE|PERFORMED)|UNCORR"
+)
 
 # The fields of SuvAttributes that are one for the whole series, as messages name them.
 NAMES = {
@@ -158,7 +161,7 @@ class SuvOverrides:
 
     Raises
     ------
-    UsageError : if the dose is none in MBq; the rest is checked like the header's.
+    UsageError : if the dose is none in MBq, or the injection has a time zone; the rest is checked like the header's.
     """
 
     weight_kg: float | None = None
@@ -172,6 +175,8 @@ class SuvOverrides:
         low, high = DOSE_RANGE_MBQ
         if self.dose_mbq is not None and not low <= self.dose_mbq <= high:
             raise UsageError(f"{OPTIONS[DOSE]} is {self.dose_mbq:g}, expected {low:g} to {high:g} MBq.")
+        if self.injection is not None and self.injection.tzinfo is not None:
+            raise UsageError(f"{OPTIONS[INJECTION_DATETIME]} has a time zone. Give the time of the scan's own clock.")
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -74,6 +74,8 @@ DECAY_FACTOR_TOLERANCE = 0.03
 EVIDENCE_TOLERANCE = 0.005
 
 _DAY_S = 86_400.0
+# Moments of one scan that are further apart have a date that anonymisation moved.
+OTHER_DAY_S = _DAY_S / 2
 _BORNE_OUT = f"the first {ACQUISITION_TIME}, which {DECAY_FACTOR} bears out"
 _GE = re.compile(r"GE(?![A-Z])|GEMS|GEHC|GENERAL ELECTRIC")
 
@@ -182,7 +184,8 @@ def _decay_factors_bear_out(attributes: SuvAttributes, start: datetime, half_lif
     to_beginning, to_average = [], []
     for frame, factor in zip(attributes.frames, factors, strict=True):
         off_s = _seconds(start, acquisition_of(frame)) - half_life_s * math.log2(factor)
-        into_frame_s = average_activity_time_s(frame.duration_s, half_life_s) if frame.duration_s else _DAY_S
+        duration_s = frame.duration_s or 0.0  # without a sound one only the beginning can be told
+        into_frame_s = average_activity_time_s(duration_s, half_life_s) if 0 < duration_s <= _DAY_S else _DAY_S
         to_beginning.append(abs(off_s))
         to_average.append(abs(off_s + into_frame_s))
     return min(max(to_beginning), max(to_average)) <= half_life_s * math.log2(1 + EVIDENCE_TOLERANCE)
@@ -316,6 +319,23 @@ def unlike_frame_reference_s(attributes: SuvAttributes, start: datetime, half_li
     except InputError:  # what is malformed contradicts nothing
         return 0.0
     return apart_s if 2 ** (apart_s / half_life_s) - 1 > DECAY_FACTOR_TOLERANCE else 0.0
+
+
+def start_alone_s(attributes: SuvAttributes, start: datetime, half_life_s: float) -> float:
+    """Seconds by which `start` is before the first slice (after it, where negative), where one attribute alone says so.
+
+    0 where that changes no SUV, and where DecayFactor or FrameReferenceTime tell more. In Enhanced PET, whose frames
+    have a FrameReferenceDateTime, the moment of the correction has an attribute of its own.
+    """
+    frames = attributes.frames
+    if any(frame.acquisition is None or frame.average or (frame.decay_factor or 0.0) > 1.0 for frame in frames):
+        return 0.0
+    first = min(acquisition_of(frame) for frame in frames)
+    apart_s = _seconds(start, first)
+    told = any(frame.frame_reference_s is not None for frame in frames)
+    if abs(apart_s) > OTHER_DAY_S or abs(2 ** (apart_s / half_life_s) - 1) <= DECAY_FACTOR_TOLERANCE:
+        return 0.0  # on another day the injection fits no more, which is refused
+    return 0.0 if told and not _public_times_lead_to(attributes, first, half_life_s) else apart_s
 
 
 def acquisition_of(frame: Frame) -> datetime:

@@ -66,13 +66,16 @@ _F18_WITHIN = 0.05
 def nuclide_of(names: Sequence[str]) -> str | None:
     """Which nuclide of `HALF_LIVES_S` the names say; None where they say none.
 
-    One that is a nuclide's code or name and nothing more goes before a tracer's.
+    One that is a nuclide's code or name and nothing more goes before one within a tracer's, as in 68Ga-PSMA-11.
     """
     plain = [_plain(name) for name in names]
     for nuclide, (srt, snomed, element) in _NUCLIDES.items():
         symbol, mass = nuclide.lower().split("-")
         known = (srt, snomed, mass + symbol, symbol + mass, mass + element, element + mass)
         if any(name in known for name in (*names, *plain)):
+            return nuclide
+    for nuclide in filter(None, map(_nuclide_in, names)):
+        if nuclide in HALF_LIVES_S:
             return nuclide
     return F18 if any(known in name for known in _F18_TRACERS for name in plain) else None
 
@@ -106,12 +109,19 @@ def _is_other_tracer(name: str) -> bool:
         return True
     if spelled := _SPELLED.fullmatch(name):
         return spelled.groups() != ("18", "Fluorine")
+    nuclide = _nuclide_in(name)
+    if nuclide is None:
+        return False
+    rest = _NO_TRACER.sub("", _plain(_NUCLIDE_IN_NAME.sub("", name, count=1)))
+    return nuclide != F18 or (bool(rest) and name.isascii())
+
+
+def _nuclide_in(name: str) -> str | None:
     found = _NUCLIDE_IN_NAME.search(name)
     if found is None:
-        return False
+        return None
     mass, element, element_first, mass_last = found.groups()
-    rest = _NO_TRACER.sub("", _plain(name.replace(found.group(), "")))
-    return (element or element_first, mass or mass_last) != ("F", "18") or (bool(rest) and name.isascii())
+    return f"{element or element_first}-{mass or mass_last}"
 
 
 def _plain(name: str) -> str:

@@ -49,6 +49,7 @@ _SHORTEST_TOKEN = 16
 
 # Clients at once, and how long a request may take to come, or its body pause.
 _MOST_CLIENTS, _PATIENCE_S = 64, 30.0
+_SEND_BUFFER_BYTES = 2**17
 
 # What uvicorn logs holds what is asked for, and anybody could fill it.
 _SILENT = {
@@ -95,9 +96,11 @@ def http_service(application: FastAPI, address: str, port: int) -> Iterator[int]
         listening = socket.create_server((address, port), family=family)
     except (OSError, OverflowError) as error:
         raise UsageError(f"Port {port} of {address} cannot be had: {error}. Choose another --http-port.") from error
+    # Connections inherit it: one that the system lets grow hides for a minute whether a slow client takes its answer.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     # In a thread it leaves signals alone.
     config = uvicorn.Config(
-        application, http=_Connection, log_config=_SILENT, access_log=False, timeout_graceful_shutdown=5
+        application, http=_Connection, ws="none", log_config=_SILENT, access_log=False, timeout_graceful_shutdown=5
     )
     server = uvicorn.Server(config)
     thread = Thread(target=server.run, args=([listening],), name="http")

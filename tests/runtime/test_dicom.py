@@ -427,6 +427,13 @@ def test_ge_says_in_its_private_flag_that_a_series_is_not_corrected(tmp_path: Pa
     assert "not attenuation corrected" in refusal_of(edited(pet_series(), flag), tmp_path)
 
 
+def test_a_private_flag_of_another_length_says_nothing(tmp_path: Path) -> None:
+    def flag(dataset: Dataset) -> None:
+        dataset.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x8C, "UN", b"dummy ")
+
+    assert read_pet_series(write(edited(pet_series(), flag), tmp_path)).warnings == ()
+
+
 def test_a_derived_secondary_series_is_a_pet(tmp_path: Path) -> None:
     series = edited(pet_series(), put(ImageType=["DERIVED", "SECONDARY"]))
     assert read_pet_series(write(series, tmp_path)).geometry.shape == (4, 2, 3)
@@ -841,9 +848,14 @@ def test_a_series_that_does_not_say_whether_it_is_corrected_is_taken_and_warned_
     assert read_pet_series(write(method, tmp_path / "b")).warnings == ()
     both = pet_series(number=7) + unsaid
     assert "Took PET series 7" in read_pet_series(write(both, tmp_path / "c")).notes[0]
-    for number, text in enumerate(("NONE", "NAC", "off", "NO", "not corrected", "UNCORRECTED")):
+    for number, text in enumerate(
+        ("NONE", "NAC", "off", "NO", "not corrected", "UNCORRECTED", "ATTENUATION NOT CORRECTED", "CTAC OFF")
+    ):
         denied = edited(unsaid, put(AttenuationCorrectionMethod=text))
         assert "ATTN in CorrectedImage" in refusal_of(denied, tmp_path / f"d{number}")
+    for number, text in enumerate(("CT without contrast", "Attenuation corrected", "AC_CT")):
+        said = edited(unsaid, put(AttenuationCorrectionMethod=text))
+        assert read_pet_series(write(said, tmp_path / f"s{number}")).warnings == ()
     unclear = edited(pet_series(), put(CorrectedImage=None, AttenuationCorrectionMethod="N/A"))
     assert "nothing says" in read_pet_series(write(unclear, tmp_path / "e")).warnings[0]
 
@@ -945,6 +957,16 @@ def test_a_transfer_syntax_with_loss_is_refused_whatever_else_is_said(syntax: st
         dataset["PixelData"].is_undefined_length = True
         dataset.file_meta.TransferSyntaxUID = syntax
     assert "compressed with loss" in refusal_of(series, tmp_path)
+
+
+@pytest.mark.parametrize("zone", ["+01:00", "+1", "0100", "UTC+1"])
+def test_a_malformed_zone_says_no_more_than_none(zone: str, tmp_path: Path) -> None:
+    """Of a correction to a moment in UTC nobody can say how long after ten o'clock by the site's clocks it is."""
+    series = edited(pet_series(), put(DecayCorrectionDateTime="20240229104946.2+0000"))
+    known = edited(series, put(TimezoneOffsetFromUTC="+0100"))
+    assert read_pet_series(write(known, tmp_path / "known")).array.max() == pytest.approx(123 * FACTOR)
+    malformed = edited(series, put(TimezoneOffsetFromUTC=zone))
+    assert "of the site's own clock" in refusal_of(malformed, tmp_path / "malformed")
 
 
 def test_a_date_time_with_an_offset_is_brought_to_the_zone_of_the_scan(tmp_path: Path) -> None:

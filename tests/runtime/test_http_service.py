@@ -567,14 +567,7 @@ def test_a_client_that_takes_no_answers_is_dropped(client: Client, monkeypatch: 
 def test_a_client_that_takes_no_last_answer_is_dropped(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service has closed then, and closing by itself would wait for the client without end."""
     monkeypatch.setattr(service, "_PATIENCE_S", 0.5)
-    listen = socket.create_server
-
-    def create_server(*where: object, family: int) -> socket.socket:
-        listening = listen(*where, family=family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # the answers wait in the service
-        return listening
-
-    monkeypatch.setattr(socket, "create_server", create_server)
+    monkeypatch.setattr(service, "_SEND_BUFFER_BYTES", 4096)  # so that the answers wait in the service
     app = application(watched.inbox, watched.output, TOKEN, MODEL)
     with http_service(app, "127.0.0.1", 0) as port, socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

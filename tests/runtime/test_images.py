@@ -396,7 +396,7 @@ def test_of_two_spaces_the_sforms_is_taken_and_said(tmp_path: Path) -> None:
     moved = {"codes": ("2h", 252, (1, 2)), "sform": ("12f", 280, (-2, 0, 0, 130, 0, -3, 0, 5, 0, 0, 4, 7))}
     volume = read_volume(nifti(tmp_path / "scan.nii", **moved))
     np.testing.assert_allclose(volume.geometry.origin_lps_mm, (-130, -5, 7), atol=1e-4)
-    assert "the sform's was taken" in volume.notes[0]
+    assert "the sform's was taken" in volume.warnings[0]
     near = moved | {"sform": ("12f", 280, (-2, 0, 0, 0, 0, -3, 0, 0, 0, 0, 4, 0.9))}  # less than half a voxel off
     assert read_volume(nifti(tmp_path / "near.nii", **near)).geometry.origin_lps_mm[2] == pytest.approx(0.9)
 

@@ -36,6 +36,9 @@ BIDS = {"Modality": "PT", "TracerName": "FDG", "TracerRadionuclide": "F18", "Att
         ({"Units": "Bq/mL"}, "suvbw", "says Units Bq/mL, which is not --unit suvbw"),
         ({"Units": "SUV"}, "bqml", "says Units SUV, which is not --unit bqml"),
         ({"Units": "kBq/mL"}, "bqml", "says Units kBq/mL, which is not --unit bqml"),
+        ({"Units": "SUVlbm"}, "suvbw", "says Units SUVlbm, which is not --unit suvbw"),
+        ({"Units": "nCi/cc"}, "bqml", "says Units nCi/cc, which is not --unit bqml"),
+        ({"AttenuationCorrection": "without"}, "suvbw", "not corrected for attenuation"),
     ],
 )
 def test_what_contradicts_the_sidecar_is_refused(said: dict[str, str], unit: str, reason: str, scan: Path) -> None:
@@ -50,7 +53,9 @@ def test_what_contradicts_the_sidecar_is_refused(said: dict[str, str], unit: str
         ({}, "unknown", ""),
         ({"Units": "Bq/mL"}, "bqml", ""),
         ({"Units": "g/ml"}, "suvbw", ""),
-        ({"Units": "arbitrary"}, "suvbw", ""),
+        ({"Units": "arbitrary"}, "suvbw", "says Units that are not known here. Check that they are suvbw."),
+        ({"Units": "arbitrary"}, "unknown", ""),
+        ({"Units": "n/a"}, "suvbw", ""),
         ({"Modality": "n/a", "AttenuationCorrection": "n/a", "RadionuclideHalfLife": 10**400}, "suvbw", ""),
         ({"RadionuclideHalfLife": True}, "suvbw", ""),
         ({"Units": 3, "TracerName": ["FDG"], "Modality": None, "AttenuationCorrection": True}, "suvbw", ""),

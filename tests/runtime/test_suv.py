@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from datetime import datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 
 import pytest
 from hypothesis import given
@@ -580,6 +580,109 @@ def test_a_start_that_the_frame_reference_time_contradicts_is_warned_of() -> Non
 )
 def test_a_start_that_the_frame_reference_time_bears_out_or_says_nothing_of(frames: tuple[Frame, ...]) -> None:
     assert not suvbw_factors(replace(START, frames=frames)).warnings
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        # SeriesTime 55 min before the first slice: 2 ** (3300 / 6586.2) = 1.415.
+        (replace(START, series_start=SCAN - seconds(3300), frames=(Frame(SCAN),)), "55.0 min before"),
+        (replace(START, decay_corrected_to=SCAN - seconds(3300)), "55.0 min before"),
+        (replace(START, decay_corrected_to=SCAN + seconds(3300), frames=(Frame(SCAN),)), "55.0 min after"),
+    ],
+    ids=["SeriesTime", "DecayCorrectionDateTime before", "DecayCorrectionDateTime after"],
+)
+def test_a_start_that_one_attribute_alone_says_is_warned_of(attributes: SuvAttributes, says: str) -> None:
+    (warning,) = suvbw_factors(attributes).warnings
+    assert f"{says} the first AcquisitionTime (0008,0032), and nothing else bears it out" in warning
+    assert "by a factor of 1.42" in warning
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        replace(START, series_start=SCAN - seconds(240), frames=(Frame(SCAN),)),  # 2.5 %
+        replace(
+            START,
+            series_start=SCAN - seconds(3300),
+            frames=(Frame(SCAN, duration_s=120, decay_factor=2 ** (3300 / HALF_LIFE_S)),),
+        ),
+        # Enhanced PET: the attribute is its own.
+        replace(START, decay_corrected_to=SCAN - seconds(3300), frames=(Frame(SCAN, average=SCAN + seconds(60)),)),
+    ],
+    ids=["near", "DecayFactor", "Enhanced"],
+)
+def test_a_start_that_is_near_or_borne_out_is_not_warned_of(attributes: SuvAttributes) -> None:
+    assert suvbw_factors(attributes).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        # A half-life passed between injection and scan, so the factor to the injection is 2.
+        (replace(ADMIN, frames=(replace(FRAME, decay_factor=1.02),)), "DecayFactor (0054,1321) says another moment"),
+        (replace(ADMIN, decay_corrected_to=SCAN), "DecayCorrectionDateTime (0018,9701) says another moment"),
+    ],
+)
+def test_a_correction_to_another_moment_than_the_injection_is_warned_of(attributes: SuvAttributes, says: str) -> None:
+    (warning,) = suvbw_factors(attributes).warnings
+    assert says in warning
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        replace(ADMIN, frames=(replace(FRAME, decay_factor=2.0),)),
+        replace(ADMIN, frames=(replace(FRAME, decay_factor=1.0),)),  # many write 1 for it
+        replace(ADMIN, decay_corrected_to=INJECTION),
+        replace(ADMIN, decay_corrected_to=INJECTION - timedelta(days=4000)),  # another date, as anonymisation leaves it
+        replace(ADMIN, injection_datetime=None, injection_time=None, frames=(replace(FRAME, decay_factor=1.02),)),
+    ],
+)
+def test_a_correction_to_the_injection_is_not_warned_of(attributes: SuvAttributes) -> None:
+    assert suvbw_factors(attributes).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("patient", "says"),
+    [
+        ({"weight_kg": 154.0, "height_m": 1.70}, "hardly fits"),  # 70 kg in pounds
+        ({"weight_kg": 7.0, "height_m": 1.75, "dose": 35e6}, "hardly fits"),
+        ({"weight_kg": 175.0, "height_m": 70.0}, "hardly fits"),  # one for the other
+        ({"dose": 3.5e9}, "are 50 MBq/kg, expected at most 25 of F-18"),
+    ],
+    ids=str,
+)
+def test_a_weight_or_a_dose_of_hardly_a_patient_is_warned_of(patient: dict[str, float], says: str) -> None:
+    (warning,) = suvbw_factors(replace(START, **patient)).warnings
+    assert says in warning
+
+
+@pytest.mark.parametrize(
+    "patient",
+    [
+        {"weight_kg": 70.0, "height_m": 1.75},
+        {"weight_kg": 70.0, "height_m": 175.0},  # in cm
+        {"weight_kg": 140.0, "height_m": 1.75},
+        {"weight_kg": 3.5, "height_m": 0.5, "dose": 30e6},  # a newborn
+        {"height_m": 0.0},
+        {"height_m": math.nan},
+        {"dose": 3.5e9, "half_life_s": 75.5, "radionuclide": ("Rb-82",), "injection_datetime": SCAN},
+    ],
+    ids=str,
+)
+def test_a_weight_and_a_dose_of_patients_are_not(patient: dict[str, float]) -> None:
+    assert suvbw_factors(replace(START, injection_time=None, **patient)).warnings == ()
+
+
+def test_a_nuclide_within_a_tracers_name_is_held_against_the_half_life() -> None:
+    with pytest.raises(InputError, match=r"expected 4062\.6 s of Ga-68"):
+        suvbw_factors(replace(START, radionuclide=("68Ga-PSMA-11",)))
+
+
+def test_an_injection_with_a_time_zone_is_refused() -> None:
+    with pytest.raises(UsageError, match="has a time zone"):
+        SuvOverrides(injection=INJECTION.replace(tzinfo=UTC))
 
 
 def test_a_private_start_goes_before_the_frame_reference_time() -> None:

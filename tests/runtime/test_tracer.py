@@ -66,7 +66,7 @@ def test_fdg_and_what_says_no_tracer_are_not(names: tuple[str, ...]) -> None:
     [
         (("C-131A3", "^68^Gallium"), 4062.6, "names Ga-68:"),
         (("Ga68",), None, "names Ga-68:"),
-        (("[68Ga]Ga-PSMA-11",), None, "a tracer that is not FDG:"),
+        (("[68Ga]Ga-PSMA-11",), None, "names Ga-68:"),
         (("F-18 PSMA-1007",), F18_S, "a tracer that is not FDG:"),
         (("PSMA",), F18_S, "a tracer that is not FDG:"),
         (("Sodium Fluoride",), F18_S, "a tracer that is not FDG:"),
